@@ -1,0 +1,3 @@
+"Everything about training"
+from .groups import *
+from .phases import *
