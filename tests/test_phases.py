@@ -179,7 +179,7 @@ def test_a_progress_bar_survives_a_stop(capsys):
     out = capsys.readouterr().out
     rows = [o.split() for o in out.replace('\r', '\n').split('\n')]
     assert [int(o[0]) for o in rows if len(o)==4 and o[0].isdigit()]==list(range(7))
-    assert 'Phase 2 of 3: top up · 2 epochs · reinit 1' in out
+    assert 'Phase 2 of 3: from top · 2 epochs · reinit 1' in out
     capsys.readouterr()
     with learn.no_bar(), learn.no_logging(): learn.fit_phases(1)
     assert capsys.readouterr().out==''

@@ -32,7 +32,7 @@ def spread(lr:float, # Rate of the deepest group
     "`n` rates in geometric steps from `lr/ratio` up to `lr`"
     return [lr*ratio**(i/(n-1) - 1) for i in range(n)] if n>1 else [lr]
 
-# %% ../../nbs/api/40_train.groups.ipynb #e445a7b5
+# %% ../../nbs/api/40_train.groups.ipynb #51f04ee6
 def group_index(learn:Learner,
     to:int|str # 'head', 'all', a group's name, or a number as in `freeze_to`
     )->int:
@@ -50,7 +50,7 @@ def group_index(learn:Learner,
 def depth_name(learn:Learner, to:int|str)->str:
     "What to call training from depth `to` upwards: 'all', 'head', or the group it begins with"
     i,names = group_index(learn, to),group_names(learn)
-    return 'all' if i==0 else 'head' if i==len(names)-1 else f'{names[i]} up'
+    return 'all' if i==0 else 'head' if i==len(names)-1 else f'from {names[i]}'
 
 # %% ../../nbs/api/40_train.groups.ipynb #ed9b9d2e
 def _frozen_norms(m, frozen, above=False):

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['Phase', 'default_plan', 'phase_rates', 'PhaseRun', 'PhaseWatch', 'NoValid']
 
-# %% ../../nbs/api/41_train.phases.ipynb #856b63d6
-import time
+# %% ../../nbs/api/41_train.phases.ipynb #93988763
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-from contextlib import ExitStack, contextmanager
+import time, torch
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
@@ -20,7 +19,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model, get_random_states, one_param, set_random_states, to_device
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
-from ..core import check, listing
+from ..core import check
 from .groups import depth_name, freeze_below, group_index, group_names, param_groups, spread
 
 # %% ../../nbs/api/41_train.phases.ipynb #821719f4
@@ -344,7 +343,7 @@ def stopped(self:PhaseRun, learn, e):
     best = '' if self.best[2] is None else f'; weights of epoch {self.best[1]} loaded, the best so far (valid_loss {self.best[0]:.4f})'
     print(f'{what} in phase {self.phase+1} of {len(self.plan)}, epoch {len(self.rows)}{best}. learn.fit_phases(resume=True) goes on')
 
-# %% ../../nbs/api/41_train.phases.ipynb #79d893ee
+# %% ../../nbs/api/41_train.phases.ipynb #0b56b7a0
 def _spans(run, rates, n):
     "For every phase: where it begins and ends on the axis, in epochs, and how many of its steps were done"
     x = 0
@@ -361,25 +360,28 @@ def _draw_rates(ax, run, rates, spans, n, names):
         xs = a + (np.arange(len(ys))+.5)/n
         for g,c in enumerate(colors):
             if not ys[:,g].any(): continue
-            ax.plot(xs[:k] if k else xs, ys[:k,g] if k else ys[:,g], color=c, lw=1.8)
-            if 0<k<len(xs): ax.plot(xs[k-1:], ys[k-1:,g], color=c, lw=1, ls=':')
+            new = len(xs) if not run.steps else k # of a plan that has not begun, nothing is left to do
+            ax.plot(xs[:new], ys[:new,g], color=c, lw=1.8)
+            ax.plot(xs[max(new-1,0):], ys[max(new-1,0):,g], color=c, lw=1, ls=':')
     low = min(o[0][o[0]>0].min() for o in rates)
     ax.set(yscale='log', ylabel='learning rate', ylim=(low/1.6, max(o.max() for o in rates)*1.6))
     keys = [plt.Line2D([], [], color=c, lw=2, label=o) for c,o in zip(colors, names)][::-1]
     ax.legend(handles=keys, loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8)
 
-# %% ../../nbs/api/41_train.phases.ipynb #62802a19
+# %% ../../nbs/api/41_train.phases.ipynb #7cffdde2
 def _draw_losses(ax, run, spans, n):
-    ax.plot((np.arange(len(run.curves['losses']))+1)/n, np.array([float(o) for o in run.curves['losses']]), color='.45', lw=1.2, label='train')
-    log = run.log()
-    for (i,o),c in zip(log.groupby('phase'), [True]+[False]*len(run.plan)):
-        x = (np.array(run.curves['iters'])[o.index])/n
+    xs,ys,log = (np.arange(run.steps)+.5)/n,np.array([float(o) for o in run.curves['losses']]),run.log()
+    for a,b,k in spans:
+        now = slice(round(a*n), round(a*n)+k)
+        ax.plot(xs[now], ys[now], color='.45', lw=1.2)
+    for i,o in log.groupby('phase'):
         if 'valid_loss' not in o or o.valid_loss.isna().all(): continue
-        ax.plot(x, o.valid_loss.astype(float), 'o-', color='C1', ms=3.5, lw=1.2, label='valid' if c else None)
-        best = o.valid_loss.astype(float).argmin()
-        if run.plan[i-1].patience: ax.plot(x[best], o.valid_loss.iloc[best], 'o', color='C1', ms=9, mfc='none')
+        x,y = np.array(run.curves['iters'])[o.index]/n,o.valid_loss.to_numpy(float)
+        ax.plot(x, y, 'o-', color='C1', ms=3.5, lw=1.2, clip_on=False, zorder=3)
+        if run.plan[i-1].patience: ax.plot(x[y.argmin()], y.min(), 'o', color='C1', ms=9, mfc='none', clip_on=False)
     ax.set(xlabel='epoch', ylabel='loss')
-    ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    keys = [plt.Line2D([], [], color='.45', label='train'), plt.Line2D([], [], color='C1', marker='o', ms=3.5, label='valid')]
+    ax.legend(handles=keys, loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8)
 
 def _draw_phases(axs, run, spans, labels, n):
     top = axs[0].get_xaxis_transform()
@@ -394,7 +396,7 @@ def _mark(axs, x, s, c):
     for ax in axs: ax.axvline(x, color=c, lw=1, ls='--')
     axs[0].text(x, .04, f'{s} ', transform=axs[0].get_xaxis_transform(), rotation=90, ha='right', va='bottom', fontsize=7, color=c)
 
-# %% ../../nbs/api/41_train.phases.ipynb #2274503f
+# %% ../../nbs/api/41_train.phases.ipynb #00cbb63e
 @patch
 def plot_phases(self:Learner,
     plan:int|Phase|list|None=None, # The plan to draw; without one, what `fit_phases` did is drawn
@@ -414,3 +416,4 @@ def plot_phases(self:Learner,
     else: axs[0].set_xlabel('epoch')
     _draw_phases(axs, run, spans, [_label(self, o) for o in run.plan], n)
     axs[0].set_xlim(0, spans[-1][1])
+    axs[0].xaxis.get_major_locator().set_params(integer=True)
