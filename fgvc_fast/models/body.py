@@ -98,7 +98,7 @@ def _strip(net, unused, met):
         for d,k,v in reversed(undo): d[k] = v
     return back
 
-# %% ../../nbs/api/10_models.body.ipynb #50b319b1
+# %% ../../nbs/api/10_models.body.ipynb #6f08ddbd
 def _units(net):
     "Names of the modules of `net` that have parameters, in order; lists, and those that hold most of it, are looked into"
     def n(m): return sum(p.numel() for p in m.parameters())
@@ -119,7 +119,7 @@ def _runs(net, met, last, least=5):
     for u in sorted(calls, key=lambda u: order.get(u, len(met))):   # in the order in which the batch meets them
         maps = [out for _,_,out in calls[u] if out and out[1]<=last] # beyond the last map: squeezed for attention
         if maps and maps[-1][1]>=r: c,r = maps[-1]
-        into = calls[u][0][1] if calls[u] else None
+        into = next((i for name,i,_ in calls[u] if name==u), calls[u][0][1] if calls[u] else None)
         units.append((u, into and into[0], c, r))
     runs = [[u for u in units if u[3]==r] for r in sorted({u[3] for u in units})]
     stem = next((i for i,u in enumerate(runs[0]) if i and 'embed' not in u[0]), 0)
