@@ -160,7 +160,7 @@ def drop(self:FineGrainedData, rows # Row numbers, or the table that `check` gav
     if isinstance(rows, pd.DataFrame): rows = rows.row[~rows.usable & rows.row.notna()].astype(int)
     return self._new(self.items.drop(index=list(set(rows))))
 
-# %% ../../nbs/api/01_data.table.ipynb #3caefe44
+# %% ../../nbs/api/01_data.table.ipynb #8e4d4953
 @patch
 def show(self:FineGrainedData,
     rows=None,     # Row numbers; None: `n` at random
@@ -176,7 +176,7 @@ def show(self:FineGrainedData,
     for ax in axs.flat: ax.axis('off')
     for ax,i in zip(axs.flat, rows):
         ax.imshow(read_image(self.path(i)))
-        ax.set_title(_short(self.items.label.iat[i], int(size*11)), fontsize=8)
+        ax.set_title(_short(self.items.label.iat[i], int(size*13.5)), fontsize=8)
         with Image.open(self.path(i)) as im:
             if boxes and self.has_boxes and not self.items[_box].iloc[i].isna().any():
                 x0,y0,x1,y1 = upright_box(self.items[_box].iloc[i], im)

@@ -1,0 +1,26 @@
+# make quickstart · make test · make bench    (each sets up its own .venv first; a second time that is quick)
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/ready
+
+.PHONY: quickstart test bench readme
+
+$(READY): settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	@echo 'Setting up .venv (PyTorch, fastai, timm and the tools: a few minutes, once) ...'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/python -m fgvc_fast.quickstart
+
+test: $(READY)
+	$(BIN)/chkstyle
+	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -q -n 2 --durations=8
+
+bench: $(READY)
+	@for b in imports step toy_birds cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
+
+readme: $(READY)
+	$(BIN)/python nbs/_readme.py

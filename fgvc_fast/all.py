@@ -1,0 +1,9 @@
+"Everything at once, for notebooks: `from fgvc_fast.all import *`"
+from fastai.vision.all import *
+from .core import FineGrainedError
+from .data.all import *
+from .models.all import *
+from .metrics import *
+from .augment.mix import *
+from .train.all import *
+from .learner import *

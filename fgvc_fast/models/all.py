@@ -1,0 +1,6 @@
+"Everything about models"
+from .body import *
+from .head import *
+from .model import *
+from .pool import *
+from .toy import *
