@@ -2,8 +2,7 @@
 
     python benchmarks/cub50.py --epochs 5 --size 128 --seeds 1
 """
-import argparse, time, warnings
-import numpy as np, torch
+import argparse, numpy as np, time
 from fastai.vision.all import *
 from fgvc_fast.all import fine_grained_data, fine_grained_learner
 from safetensors.torch import load_file

@@ -1,6 +1,6 @@
 "Everything at once, for notebooks: `from fgvc_fast.all import *`"
 from fastai.vision.all import *
-from .core import FineGrainedError
+from .core import FineGrainedError # chkstyle: ignore
 from .data.all import *
 from .models.all import *
 from .metrics import *

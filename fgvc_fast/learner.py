@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CPUAutocast', 'fine_grained_learner']
 
-# %% ../nbs/api/42_learner.ipynb #410719e3
+# %% ../nbs/api/42_learner.ipynb #3dba0d2a
 import inspect, warnings
 import pandas as pd, torch
 from fastai.callback.fp16 import AMPMode, MixedPrecision
@@ -17,8 +17,8 @@ from fastcore.meta import delegates
 from .core import check
 from .metrics import per_class_accuracy, top_k
 from .models.model import fine_grained_model
-from .models.toy import toy_resnet # now timm knows the name
-from .train.phases import Phase
+from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
+from .train.phases import Phase # chkstyle: ignore (now learners can `fit_phases`)
 
 # %% ../nbs/api/42_learner.ipynb #4b0b3cd2
 def _image_size(dls):
@@ -48,7 +48,7 @@ def _precision(amp, device):
         return CPUAutocast(),'bf16 autocast'
     return MixedPrecision(AMPMode.BF16 if amp=='bf16' else AMPMode.FP16),f'{amp} autocast'
 
-# %% ../nbs/api/42_learner.ipynb #1f5f7879
+# %% ../nbs/api/42_learner.ipynb #c64a2bce
 _learner_args = set(inspect.signature(Learner).parameters)
 
 @delegates(Learner.__init__)
@@ -74,14 +74,14 @@ def fine_grained_learner(dls,
     cb,precision = _precision(amp, torch.device(getattr(dls, 'device', 'cpu') or 'cpu'))
     learn = Learner(dls, model.to(dls.device), splitter=to_learner.pop('splitter', _groups), **to_learner)
     if cb: learn.add_cb(cb)
-    learn.made_of = dict(arch=arch if isinstance(arch, str) else arch.__name__, pool=_name(pool), head=_name(head), weights=str(weights or ('pretrained' if pretrained else 'random')),
+    learn.made_of = dict(arch=_name(arch), pool=_name(pool), head=_name(head), weights=str(weights or ('pretrained' if pretrained else 'random')),
         image_size='×'.join(map(str, size)), normalised='by the loaders' if normalised else 'by the model', channels_last=channels_last, precision=precision)
     return learn
 
 def _groups(model): return model.groups()
 def _name(o): return o if isinstance(o, str) else getattr(o, '__name__', type(o).__name__)
 
-# %% ../nbs/api/42_learner.ipynb #c48d0365
+# %% ../nbs/api/42_learner.ipynb #b21d3e57
 @patch
 def summary_card(self:Learner)->pd.DataFrame:
     "What this learner is made of, and what was chosen for it"
@@ -90,11 +90,12 @@ def summary_card(self:Learner)->pd.DataFrame:
     made = dict(getattr(self, 'made_of', dict(arch=type(self.model).__name__)))
     if hasattr(norm, 'mean'): made['normalised'] += f" (mean {[round(o, 3) for o in norm.mean.flatten().tolist()]}, std {[round(o, 3) for o in norm.std.flatten().tolist()]})"
     data = getattr(self.dls, 'data', None)
-    rows = dict(**made, parameters=f'{n:,}', groups=len(self.splitter(self.model)), loss=_name(self.loss_func), optimiser=_name(self.opt_func), device=str(self.dls.device), batch_size=dl.bs, workers=dl.fake_l.num_workers)
+    rows = dict(**made, parameters=f'{n:,}', groups=len(self.splitter(self.model)), loss=_name(self.loss_func), optimiser=_name(self.opt_func),
+        device=str(self.dls.device), batch_size=dl.bs, workers=dl.fake_l.num_workers)
     if data is not None: rows.update(data=repr(data), validates_on=getattr(self.dls, 'validates_on', 'valid'))
     return pd.DataFrame(dict(value=rows.values()), index=[k.replace('_', ' ') for k in rows])
 
-# %% ../nbs/api/42_learner.ipynb #62678d9a
+# %% ../nbs/api/42_learner.ipynb #e710be15
 def _weights_now(model):
     "A mark that changes whenever a weight does"
     return id(model),sum(o._version for o in (*model.parameters(), *model.buffers()))
@@ -109,7 +110,8 @@ def test(self:Learner)->pd.DataFrame:
     now,reads = _weights_now(self.model),getattr(self, '_test_reads', [])
     if reads and reads[-1][0]==now: return reads[-1][1]
     preds,targs = self.get_preds(dl=self.dls.test_dl(rows, with_labels=True))
-    res = pd.DataFrame([dict(top1=top_k(preds, targs, 1), top5=top_k(preds, targs, 5), per_class=per_class_accuracy(preds, targs).nanmean().item(), pictures=len(rows))], index=['test'])
+    per_class = per_class_accuracy(preds, targs).nanmean().item()
+    res = pd.DataFrame([dict(top1=top_k(preds, targs, 1), top5=top_k(preds, targs, 5), per_class=per_class, pictures=len(rows))], index=['test'])
     self._test_reads = reads+[(now,res)]
     if reads: warnings.warn(f"The test split has now been read {len(reads)+1} times with different weights. If you choose by it, it is no test any more: choose by the validation split.")
     if getattr(self.dls, 'validates_on', 'valid')=='test': warnings.warn("These loaders validate on the test split (valid='test'): this figure has been chosen by.")

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['top_k', 'per_class_accuracy']
 
-# %% ../nbs/api/22_metrics.ipynb #8d0bf525
-import torch
+# %% ../nbs/api/22_metrics.ipynb #82e7f5ea
 from torch import Tensor
 
 # %% ../nbs/api/22_metrics.ipynb #8d3eb0ab

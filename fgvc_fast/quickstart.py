@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['Report', 'confused_pair', 'show_predictions', 'three_ways', 'main']
 
-# %% ../nbs/api/95_quickstart.ipynb #23b9ecba
-import html, io, time
-import matplotlib.pyplot as plt
-import pandas as pd
+# %% ../nbs/api/95_quickstart.ipynb #94bd347c
+import html, io, matplotlib.pyplot as plt, pandas as pd, time
 from base64 import b64encode
 from contextlib import contextmanager
 from fastai.metrics import accuracy

@@ -6,9 +6,8 @@
 __all__ = ['LazyImage', 'BoxedFile', 'open_lazily', 'fit_aspect', 'centre_region', 'random_region', 'CropResize', 'RowGetter',
            'FineGrainedLoaders', 'FineGrainedBlock']
 
-# %% ../../nbs/api/06_data.block.ipynb #01715d94
-import math, random
-import numpy as np, torch
+# %% ../../nbs/api/06_data.block.ipynb #f643785a
+import math, numpy as np, random, torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor

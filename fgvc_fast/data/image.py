@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['to_rgb', 'upright_size', 'upright_box', 'read_image']
 
-# %% ../../nbs/api/00_data.image.ipynb #871027fb
-import math
-import numpy as np
+# %% ../../nbs/api/00_data.image.ipynb #a5ac07ba
+import math, numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pathlib import Path
 from ..core import FineGrainedError
 
 # %% ../../nbs/api/00_data.image.ipynb #83941139

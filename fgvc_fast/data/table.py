@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FineGrainedData', 'carve']
 
-# %% ../../nbs/api/01_data.table.ipynb #fe5b4364
+# %% ../../nbs/api/01_data.table.ipynb #a5a32d27
 import hashlib
 import numpy as np, pandas as pd
-from fastcore.basics import patch, store_attr
+from fastcore.basics import patch
 from fastcore.parallel import parallel
 from pathlib import Path
 from PIL import Image
