@@ -271,7 +271,7 @@ def test_mixed_precision(cb):
 def test_gradient_accumulation_finds_the_mixed_loss():
     seen = []
     class Peek(Callback):
-        order = 7
+        order = 50
         def after_loss(self):
             if self.training: seen.append((self.learn.loss_grad.item(), self.learn.loss.item()))
     fit(learner(nn.CrossEntropyLoss(), bs=7, cbs=[MixUp(), GradientAccumulation(14), Peek()]))

@@ -141,6 +141,7 @@ def test_stop_leaves_the_best_weights():
     best = min(seen, key=lambda o: o[0])
     assert best is not seen[-1], 'the trial should not be won by the last epoch'
     for k,v in learn.model.state_dict().items(): assert torch.equal(v, best[1][k]), k
+    assert not any('grad_avg' in o for o in learn.opt.state.values()), 'averages of other weights'
 
 class Amp(Callback):
     "As fastai's MixedPrecision, for the CPU"
@@ -210,11 +211,21 @@ def test_early_stopping():
     with torch.no_grad(): again = learn.validate()[0]
     assert abs(again-loss[best])<1e-6
 
+class Claim(Callback):
+    "Let the validation losses be these"
+    order = 50
+    def __init__(self, losses): self.losses = iter(losses)
+    def after_epoch(self): self.learn.final_record[1] = next(self.losses)
+
 def test_patience_of_one_phase_is_not_that_of_the_next():
-    learn = fit(learner(), [Phase('head', 2, lr=1e-3, patience=5), Phase('all', 2, lr=10., patience=5)])
-    assert len(learn.phase_log)==4 # a better epoch of phase 1 neither ends phase 2 nor replaces its weights
-    best2 = learn.phase_log[learn.phase_log.phase==2].valid_loss.min()
-    assert abs(learn.validate()[0]-best2)<1e-5
+    learn,seen = learner(),[]
+    keep = Callback(after_epoch=lambda self: seen.append(self.model.head[2].weight.detach().clone()))
+    plan = [Phase('all', 2, patience=1), Phase('all', 5, lr=1e-2, patience=2), Phase('head', 1, patience=1)]
+    fit(learn, plan[:2], cbs=[keep, Claim([.1,.05, .9,.8,.85,.7,.75])]) # better and better, though never as good as phase 1
+    assert learn.phase_log.phase.tolist()==[1,1,2,2,2,2,2] and learn.phase_log.valid_loss.tolist()[2]==.9
+    assert torch.equal(learn.model.head[2].weight, seen[5])
+    fit(learn, plan, cbs=Claim([.1,.2, .9,.95,.91,.5])) # each patience begins anew
+    assert learn.phase_log.phase.tolist()==[1,1,2,2,2,3]
 
 def test_planned_rates_are_the_recorded_ones(whole):
     for planned,real in zip(phase_rates(whole, plan()), whole._phase_run.rates): assert (planned==tensor(real, dtype=torch.float64).numpy()).all()
@@ -244,6 +255,12 @@ def test_frozen_groups_rest():
     assert [k for k in was if k.startswith('stem') and not torch.equal(was[k], now[k])]==[]
     assert all(not torch.equal(was[k], now[k]) for k in now if k.startswith(('top', 'head')))
     assert [False,True] in grads and all(o==[False,True] or not any(n.startswith('stem') for n in o) for o in grads)
+
+def test_old_gradients_move_nothing():
+    learn,was = learner(wd=.1),[]
+    note = Callback(before_fit=lambda self: was.append(self.model.stem[0].weight.detach().clone()))
+    fit(learn, [Phase('all', 1, lr=1e-2), Phase('head', 1, lr=1e-2)], cbs=note) # an optimizer steps whatever has a gradient, be it zero
+    assert torch.equal(learn.model.stem[0].weight, was[1]) and not torch.equal(*was)
 
 def test_backward_stops_at_the_frozen_part():
     learn,seen = learner(),[]

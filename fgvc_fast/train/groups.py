@@ -12,17 +12,16 @@ from fastai.learner import Learner
 from fastcore.foundation import L
 from ..core import check
 
-# %% ../../nbs/api/40_train.groups.ipynb #dc0ed2a7
+# %% ../../nbs/api/40_train.groups.ipynb #4af950a6
 def param_groups(learn:Learner)->L:
     "The parameters of `learn` in groups by depth, shallow to deep, as its splitter cuts them"
     res = L(learn.splitter(learn.model))
     return L(L(o) for o in res) if isinstance(res[0], (L,list)) else L([res])
 
 def group_names(learn:Learner)->list:
-    "A name for each group of `learn`: the model's own `group_names()` if it has them"
-    n,f = len(param_groups(learn)),getattr(learn.model, 'group_names', None)
-    if f is not None: return list(f())
-    return [f'group {i}' for i in range(n-1)] + ['head']
+    "A name for each group of `learn`: the model's own `group_names()` if it has them, and the splitter cuts there"
+    n,f = len(param_groups(learn)),getattr(learn.model, 'group_names', list)
+    return list(f()) if len(f())==n else [f'group {i}' for i in range(n-1)] + ['head']
 
 # %% ../../nbs/api/40_train.groups.ipynb #baaed900
 def spread(lr:float, # Rate of the deepest group
