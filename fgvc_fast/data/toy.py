@@ -369,7 +369,7 @@ def draw_bird(bird, # One of `toy_species`: its `shape`, `marks` and the part th
     near = {o: np.abs(cv.z-px(P.at[o])) < max(2, P.r[o]*s*.5) for o in toy_parts}
     return im, box, [(o, float(px(P.at[o]).real), float(px(P.at[o]).imag), float(P.r[o]*s), bool(hidden[near[o]].mean()<.5)) for o in toy_parts]
 
-# %% ../../nbs/api/02_data.toy.ipynb #10b2f7a9
+# %% ../../nbs/api/02_data.toy.ipynb #041568be
 _words = dict(bill='billed', crown='crowned', eye='eyed', throat='throated', wing='barred', tail='tailed')
 _attrs = dict(bill='bill_colour', crown='crown_colour', eye='eye_ring', throat='throat_colour', wing='wing_bars', tail='tail_tip')
 
@@ -389,13 +389,13 @@ def toy_species(families:int=4, # How many, 2–8
         mean = np.mean([_rgb(*toy_colours[o]) for o in own], 0)
         for word in own:
             marks = AttrDict({o: _rgb(*toy_colours[c]) for o,c in shared.items()})
-            marks[differs] = mean + (1-.6*difficulty)*(_rgb(*toy_colours[word])-mean)
+            marks[differs] = mean + (1-.5*difficulty)*(_rgb(*toy_colours[word])-mean)
             attrs = {_attrs[o]: str(word if o==differs else shared.get(o, 'plain')) for o in _words}
             res.append(AttrDict(name=f'{word.capitalize()}-{_words[differs]} {fam}', family=str(fam), differs=str(differs), shape=toy_families[fam], marks=marks, attributes=attrs))
     return res
 
-# %% ../../nbs/api/02_data.toy.ipynb #4ae525e5
-_version = 2 # of the renderer: a change to any pixel needs the next number
+# %% ../../nbs/api/02_data.toy.ipynb #646cfe94
+_version = 3 # of the renderer: a change to any pixel needs the next number
 
 def _draw_file(o):
     "Draw one picture to a file; its box and parts"
