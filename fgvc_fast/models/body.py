@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Stage', 'as_map', 'read_weights', 'Body']
 
-# %% ../../nbs/api/10_models.body.ipynb #1829c55c
-import argparse, difflib, math, socket, sys
+# %% ../../nbs/api/10_models.body.ipynb #80c9b5f4
+import argparse, copy, difflib, math, socket, sys
 from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +36,7 @@ def as_map(
     h = round(math.sqrt(x.shape[1]*size[0]/size[1]))
     return x.transpose(1, 2).unflatten(2, (h, -1))
 
-# %% ../../nbs/api/10_models.body.ipynb #423b0820
+# %% ../../nbs/api/10_models.body.ipynb #cbb70800
 def _ratio(size, n):
     "How many times smaller a map of `n` places is than its image, each way; unpadded convolutions lose a border, and count as if they did not"
     r = math.sqrt(size[0]*size[1]/n)
@@ -52,31 +52,39 @@ def _coarsest(o, size):
     nhwc = abs(a*W-b*H) < abs(b*W-c*H) # which two of the three are shaped like the image?
     return (c, _ratio(size, a*b)) if nhwc else (a, _ratio(size, b*c))
 
-def _send(body, size, meta):
-    "Send two images of `size` through `body`, on the meta device or for real: (map, [(module met, what went in, what came out)], parameters not met)"
-    met,hooks = [],[]
-    for name,m in body.model.named_modules():
-        def note(m, i, o, name=name): met.append((name, _coarsest(i, size), _coarsest(o, size)))
-        if name: hooks.append(m.register_forward_hook(note))
-    ts = dict(body.named_parameters()) | dict(body.named_buffers())
-    if meta: ts = {k: torch.empty_like(t, device='meta').requires_grad_(isinstance(t, nn.Parameter)) for k,t in ts.items()}
-    dev = next(iter(ts.values())).device
-    training = body.training
-    body.eval()
-    try:
-        names = [k for k,_ in body.named_parameters()]
-        with torch.enable_grad():
-            x = functional_call(body, ts, (torch.zeros(2, 3, *size, device=dev),))
-            grads = torch.autograd.grad(x.float().sum(), [ts[k] for k in names], allow_unused=True)
-    finally:
-        for h in hooks: h.remove()
-        body.train(training)
-    return x, met, [k.removeprefix('model.') for k,g in zip(names, grads) if g is None]
+# %% ../../nbs/api/10_models.body.ipynb #7ec2302d
+def _twin(m):
+    "A copy of `m` to play with, on the same tensors"
+    return copy.deepcopy(m, {id(t): t for t in (*m.parameters(), *m.buffers())})
 
-def _trace(body, size):
-    "As `_send`, on the meta device where the model allows it"
-    try: return _send(body, size, meta=True)
-    except Exception: return _send(body, size, meta=False) # a model that looks at its numbers
+def _met_by(x):
+    "ids of the parameters that `x` was computed from"
+    todo,seen,ids = [x.grad_fn],{None},set()
+    while todo:
+        if (f := todo.pop()) in seen: continue
+        seen.add(f)
+        if hasattr(f, 'variable'): ids.add(id(f.variable))
+        todo += [o for o,_ in f.next_functions]
+    return ids
+
+def _trace(body, size, meta=True, again=True):
+    "Send two images of `size` through `body`: (map, [(module met, what went in, what came out)], parameters not met)"
+    met,twin = [],_twin(body).eval()
+    twin._cut = body._cut
+    for name,m in twin.model.named_modules():
+        def note(m, i, o, name=name): met.append((name, _coarsest(i, size), _coarsest(o, size)))
+        if name: m.register_forward_hook(note)
+    ts = {k: nn.Parameter(p.detach(), p.is_floating_point()) for k,p in body.named_parameters()} | dict(body.named_buffers())
+    if meta: ts = {k: torch.empty_like(t, device='meta').requires_grad_(t.requires_grad) for k,t in ts.items()}
+    x = torch.zeros(2, 3, *size, device=next(iter(ts.values())).device)
+    try:
+        with torch.enable_grad(): x = functional_call(twin, ts, (x,))
+    except FineGrainedError: raise
+    except Exception:
+        if meta and again: return _trace(body, size, meta=False) # it looks at its numbers
+        raise
+    ids = _met_by(x)
+    return x, met, [k.removeprefix('model.') for k,_ in body.named_parameters() if id(ts[k]) not in ids]
 
 # %% ../../nbs/api/10_models.body.ipynb #a227aa9c
 def _strip(net, unused, met):
@@ -164,7 +172,7 @@ def _known(name):
     near = difflib.get_close_matches(name, timm.list_models(), 5, 0.5) or timm.list_models(f'*{name}*')
     raise FineGrainedError(f"timm has no model '{name}'" + (f'; near it: {listing(near)}' if near else '') + ". timm.list_models('*resnet*') finds names by pattern")
 
-# %% ../../nbs/api/10_models.body.ipynb #39e64ba7
+# %% ../../nbs/api/10_models.body.ipynb #479c5856
 def _timm_net(name, pretrained, size, kwargs):
     "(net, facts) of the timm model `name`"
     def make(**kw): return timm.create_model(name, pretrained=pretrained, num_classes=0, **kw, **kwargs)
@@ -182,10 +190,11 @@ def _timm_net(name, pretrained, size, kwargs):
         check(size[0]%ph==0 and size[1]%pw==0, f"'{name}' sees patches of {ph} px: {_px(size)} cannot be divided into them, give multiples of {ph}")
     fc = cfg.get('classifier') or ()
     facts = dict(mean=cfg.get('mean'), std=cfg.get('std'), native_size=tuple(cfg.get('input_size', (3,224,224))[-2:]), fixed=fixed,
-        prefix=getattr(net, 'num_prefix_tokens', int(hasattr(net, 'cls_token'))), nhwc=str(getattr(net, 'output_fmt', ''))=='NHWC', heads=(fc,) if isinstance(fc, str) else tuple(fc))
+        prefix=getattr(net, 'num_prefix_tokens', int(hasattr(net, 'cls_token'))), nhwc=str(getattr(net, 'output_fmt', ''))=='NHWC', heads=(fc,) if isinstance(fc, str) else tuple(fc),
+        convert=getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None))
     return net, facts
 
-# %% ../../nbs/api/10_models.body.ipynb #dcd36a4d
+# %% ../../nbs/api/10_models.body.ipynb #90051a07
 def _last_map(nodes):
     "The last of a torchvision model's graph `nodes` that is a map: before pooling, flattening and the classifier"
     heads = ('fc','classifier','head','heads')
@@ -197,24 +206,35 @@ def _last_map(nodes):
 def _tv_net(arch, pretrained, size, kwargs):
     "(net, facts) of the torchvision model that `arch` builds; `pretrained` may be one of its weight enums"
     from torchvision.models import get_model_weights
-    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
     from torchvision.models.vision_transformer import interpolate_embeddings
     try: default = get_model_weights(arch).DEFAULT
     except ValueError: default = None
     w = default if pretrained is True else pretrained or None
     net = arch(weights=w, **kwargs)
     native = getattr(net, 'image_size', None)
+    at = size[0] if size else native
     if native and size and size!=(native,native):
         check(size[0]==size[1] and size[0]%net.patch_size==0, f"'{arch.__name__}' takes squares of a multiple of {net.patch_size} px, not {size[0]}×{size[1]}")
-        sd = interpolate_embeddings(size[0], net.patch_size, net.state_dict())
-        net = arch(weights=None, image_size=size[0], **kwargs)
+        sd = interpolate_embeddings(at, net.patch_size, net.state_dict())
+        net = arch(weights=None, image_size=at, **kwargs)
         net.load_state_dict(sd)
     how = (w or default).transforms() if w or default else None
     crop = how.crop_size[0] if how else 224
     facts = dict(mean=how and tuple(how.mean), std=how and tuple(how.std), native_size=(native or crop,)*2, fixed=bool(native),
-        prefix=1 if hasattr(net, 'class_token') else 0, nhwc=False, heads=('fc','classifier','head','heads'))
-    train,evl = ({_last_map(o): 'map'} for o in get_graph_node_names(net))
-    return create_feature_extractor(net, train_return_nodes=train, eval_return_nodes=evl), facts
+        prefix=1 if hasattr(net, 'class_token') else 0, nhwc=False, heads=('fc','classifier','head','heads'),
+        convert=native and (lambda sd, _: interpolate_embeddings(at, net.patch_size, sd)))
+    return net, facts
+
+def _tv_cut(net):
+    "What `net` does up to its last map, as functions of `net` and images: for evaluation, for training"
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+    def n(m): return sum(p.numel() for p in m.parameters())
+    net = _twin(net)
+    big = {type(m) for m in net.modules() if n(m)*2 > n(net)}
+    blocks = [t for t in {type(m) for m in net.modules()}-big if t.__module__.startswith('torchvision.models')] # stay whole
+    train,evl = ({_last_map(o): 'map'} for o in get_graph_node_names(net, tracer_kwargs=dict(leaf_modules=blocks)))
+    gm = create_feature_extractor(net, train_return_nodes=train, eval_return_nodes=evl, tracer_kwargs=dict(leaf_modules=blocks))
+    return [type(gm.train(o)).forward for o in (False,True)]
 
 # %% ../../nbs/api/10_models.body.ipynb #21bbeb1f
 def read_weights(
@@ -237,13 +257,12 @@ def read_weights(
         if any(k.startswith(pre) for k in sd): return {k.removeprefix(pre): v for k,v in sd.items() if k.startswith(pre)}
     return sd
 
-# %% ../../nbs/api/10_models.body.ipynb #ff2b0f0a
-def _fit(net, sd, spare, path):
+# %% ../../nbs/api/10_models.body.ipynb #2c7bba6b
+def _fit(net, sd, convert, spare, path):
     "Load `sd` into `net` whole; names that begin as one of `spare` belong to the part of the model that is not used"
     own = net.state_dict()
     def like(a, b): return a.keys()>=b.keys() and all(a[k].shape==b[k].shape for k in b)
-    convert = getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None)
-    if convert and not like(sd, own): # timm's own: other names, position embeddings resampled
+    if convert and not like(sd, own): # the library's own: other names, position embeddings resampled
         try: sd = convert(dict(sd), net)
         except Exception: pass # not what it knows: said below, by name
     sd = {k:v for k,v in sd.items() if k in own or not k.lower().startswith(tuple(o.lower() for o in spare))}
@@ -281,7 +300,7 @@ def _no_weights(name, err):
     once = '' if none else 'connect to the internet once, so that they are kept in the cache; or '
     return f"{why}: {once}give a file, weights='file.safetensors'; or start from nothing, pretrained=False"
 
-# %% ../../nbs/api/10_models.body.ipynb #b574aa23
+# %% ../../nbs/api/10_models.body.ipynb #e33ee11d
 class Body(nn.Module):
     "The feature maps of any timm or torchvision model: (B, 3, H, W) to (B, nf, h, w)"
     def __init__(self,
@@ -299,29 +318,35 @@ class Body(nn.Module):
         self.mean,self.std,self.native_size,self.fixed = (facts[k] for k in ('mean','std','native_size','fixed'))
         self._prefix,self._nhwc = facts['prefix'],facts['nhwc']
         self.img_size = size or self.native_size
-        self._look(facts['heads'], path)
+        self._cut = _tv_cut(self.model) if callable(arch) else None
+        self._look(facts, path)
+
+    def __getstate__(self): return self.__dict__ | dict(_cut=None) # functions do not pickle
 
     def forward(self, x):
         if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor) # fastai's images know too much
         size = tuple(x.shape[-2:])
         if self.fixed and size!=self.img_size: raise FineGrainedError(f"'{self.name}' was built for images of {_px(self.img_size)}, these are {_px(size)}: "
             f'build it with img_size={size[0] if size[0]==size[1] else size}, or resize the images')
-        o = self.model(x)['map'] if callable(self.arch) else self.model.forward_features(x)
+        if callable(self.arch):
+            if self._cut is None: self._cut = _tv_cut(self.model)
+            o = self._cut[self.training](self.model, x)['map']
+        else: o = self.model.forward_features(x)
         check(torch.is_tensor(o), f"'{self.name}' gives {type(o).__name__} instead of one feature map: choose another architecture")
         return as_map(o, size, self._prefix, self._nhwc)
 
-# %% ../../nbs/api/10_models.body.ipynb #c85cd45a
+# %% ../../nbs/api/10_models.body.ipynb #8a5a8eda
 def _least(body):
     "The smallest square that leaves `body` a map, pixels"
-    lo,hi = 0,max(body.native_size)
+    lo,hi = min(body.img_size)-1,max(body.native_size)
     while hi-lo>1:
         mid = (lo+hi)//2
-        try: _send(body, (mid,mid), meta=True); hi = mid
+        try: _trace(body, (mid,mid), again=False); hi = mid
         except Exception: lo = mid
     return hi
 
 @patch
-def _look(self:Body, heads, path):
+def _look(self:Body, facts, path):
     "Find the stages, leave out what the last map does not need, load a file"
     try: x,met,unused = _trace(self, self.img_size)
     except FineGrainedError: raise
@@ -329,12 +354,12 @@ def _look(self:Body, heads, path):
         least = _least(self)
         more = f'images of {least} px and more go' if least > min(self.img_size) else e
         raise FineGrainedError(f"'{self.name}' gives no map of images of {_px(self.img_size)}: {more}") from e
-    spare = {k for k in self.model.state_dict()}
+    spare = set(self.model.state_dict())
     back = _strip(self.model, unused, met)
-    try: _trace(self, self.img_size)
+    try: unused and _trace(self, self.img_size)
     except Exception: back() # it calls what it does not use
     spare -= set(self.model.state_dict())
-    if path is not None: _fit(self.model, read_weights(path), (*heads, 'aux', *spare), path)
+    if path is not None: _fit(self.model, read_weights(path), facts['convert'], (*facts['heads'], 'aux', *spare), path)
     last = _ratio(self.img_size, x[0,0].numel())
     self.nf = x.shape[1]
     runs = _runs(self.model, met, last)
