@@ -13,7 +13,7 @@ $(READY): settings.ini setup.py pyproject.toml
 	@touch $(READY)
 
 quickstart: $(READY)
-	$(BIN)/python -m fgvc_fast.quickstart
+	$(BIN)/python -W ignore -m fgvc_fast.quickstart
 
 test: $(READY)
 	$(BIN)/chkstyle

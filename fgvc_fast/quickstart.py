@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Report', 'confused_pair', 'show_predictions', 'three_ways', 'main']
 
-# %% ../nbs/api/95_quickstart.ipynb #94bd347c
+# %% ../nbs/api/95_quickstart.ipynb #68fd736c
 import html, io, matplotlib.pyplot as plt, pandas as pd, time
 from base64 import b64encode
 from contextlib import contextmanager
@@ -13,16 +13,20 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
 from pathlib import Path
+from .core import in_lines
 from .data.all import fine_grained_data
 from .data.image import read_image
 from .learner import fine_grained_learner
 from .train.phases import Phase
 
-# %% ../nbs/api/95_quickstart.ipynb #e8ba1e5c
+# %% ../nbs/api/95_quickstart.ipynb #c95ab4d9
 class Report:
     "One HTML file that carries its pictures inside: sections of prose, tables and figures"
     def __init__(self, title, lead): self.title,self.lead,self.parts = title,lead,[]
-    def section(self, title, text): self.parts.append(f'<h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>')
+    def text(self, s): self.parts.append(f'<p>{html.escape(s)}</p>')
+    def section(self, title, text):
+        self.parts.append(f'<h2>{html.escape(title)}</h2>')
+        self.text(text)
     def table(self, df): self.parts.append(df.to_html(index=False, border=0))
     def figure(self, fig=None, dpi=110):
         "Put `fig` (default: the current one) on the page, and close it"
@@ -49,17 +53,16 @@ def confused_pair(preds, targs, n:int # Classes
     i,j = divmod((c+c.T).argmax().item(), n)
     return i,j,(c[i,j]+c[j,i]).item()
 
-# %% ../nbs/api/95_quickstart.ipynb #fd635dc6
-def show_predictions(data, rows, names, targs, title, cols=6):
+# %% ../nbs/api/95_quickstart.ipynb #735384bc
+def show_predictions(data, rows, names, targs, cols=6):
     "Pictures in `rows` under what was said of them: green where it is right"
     n = -(-len(rows)//cols)
-    fig,axs = plt.subplots(n, cols, figsize=(1.75*cols, 2.05*n), squeeze=False)
+    fig,axs = plt.subplots(n, cols, figsize=(1.6*cols, 2.05*n), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,row,name,targ in zip(axs.flat, rows, names, targs):
         ax.imshow(read_image(data.path(row)))
-        ax.set_title(name.replace(' ', '\n', 1), fontsize=8, color='#17803d' if name==targ else '#c0262d')
-    fig.suptitle(title, fontsize=10, y=1)
-    fig.tight_layout(pad=.4)
+        ax.set_title(in_lines(name), fontsize=8, color='#17803d' if name==targ else '#c0262d')
+    fig.tight_layout(pad=.4, h_pad=1)
     return fig
 
 # %% ../nbs/api/95_quickstart.ipynb #5bc426bd
@@ -79,7 +82,28 @@ def three_ways(dls, epochs):
         with _timed(row): learn.fit_phases(plan)
         yield learn,row
 
-# %% ../nbs/api/95_quickstart.ipynb #11d729dc
+# %% ../nbs/api/95_quickstart.ipynb #eeb57ede
+def _results(page, data, learn, table, epochs):
+    "The sections about what came of it, for the last learner"
+    page.section('Three ways to train', f'{epochs} epochs each; accuracy on the test split, which nothing was chosen by; seconds of training on this machine.')
+    page.table(table.rename(columns=dict(test_accuracy='test accuracy')))
+    page.section('The plan of phases', 'Phased fine-tuning first trains the head on the frozen body, then everything, shallow groups more slowly than deep ones: learning rates by group as planned and run, and below them the losses.')
+    learn.plot_phases()
+    page.figure()
+    rows = data['test'].index
+    preds,targs = learn.get_preds(dl=learn.dls.test_dl(rows, with_labels=True))
+    preds,names = preds.argmax(1),data.vocab
+    page.section('Test pictures', 'Under each what the model says: green where it is right, red where it is not.')
+    some = list(range(0, len(rows), max(1, len(rows)//12)))[:12]
+    page.figure(show_predictions(data, rows[some], [names[preds[i]] for i in some], [names[targs[i]] for i in some]))
+    i,j,n = confused_pair(preds, targs, len(names))
+    page.section('The most confused pair', f'{names[i]} and {names[j]} were taken for one another {n} times. Test pictures of both, mistakes first, under each what the model says.')
+    for c in (i,j):
+        page.text(f'{names[c]}:')
+        of = sorted((targs==c).nonzero().flatten().tolist(), key=lambda k: bool(preds[k]==c))[:6]
+        page.figure(show_predictions(data, rows[of], [names[preds[k]] for k in of], [names[c]]*len(of)))
+
+# %% ../nbs/api/95_quickstart.ipynb #1eb5e059
 @call_parse
 def main(out:str='quickstart', # Folder for report.html
     epochs:int=10, # Of each strategy
@@ -93,7 +117,8 @@ def main(out:str='quickstart', # Folder for report.html
     dls = data.dls(size=size, seed=0)
     page = Report('fgvc_fast: quickstart', f'{data}. Everything here was drawn, trained and measured by one command on this machine, without a network connection.')
     page.section('The pictures', 'A training batch as the model sees it, with the boxes that came along through the random crops.')
-    dls.show_batch(max_n=10, nrows=2, figsize=(11,5), boxes=True)
+    dls.show_batch(max_n=10, nrows=2, figsize=(10,4.6), boxes=True)
+    plt.tight_layout(pad=.4)
     page.figure()
     rows = []
     for learn,row in three_ways(dls, epochs):
@@ -102,23 +127,3 @@ def main(out:str='quickstart', # Folder for report.html
     Path(out).mkdir(parents=True, exist_ok=True)
     page.save(f'{out}/report.html')
     print(f"\n{pd.DataFrame(rows).to_string(index=False)}\n\nThe pictures are in {out}/report.html")
-
-# %% ../nbs/api/95_quickstart.ipynb #b44f004d
-def _results(page, data, learn, table, epochs):
-    "The sections about what came of it, for the last learner"
-    page.section('Three ways to train', f'{epochs} epochs each; accuracy on the test split, which nothing was chosen by; seconds of training on this machine.')
-    page.table(table.rename(columns=dict(test_accuracy='test accuracy')))
-    page.section('The plan of phases', 'Phased fine-tuning first trains the head on the frozen body, then everything, shallow groups more slowly than deep ones: learning rates by group as planned and run, and below them the losses.')
-    learn.plot_phases()
-    page.figure()
-    rows = data['test'].index
-    preds,targs = learn.get_preds(dl=learn.dls.test_dl(rows, with_labels=True))
-    preds,names = preds.argmax(1),data.vocab
-    page.section('Test pictures', 'Under each what the model says: green where it is right, red where it is not.')
-    some = list(range(0, len(rows), max(1, len(rows)//12)))[:12]
-    page.figure(show_predictions(data, rows[some], [names[preds[i]] for i in some], [names[targs[i]] for i in some], ''))
-    i,j,n = confused_pair(preds, targs, len(names))
-    page.section('The most confused pair', f'{names[i]} and {names[j]} were taken for one another {n} times. Above the one, below the other, mistakes first.')
-    for c in (i,j):
-        of = sorted((targs==c).nonzero().flatten().tolist(), key=lambda k: bool(preds[k]==c))[:6]
-        page.figure(show_predictions(data, rows[of], [names[preds[k]] for k in of], [names[c]]*6, f'{names[c]}: what the model says'))

@@ -6,7 +6,7 @@
 __all__ = ['LazyImage', 'BoxedFile', 'open_lazily', 'fit_aspect', 'centre_region', 'random_region', 'CropResize', 'RowGetter',
            'FineGrainedLoaders', 'FineGrainedBlock']
 
-# %% ../../nbs/api/06_data.block.ipynb #f643785a
+# %% ../../nbs/api/06_data.block.ipynb #34edf781
 import math, numpy as np, random, torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
@@ -19,7 +19,7 @@ from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from pathlib import Path
 from PIL import Image
-from ..core import check, listing
+from ..core import check, in_lines, listing
 from .image import read_image, upright_box, upright_size, to_rgb
 from .table import FineGrainedData
 
@@ -208,7 +208,7 @@ def block(self:FineGrainedData,
     res.data = self
     return res
 
-# %% ../../nbs/api/06_data.block.ipynb #3c74b361
+# %% ../../nbs/api/06_data.block.ipynb #d0195d85
 @patch
 def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=None, **kwargs):
     "Show `items` (after the item transforms' cut) with the boxes that came along through the batch transforms"
@@ -223,7 +223,8 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
     ims,bbs = self.train.after_batch.decode(self.train.after_batch((ims.to(self.device), bbs.to(self.device))))
     for im,bb,(_,y),ax in zip(ims.cpu(), ((bbs.cpu()+1)*scale)[:,0], items, get_grid(len(items), nrows, ncols, figsize=figsize)):
         x0,y0,x1,y1 = bb.tolist()
-        im.show(ctx=ax, title=self.vocab[y])
+        im.show(ctx=ax)
+        ax.set_title(in_lines(self.vocab[y]), fontsize=9)
         ax.add_patch(plt.Rectangle((x0-.5,y0-.5), x1-x0, y1-y0, fill=False, ec='yellow', lw=1.5))
 
 # %% ../../nbs/api/06_data.block.ipynb #575d69de

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FineGrainedData', 'carve']
 
-# %% ../../nbs/api/01_data.table.ipynb #a5a32d27
+# %% ../../nbs/api/01_data.table.ipynb #ad073c27
 import hashlib
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastcore.parallel import parallel
 from pathlib import Path
 from PIL import Image
-from ..core import check as require, listing # `check` is a verb of the data set here
+from ..core import check as require, in_lines, listing # `check` is a verb of the data set here
 from .image import read_image, upright_box
 
 # %% ../../nbs/api/01_data.table.ipynb #f5518f48
@@ -160,7 +160,7 @@ def drop(self:FineGrainedData, rows # Row numbers, or the table that `check` gav
     if isinstance(rows, pd.DataFrame): rows = rows.row[~rows.usable & rows.row.notna()].astype(int)
     return self._new(self.items.drop(index=list(set(rows))))
 
-# %% ../../nbs/api/01_data.table.ipynb #8e4d4953
+# %% ../../nbs/api/01_data.table.ipynb #2766e707
 @patch
 def show(self:FineGrainedData,
     rows=None,     # Row numbers; None: `n` at random
@@ -172,11 +172,11 @@ def show(self:FineGrainedData,
     import matplotlib.pyplot as plt
     if rows is None: rows = np.random.default_rng(seed).permutation(len(self))[:n]
     rows = list(rows)
-    fig,axs = plt.subplots(-(-len(rows)//cols), min(cols,len(rows)), figsize=(size*min(cols,len(rows)), (size+.25)*-(-len(rows)//cols)), squeeze=False)
+    fig,axs = plt.subplots(-(-len(rows)//cols), min(cols,len(rows)), figsize=(size*min(cols,len(rows)), (size+.4)*-(-len(rows)//cols)), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,i in zip(axs.flat, rows):
         ax.imshow(read_image(self.path(i)))
-        ax.set_title(_short(self.items.label.iat[i], int(size*13.5)), fontsize=8)
+        ax.set_title(in_lines(self.items.label.iat[i], int(size*11)), fontsize=8)
         with Image.open(self.path(i)) as im:
             if boxes and self.has_boxes and not self.items[_box].iloc[i].isna().any():
                 x0,y0,x1,y1 = upright_box(self.items[_box].iloc[i], im)
@@ -186,5 +186,3 @@ def show(self:FineGrainedData,
                 xy = np.array([upright_box((x,y,x,y), im)[:2] for x,y in zip(p.x, p.y)]).reshape(-1,2)
                 ax.scatter(*xy.T, s=12, c=np.arange(len(p)), cmap='tab20', ec='white', lw=.5)
     fig.tight_layout(pad=.4)
-
-def _short(s, n): return s if len(s)<=n else s[:n-1]+'…'
