@@ -106,7 +106,7 @@ def _strip(net, unused, met):
         for d,k,v in reversed(undo): d[k] = v
     return back
 
-# %% ../../nbs/api/10_models.body.ipynb #6f08ddbd
+# %% ../../nbs/api/10_models.body.ipynb #39ac9381
 def _units(net):
     "Names of the modules of `net` that have parameters, in order; lists, and those that hold most of it, are looked into"
     def n(m): return sum(p.numel() for p in m.parameters())
@@ -130,8 +130,9 @@ def _runs(net, met, last, least=5):
         into = next((i for name,i,_ in calls[u] if name==u), calls[u][0][1] if calls[u] else None)
         units.append((u, into and into[0], c, r))
     runs = [[u for u in units if u[3]==r] for r in sorted({u[3] for u in units})]
-    stem = next((i for i,u in enumerate(runs[0]) if i and 'embed' not in u[0]), 0)
-    if runs[0][0][3]>=4 and stem: runs[:1] = [runs[0][:stem], runs[0][stem:]]
+    def single(u): return 'embed' in u or not list(net.get_submodule(u).children())
+    stem = next((i for i,u in enumerate(runs[0]) if i and not single(u[0])), 0) # what comes before the first block
+    if stem and (runs[0][0][3]>=4 or len(runs)<least): runs[:1] = [runs[0][:stem], runs[0][stem:]]
     if len(runs)<least:
         i = max(range(len(runs)), key=lambda i: len(runs[i]))
         run,k = runs[i],least-len(runs)+1
@@ -335,13 +336,15 @@ class Body(nn.Module):
         check(torch.is_tensor(o), f"'{self.name}' gives {type(o).__name__} instead of one feature map: choose another architecture")
         return as_map(o, size, self._prefix, self._nhwc)
 
-# %% ../../nbs/api/10_models.body.ipynb #8a5a8eda
+# %% ../../nbs/api/10_models.body.ipynb #e56fc6f6
 def _least(body):
     "The smallest square that leaves `body` a map, pixels"
     lo,hi = min(body.img_size)-1,max(body.native_size)
     while hi-lo>1:
         mid = (lo+hi)//2
-        try: _trace(body, (mid,mid), again=False); hi = mid
+        try:
+            _trace(body, (mid,mid), again=False)
+            hi = mid
         except Exception: lo = mid
     return hi
 
