@@ -48,7 +48,7 @@ def _precision(amp, device):
         return CPUAutocast(),'bf16 autocast'
     return MixedPrecision(AMPMode.BF16 if amp=='bf16' else AMPMode.FP16),f'{amp} autocast'
 
-# %% ../nbs/api/42_learner.ipynb #c64a2bce
+# %% ../nbs/api/42_learner.ipynb #c9c34775
 _learner_args = set(inspect.signature(Learner).parameters)
 
 @delegates(Learner.__init__)
@@ -74,6 +74,7 @@ def fine_grained_learner(dls,
     cb,precision = _precision(amp, torch.device(getattr(dls, 'device', 'cpu') or 'cpu'))
     learn = Learner(dls, model.to(dls.device), splitter=to_learner.pop('splitter', _groups), **to_learner)
     if cb: learn.add_cb(cb)
+    learn.pretrained = bool(pretrained or weights)
     learn.made_of = dict(arch=_name(arch), pool=_name(pool), head=_name(head), weights=str(weights or ('pretrained' if pretrained else 'random')),
         image_size='×'.join(map(str, size)), normalised='by the loaders' if normalised else 'by the model', channels_last=channels_last, precision=precision)
     return learn

@@ -68,16 +68,18 @@ class FrozenNorms(Callback):
 
 @contextmanager
 def freeze_below(learn:Learner,
-    to:int|str # Depth from which parameters train, see `group_index`
+    to:int|str, # Depth from which parameters train, see `group_index`
+    stats:int|str|None=None # Depth from which norm layers renew their running statistics, if not the same
     ):
     "Inside this `with`, only the groups of `learn` from depth `to` upwards train; all below is truly frozen"
     i = group_index(learn, to)
+    keep = {p for o in param_groups(learn)[:i if stats is None else group_index(learn, stats)] for p in o}
     if learn.opt is None: learn.create_opt()
     ps = [(p, g>=i, p.requires_grad) for g,pg in enumerate(param_groups(learn)) for p in pg]
     idx,learn.opt.frozen_idx = learn.opt.frozen_idx,i
     try:
         for p,trains,_ in ps: p.requires_grad_(trains).grad = None
-        with learn.added_cbs(FrozenNorms(list(_frozen_norms(learn.model, {p for p,trains,_ in ps if not trains})))): yield
+        with learn.added_cbs(FrozenNorms(list(_frozen_norms(learn.model, keep)))): yield
     finally:
         for p,_,was in ps: p.requires_grad_(was)
         learn.opt.frozen_idx = idx

@@ -34,6 +34,7 @@ class Phase:
     ratio:float=30. # How much slower the shallowest of the groups that train learns
     reinit:int=0 # How many of the body's last stages to re-initialise first
     patience:int|None=None # Epochs without a better validation loss before the phase stops and returns to its best weights
+    keep_stats:bool=False # Leave the running statistics of the body's norm layers as pretraining measured them (but for re-initialised stages)
     pct_start:float=.25 # Part of the phase in which rates rise
     div:float=25. # How much lower than at the peak rates begin
     def __post_init__(self):
@@ -48,19 +49,21 @@ def _at_least(o, k, low):
 
 # %% ../../nbs/api/41_train.phases.ipynb #e2f671f5
 def default_plan(epochs:int, # Length of the whole, in epochs
-    lr:float=4e-3, # Highest rate of the head while it trains alone
-    drop:float=4., # How much lower it is when everything trains
-    ratio:float=30. # How much slower the shallowest layers learn then
+    lr:float=1e-2, # Highest rate of the head while it trains alone
+    drop:float=10., # How much lower it is when everything trains
+    ratio:float=10., # How much slower the shallowest layers learn then
+    pretrained:bool=True # Is there anything in the body worth keeping?
     )->list:
     "The plan that a number of `epochs` stands for: the head for one epoch (two from 8 on), then everything"
+    if not pretrained: return [Phase('all', epochs, lr=lr, ratio=1.)]
     n = 0 if epochs<2 else 1 if epochs<8 else 2
-    body = Phase('all', epochs-n, lr=lr/drop, ratio=ratio)
+    body = Phase('all', epochs-n, lr=lr/drop, ratio=ratio, keep_stats=True)
     return [Phase('head', n, lr=lr), body] if n else [body]
 
 # %% ../../nbs/api/41_train.phases.ipynb #9943df4c
 def _as_plan(learn, plan, lr):
     "`plan` as a list of `Phase`s that have been found possible for `learn`"
-    if isinstance(plan, int) and not isinstance(plan, bool): plan = default_plan(plan) if lr is None else default_plan(plan, lr)
+    if isinstance(plan, int) and not isinstance(plan, bool): plan = default_plan(plan, **({} if lr is None else dict(lr=lr)), pretrained=getattr(learn, 'pretrained', True))
     if isinstance(plan, Phase): plan = [plan]
     ok = isinstance(plan, (list,tuple,L)) and len(plan) and all(isinstance(o, Phase) for o in plan)
     check(ok, f"a plan is a number of epochs, a Phase, or a list of Phases, not {plan!r}")
@@ -262,7 +265,7 @@ def fit(self:PhaseRun, learn):
     "Train the phase we are in from where it stands"
     p,cbs = self.now,L(self.cbs) + PhaseWatch(self) + L(NoValid() if len(learn.dls.loaders)==1 else None)
     try:
-        with freeze_below(learn, p.to), _epochs_of(self, learn):
+        with freeze_below(learn, p.to, -1-p.reinit if p.keep_stats else None), _epochs_of(self, learn):
             learn.fit_one_cycle(p.epochs, np.array(_group_lrs(learn, p, self.lr)), div=p.div, pct_start=p.pct_start, wd=self.wd, cbs=cbs)
     finally:
         err,self.err = self.err,None
