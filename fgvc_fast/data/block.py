@@ -89,14 +89,14 @@ def random_region(region, min_scale:float, # Least share of the area, (0,1]
     x,y = random.uniform(x0, x1-w),random.uniform(y0, y1-h)
     return x,y,x+w,y+h
 
-# %% ../../nbs/api/06_data.block.ipynb #591942cb
+# %% ../../nbs/api/06_data.block.ipynb #14f26226
 class CropResize(RandTransform):
     "Cut a region out and resize it to `size`: a random part in training, the middle (or the box) in validation"
     split_idx,order = None,1
     def __init__(self, size,     # Pixels: int, or (height, width)
         crop:str=None,           # None, or 'box'
         margin:float=.1,         # Round the box, share of its longer side
-        min_scale:float=.35,     # Least share of the area in training, (0,1]
+        min_scale:float=.75,     # Least share of the area in training, (0,1]; a closer crop loses small parts
         flip:float=.5,           # Chance of a mirror image in training
         **kwargs):
         size = (size,size) if isinstance(size, int) else tuple(size)
@@ -183,12 +183,12 @@ class FineGrainedBlock(DataBlock):
         dls.data = self.data
         return dls
 
-# %% ../../nbs/api/06_data.block.ipynb #428c9b90
+# %% ../../nbs/api/06_data.block.ipynb #f72c919d
 @patch
 def block(self:FineGrainedData,
     size=224,           # Pixels of what the model sees: int, or (height, width)
     crop:str=None,      # 'box': cut to the box with a margin, jittered in training, tight in validation
-    aug:str='standard', # 'none', 'light' (random crop, mirror) or 'standard' (and brightness, contrast)
+    aug:str='light',    # 'none', 'light' (random crop, mirror) or 'standard' (and brightness, contrast)
     item_tfms=None,     # fastai transforms instead of ours
     batch_tfms=None,    # fastai transforms besides those of `aug`
     valid:str='valid',  # Which split validates
@@ -227,12 +227,12 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
         ax.set_title(in_lines(self.vocab[y]), fontsize=9)
         ax.add_patch(plt.Rectangle((x0-.5,y0-.5), x1-x0, y1-y0, fill=False, ec='yellow', lw=1.5))
 
-# %% ../../nbs/api/06_data.block.ipynb #575d69de
+# %% ../../nbs/api/06_data.block.ipynb #e53efc0a
 @patch
 def dls(self:FineGrainedData,
     size=224, # Pixels of what the model sees: int, or (height, width)
     bs:int=32, # Pictures per batch
-    crop:str=None, aug:str='standard', # As `block`
+    crop:str=None, aug:str='light', # As `block`
     block:DataBlock=None, # A block of this data set that you changed, instead of the arguments of `block`
     valid:str='valid', # Which split validates; 'test' reproduces papers that do so
     seed:int=None, # Of shuffling and augmentation; None: different each time

@@ -1,0 +1,39 @@
+"""Which plan of phases? Five epochs on 50 classes of CUB at 128 px, measured on a validation split of 30 % of train; the test split is not touched
+
+    python benchmarks/plans.py --seeds 2
+"""
+import argparse, numpy as np, time
+from fastai.vision.all import accuracy, set_seed
+from fgvc_fast.all import Phase, fine_grained_data, fine_grained_learner
+from fgvc_fast.train.phases import default_plan
+from _table import shared, table
+
+def body(lr, ratio, keep): return [Phase('head', 1, lr=1e-2), Phase('all', 4, lr=lr, ratio=ratio, keep_stats=keep)]
+
+plans = {'head alone': [Phase('head', 5, lr=1e-2)],
+    'head, all at 1e-3, ratio 10': body(1e-3, 10, False),
+    'the same, statistics kept': body(1e-3, 10, True),
+    'kept, all at 2e-3, ratio 10': body(2e-3, 10, True),
+    'kept, all at 2e-4, ratio 3': body(2e-4, 3, True),
+    'kept, all at 5e-4, ratio 3 (the default)': default_plan(5)}
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--seeds', type=int, default=2)
+    p.add_argument('--size', type=int, default=128)
+    args = p.parse_args()
+    weights,data = shared('weights', 'mobilenetv2_100.imagenet1k.safetensors'),fine_grained_data(shared('data', 'cub50', 'CUB_200_2011'))
+    rows = []
+    for name,plan in plans.items():
+        accs,start = [],time.perf_counter()
+        for seed in range(args.seeds):
+            set_seed(seed)
+            dls = data.split(valid=.3, seed=seed).dls(size=args.size)
+            learn = fine_grained_learner(dls, 'mobilenetv2_100', weights=weights, stats=([.5]*3, [.5]*3), pad_type='same', metrics=accuracy)
+            with learn.no_bar(), learn.no_logging(): learn.fit_phases(plan)
+            accs.append(100*learn.phase_log.accuracy.iloc[-1])
+        rows.append({'plan': name, 'valid accuracy %': f'{np.mean(accs):.1f} ± {np.std(accs):.1f}', 'seconds': round((time.perf_counter()-start)/args.seeds), 'seeds': args.seeds})
+        print(rows[-1], flush=True)
+    table(rows)
+
+if __name__=='__main__': main()
