@@ -36,7 +36,7 @@ def run(make, data, weights, epochs, size, bs, seed):
     t = time.perf_counter()
     steps = make(data, weights, epochs, size, bs)
     learn = next(steps)
-    with learn.no_bar(): learn = next(steps)
+    with learn.no_bar(), learn.no_logging(): learn = next(steps)
     secs = time.perf_counter()-t
     test = data['test']
     if make is ours: acc = learn.test().top1.item()

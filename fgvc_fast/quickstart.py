@@ -65,7 +65,7 @@ def show_predictions(data, rows, names, targs, cols=6):
     fig.tight_layout(pad=.4, h_pad=1)
     return fig
 
-# %% ../nbs/api/95_quickstart.ipynb #aa00f5a5
+# %% ../nbs/api/95_quickstart.ipynb #162b42a0
 @contextmanager
 def _timed(row):
     t = time.perf_counter()
@@ -74,7 +74,7 @@ def _timed(row):
 
 def three_ways(dls, epochs):
     "A trained learner per strategy, with its row of the table"
-    plans = {'from scratch': epochs, 'frozen body': [Phase('head', epochs, lr=1e-2)], 'phased fine-tuning': epochs}
+    plans = {'from scratch': epochs, 'frozen body': [Phase('head', epochs, lr=1e-2)], 'phased fine-tuning': [Phase('head', 2, lr=1e-2), Phase('all', max(1, epochs-2), lr=5e-3, ratio=3)]}
     for name,plan in plans.items():
         print(f'\n{name}')
         set_seed(0)

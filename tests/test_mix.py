@@ -1,7 +1,5 @@
 "Mixed pictures: against a loop over pixels, soft targets in float64, and timm; and what a stopped fit leaves behind"
-import numpy as np
-import pytest
-import torch
+import numpy as np, pytest, torch
 from fastai.basics import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders,
     LabelSmoothingCrossEntropyFlat, Learner)
 from fastai.callback.training import GradientAccumulation
@@ -113,7 +111,8 @@ def assert_same(loss, want):
 def as_probs(y): return F.one_hot(y, nc).double()
 
 losses = dict(plain=(nn.CrossEntropyLoss(), F.cross_entropy), flat=(CrossEntropyLossFlat(), F.cross_entropy), function=(F.cross_entropy, F.cross_entropy),
-    a_lambda=(lambda p,y: F.cross_entropy(p, y), F.cross_entropy), smooth=(nn.CrossEntropyLoss(label_smoothing=.1), partial(F.cross_entropy, label_smoothing=.1)),
+    a_lambda=(lambda p,y: F.cross_entropy(p, y), F.cross_entropy),
+    smooth=(nn.CrossEntropyLoss(label_smoothing=.1), partial(F.cross_entropy, label_smoothing=.1)),
     flat_smooth=(CrossEntropyLossFlat(label_smoothing=.1), partial(F.cross_entropy, label_smoothing=.1)),
     fastai_smooth=(LabelSmoothingCrossEntropyFlat(eps=.1), partial(F.cross_entropy, label_smoothing=.1)))
 

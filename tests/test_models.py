@@ -203,10 +203,13 @@ def test_real_weights():
 # Re-initialising
 
 def test_reinit_is_the_constructors_own():
-    torch.manual_seed(1); body = Body('resnet18', pretrained=False)
+    torch.manual_seed(1)
+    body = Body('resnet18', pretrained=False)
     for b in body.buffers(): b.add_(1)
-    torch.manual_seed(2); fresh = Body('resnet18', pretrained=False)
-    torch.manual_seed(2); assert same(body.reinit(5), fresh.model.state_dict())
+    torch.manual_seed(2)
+    fresh = Body('resnet18', pretrained=False)
+    torch.manual_seed(2)
+    assert same(body.reinit(5), fresh.model.state_dict())
 
 @pytest.mark.parametrize('arch,n', [('resnet18',2), ('vit_tiny_patch16_224',1), (tv.resnet18,3)], ids=label)
 def test_reinit_from_the_deep_end(arch, n):
@@ -250,7 +253,8 @@ def test_no_network(arch, tmp_path, monkeypatch):
     from huggingface_hub import constants
     def nowhere(*args, **kwargs): raise OSError('Name or service not known')
     monkeypatch.setattr(socket, 'getaddrinfo', nowhere)
-    for k in ('http_proxy','https_proxy','all_proxy'): monkeypatch.delenv(k, raising=False); monkeypatch.delenv(k.upper(), raising=False)
+    for k in ('http_proxy','https_proxy','all_proxy'):
+        for o in (k, k.upper()): monkeypatch.delenv(o, raising=False)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     before = constants.HF_HUB_OFFLINE
     with pytest.raises(FineGrainedError, match="once, .*weights='file.safetensors'.*pretrained=False") as e: Body(arch, **({} if callable(arch) else dict(cache_dir=tmp_path)))

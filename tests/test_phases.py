@@ -1,9 +1,5 @@
 "Phases: what a stop leaves behind, and whether going on is as if nothing had happened"
-import pickle
-import random
-import warnings
-import pytest
-import torch
+import pickle, pytest, random, torch, warnings
 from fastai.basics import (Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, OptimWrapper, accuracy, params)
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from functools import partial

@@ -479,5 +479,5 @@ def toy_birds(path=None, # Folder to keep the data set in (default: fastai's dat
 # %% ../../nbs/api/02_data.toy.ipynb #7232828d
 def _card(birds, per_class, args):
     n,test = len(birds)*per_class, len(birds)*round(.3*per_class)
-    return dict(title='Toy birds', url='https://github.com/fgvc-fast/fgvc_fast', licence='Apache-2.0', citation='Drawn by fgvc_fast.data.toy', counts=dict(classes=len(birds), train=n-test, test=test),
+    return dict(title='Toy birds', licence='Apache-2.0', citation='Drawn by fgvc_fast.data.toy', counts=dict(classes=len(birds), train=n-test, test=test),
         notes='Species of a family differ in one part only (column `differs`); place, pose and light say nothing. ' + ', '.join(f'{k}={v}' for k,v in args.items()))

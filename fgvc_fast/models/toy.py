@@ -6,7 +6,6 @@
 __all__ = ['default_cfgs', 'ToyResNet', 'toy_resnet']
 
 # %% ../../nbs/api/12_models.toy.ipynb #1ae49382
-import timm
 from importlib.resources import files
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet

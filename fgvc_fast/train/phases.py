@@ -6,10 +6,7 @@
 __all__ = ['Phase', 'default_plan', 'phase_rates', 'PhaseRun', 'PhaseWatch', 'NoValid']
 
 # %% ../../nbs/api/41_train.phases.ipynb #93988763
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-import time, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, time, torch
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
