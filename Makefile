@@ -20,7 +20,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -q -n 2 --durations=8
 
 bench: $(READY)
-	@for b in imports step toy_birds cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
+	@for b in imports step toy_birds plans cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 readme: $(READY)
 	$(BIN)/python nbs/_readme.py

@@ -47,8 +47,8 @@ def _at_least(o, k, low):
 # %% ../../nbs/api/41_train.phases.ipynb #e2f671f5
 def default_plan(epochs:int, # Length of the whole, in epochs
     lr:float=1e-2, # Highest rate of the head while it trains alone
-    drop:float=20., # How much lower it is when everything trains
-    ratio:float=3., # How much slower the shallowest layers learn then
+    drop:float=10., # How much lower it is when everything trains
+    ratio:float=10., # How much slower the shallowest layers learn then
     pretrained:bool=True # Is there anything in the body worth keeping?
     )->list:
     "The plan that a number of `epochs` stands for: the head for one epoch (two from 8 on), then everything"
