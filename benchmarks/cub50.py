@@ -39,7 +39,8 @@ def run(make, data, weights, epochs, size, bs, seed):
     with learn.no_bar(), learn.no_logging(): learn = next(steps)
     secs = time.perf_counter()-t
     test = data['test']
-    if make is ours: acc = learn.test().top1.item()
+    if make is ours:
+        with learn.no_bar(): acc = learn.test().top1.item()
     else:
         dl = learn.dls.test_dl(test.assign(path=test.path.astype(str), label=test.label.astype(str)), with_labels=True)
         with learn.no_bar(): preds,targs = learn.get_preds(dl=dl)

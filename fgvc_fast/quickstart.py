@@ -93,11 +93,13 @@ def _results(page, data, learn, table, epochs):
     rows = data['test'].index
     preds,targs = learn.get_preds(dl=learn.dls.test_dl(rows, with_labels=True))
     preds,names = preds.argmax(1),data.vocab
-    page.section('Test pictures', 'Under each what the model says: green where it is right, red where it is not.')
+    page.section('Test pictures', 'Above each what the model says: green where it is right, red where it is not.')
     some = list(range(0, len(rows), max(1, len(rows)//12)))[:12]
     page.figure(show_predictions(data, rows[some], [names[preds[i]] for i in some], [names[targs[i]] for i in some]))
     i,j,n = confused_pair(preds, targs, len(names))
-    page.section('The most confused pair', f'{names[i]} and {names[j]} were taken for one another {n} times. Test pictures of both, mistakes first, under each what the model says.')
+    if not n: return page.section('The most confused pair', 'There is none: every test picture is named rightly.')
+    often = 'once' if n==1 else f'{n} times'
+    page.section('The most confused pair', f'{names[i]} and {names[j]} were taken for one another {often}. Test pictures of both, mistakes first, above each what the model says.')
     for c in (i,j):
         page.text(f'{names[c]}:')
         of = sorted((targs==c).nonzero().flatten().tolist(), key=lambda k: bool(preds[k]==c))[:6]
@@ -118,7 +120,7 @@ def main(out:str='quickstart', # Folder for report.html
     page = Report('fgvc_fast: quickstart', f'{data}. Everything here was drawn, trained and measured by one command on this machine, without a network connection.')
     page.section('The pictures', 'A training batch as the model sees it, with the boxes that came along through the random crops.')
     dls.show_batch(max_n=10, nrows=2, figsize=(10,4.6), boxes=True)
-    plt.tight_layout(pad=.4)
+    plt.tight_layout(pad=.4, h_pad=1.5)
     page.figure()
     rows = []
     for learn,row in three_ways(dls, epochs):
