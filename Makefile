@@ -17,7 +17,7 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/chkstyle
-	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -q -n 2 --durations=8
+	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -q -rs -n 2 --durations=8
 
 bench: $(READY)
 	@for b in imports step toy_birds plans cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
