@@ -196,7 +196,7 @@ def block(self:FineGrainedData,
     )->DataBlock:
     "A fastai `DataBlock` over this data set"
     check(crop is None or self.has_boxes, f"crop='{crop}' needs boxes, and {self.card.get('title') or self.root} has none: leave `crop` out")
-    if aug=='none': kwargs = dict(min_scale=1., flip=0., **kwargs)
+    if aug=='none': kwargs = {'min_scale': 1., 'flip': 0., **kwargs}
     boxes = self.items[['x0','y0','x1','y1']].to_numpy() if self.has_boxes else None
     paths,labels = [np.array(o, dtype=object) for o in ([str(self.path(i)) for i in range(len(self))], self.items.label)]
     train,valid = [np.flatnonzero(self.items.split==s) for s in ('train', valid)]
