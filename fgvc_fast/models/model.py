@@ -71,6 +71,10 @@ def _part(o, known, kind):
     check(o in known, f"'{o}' is no {kind}: use one of {listing(known, 20)}, or a class or module of your own")
     return known[o]
 
+def _listed(o, known):
+    "The name in `known` of the part `o`; None for a part of the user's own"
+    return o if isinstance(o, str) else next((k for k,v in known.items() if v is o), None)
+
 @torch.no_grad()
 def _fits(o, shape, width, kind):
     "Stop unless the module `o` makes rows of `width` out of a batch of `shape`"
@@ -104,6 +108,7 @@ def fine_grained_model(
 )->FineGrainedModel:
     "A model for `n_out` classes on any body, with any pool and head"
     check(isinstance(n_out, int) and n_out>0, f'n_out={n_out!r}: give the number of classes')
+    names = _listed(pool, pools),_listed(head, heads)
     pool,head = _part(pool, pools, 'pool'),_part(head, heads, 'head') # a wrong name is said before anything is loaded
     body = Body(arch, pretrained, weights, img_size, **kwargs)
     if not isinstance(pool, nn.Module): pool = pool(body.nf)
@@ -111,4 +116,6 @@ def fine_grained_model(
     if not isinstance(head, nn.Module): head = head(pool.nf, n_out, drop)
     else: _fits(head, (pool.nf,), n_out, 'head')
     norm = nn.Identity() if stats is False else Normalise(*_stats(stats, body))
-    return FineGrainedModel(norm, body, pool, head)
+    model = FineGrainedModel(norm, body, pool, head)
+    model.recipe = dict(arch=arch, pool=names[0], head=names[1], drop=drop, img_size=body.img_size if img_size else None, kwargs=kwargs)
+    return model
