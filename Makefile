@@ -1,9 +1,9 @@
-# make quickstart · make test · make bench    (each sets up its own .venv first; a second time that is quick)
+# make quickstart · make test · make docs · make bench    (each sets up its own .venv first; a second time that is quick)
 PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/ready
 
-.PHONY: quickstart test bench readme
+.PHONY: quickstart test docs bench readme
 
 $(READY): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
@@ -20,7 +20,10 @@ test: $(READY)
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -q -rs -n 2 --durations=8
 
 bench: $(READY)
-	@for b in imports step toy_birds plans cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
+	@for b in imports step errors predict toy_birds plans cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python nbs/_docs.py
 
 readme: $(READY)
 	$(BIN)/python nbs/_readme.py

@@ -1,0 +1,150 @@
+"CAM and Grad-CAM on every body: against a slow reference, against the usual library, and the learner as it was"
+import copy
+import pytest, torch
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import TensorImage
+from fgvc_fast.data.all import toy_birds
+from fgvc_fast.interpret.cam import cam
+from fgvc_fast.models.model import fine_grained_model
+from test_models import every, label, one_thread, quick # chkstyle: ignore
+
+square = {'tv_vit_b_16'}
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return toy_birds(families=2, species=4, per_class=4, size=64, path=tmp_path_factory.mktemp('toys'))
+
+def learner(data, arch, size, pool='avg', head='linear', **kw):
+    "A random model with statistics of its own in every norm layer, on loaders of `size` (height, width)"
+    torch.manual_seed(0)
+    dls = data.dls(size=size, bs=4, num_workers=0, device='cpu', aug='none')
+    model = fine_grained_model(arch, len(dls.vocab), pool=pool, head=head, pretrained=False, img_size=size, **kw, **quick.get(arch, {}))
+    for m in model.modules():
+        if hasattr(m, 'running_mean') and m.running_mean is not None: m.running_mean.uniform_(-.1, .1)
+    return Learner(dls, model, loss_func=CrossEntropyLossFlat())
+
+def state(learn):
+    "Everything that looking at a learner could have changed"
+    m,hooks = learn.model,('_forward_hooks','_forward_pre_hooks','_backward_hooks','_backward_pre_hooks','_state_dict_hooks')
+    return dict(modes={k: o.training for k,o in m.named_modules()}, hooks={k: [len(getattr(o, h)) for h in hooks] for k,o in m.named_modules()},
+        weights={k: o.clone() for k,o in m.state_dict().items()}, grads={k: None if p.grad is None else p.grad.clone() for k,p in m.named_parameters()},
+        needs={k: p.requires_grad for k,p in m.named_parameters()}, cbs=[type(o) for o in learn.cbs], on=(torch.is_grad_enabled(), torch.is_autocast_enabled('cpu')))
+
+def same(a, b):
+    assert a.keys()==b.keys()
+    for k in a: assert torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else same(a[k], b[k]) is None if isinstance(a[k], dict) else a[k]==b[k], k
+
+def slow(model, x, method, dtype=torch.float64):
+    "Maps as the papers' formulas have them: the whole model backwards, place by place"
+    model,kept = copy.deepcopy(model).to(dtype).eval().requires_grad_(True),[]
+    def keep(m, i, o):
+        o.retain_grad()
+        kept.append(o)
+    h = model.body.register_forward_hook(keep)
+    logits = model(x.to(dtype))
+    h.remove()
+    t = logits.argmax(1)
+    logits.gather(1, t[:,None]).sum().backward()
+    a,g = kept[0].detach(),kept[0].grad
+    if method=='gradcam': raw = torch.stack([sum(gk.mean()*ak for gk,ak in zip(gi, ai)) for gi,ai in zip(g, a)])
+    else:
+        norm,fc = model.head.norm,model.head.fc
+        w = fc.weight*norm.weight/(norm.running_var+norm.eps).sqrt() # norm and linear layer as one
+        raw = torch.stack([sum(w[ti,k]*ai[k] for k in range(len(ai))) for ti,ai in zip(t, a)]).detach()
+    big = torch.nn.functional.interpolate(raw.clamp(min=0)[None], x.shape[2:], mode='bilinear')[0]
+    return torch.stack([(o-o.min())/max((o-o.min()).max().item(), 1e-30) for o in big])
+
+def sizes(arch, size):
+    "Non-square wherever the body can"
+    if isinstance(size, tuple) or label(arch) in square: return size if isinstance(size, tuple) else (size,size)
+    return (size, size + size//2 if 'swin' not in label(arch) else 2*size)
+
+@pytest.mark.parametrize('arch,size', [o[:2] for o in every], ids=lambda o: label(o) if not isinstance(o, (int,tuple)) else '')
+def test_every_body(data, arch, size):
+    size = sizes(arch, size)
+    learn = learner(data, arch, size)
+    learn.model.train()
+    next(m for m in learn.model.modules() if not list(m.children())).eval() # a mode of its own
+    for p in list(learn.model.parameters())[:3]: p.grad = torch.ones_like(p)
+    x = learn.dls.valid.one_batch()[0][:3]
+    assert isinstance(x, TensorImage) and x.shape[2:]==size
+    before = state(learn)
+    maps = {m: cam(learn, x, m) for m in ('gradcam','cam')}
+    for m,got in maps.items():
+        assert type(got) is torch.Tensor and got.shape==(3,*size) and got.dtype==torch.float32 and not got.requires_grad
+        torch.testing.assert_close(got.double(), slow(learn.model, x.as_subclass(torch.Tensor), m), atol=2e-3, rtol=0)
+        torch.testing.assert_close(cam(learn, x[:1], m), got[:1], atol=1e-3, rtol=0) # of one
+        with torch.autocast('cpu', torch.bfloat16): assert torch.equal(cam(learn, x, m), got)
+        with torch.inference_mode(): assert torch.equal(cam(learn, x, m), got)
+    same(before, state(learn))
+    learn.model.body.requires_grad_(False)
+    before = state(learn)
+    for m,got in maps.items(): assert torch.equal(cam(learn, x, m), got)
+    same(before, state(learn))
+
+@pytest.mark.parametrize('where', ['body','pool','head'])
+def test_left_as_it_was_after_an_exception(data, where, monkeypatch):
+    learn = learner(data, 'resnet18', (64,64))
+    learn.model.train()
+    learn.model.body.model.layer1.eval()
+    before = state(learn)
+    def stop(*_): raise KeyboardInterrupt
+    with monkeypatch.context() as mp:
+        mp.setattr(getattr(learn.model, where), 'forward', stop)
+        with pytest.raises(KeyboardInterrupt): cam(learn, learn.dls.valid.one_batch())
+    same(before, state(learn))
+
+@pytest.mark.parametrize('pool,head', [('gem','linear'), ('avg','fastai'), ('gem','fastai')])
+def test_gradcam_of_other_pools_and_heads(data, pool, head):
+    learn = learner(data, 'resnet18', (64,96), pool, head)
+    x = learn.dls.valid.one_batch()[0]
+    torch.testing.assert_close(cam(learn, x), slow(learn.model, x.as_subclass(torch.Tensor), 'gradcam', torch.float32), atol=1e-3, rtol=0)
+    assert cam(learn, x, 'cam').shape==(len(x),64,96)
+
+def tokens(h, w): return lambda o: o[:,1:].transpose(1, 2).unflatten(2, (h, w))
+
+@pytest.mark.parametrize('arch,layer,reshape', [('resnet18', lambda m: m.layer4[-1], None), ('vgg16', lambda m: m.features[-1], None),
+    ('vit_tiny_patch16_224', lambda m: m.norm, tokens(4, 6))], ids=['resnet18','vgg16','vit_tiny'])
+def test_against_pytorch_grad_cam(data, arch, layer, reshape):
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    learn = learner(data, arch, (64,96))
+    x = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
+    model = learn.model.eval()
+    with torch.no_grad(): likely = model(x).topk(2).indices.T.tolist()
+    ours = [(t, cam(learn, x, target=t)) for t in likely]
+    with GradCAM(model=model, target_layers=[layer(model.body.model)], reshape_transform=reshape) as theirs:
+        for t,got in ours:
+            ref = torch.tensor(theirs(input_tensor=x, targets=[ClassifierOutputTarget(o) for o in t]))
+            assert ref.amax((1,2)).mean()>.4 and (got-ref).abs().max()<1e-3
+
+def test_fastai_model(data):
+    "A body and a head of fastai, in one `nn.Sequential`"
+    from fastai.vision.learner import create_body, create_head
+    from torchvision.models import resnet18
+    dls = data.dls(size=64, bs=4, num_workers=0, device='cpu')
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(create_body(resnet18(), cut=-2), create_head(512, len(dls.vocab)))
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat())
+    before = state(learn)
+    x = dls.valid.one_batch()[0].as_subclass(torch.Tensor)
+    got = cam(learn, x, target=1)
+    same(before, state(learn))
+    m = model.eval()[0](x).detach().requires_grad_()
+    g, = torch.autograd.grad(model[1](m)[:,1].sum(), m)
+    raw = torch.nn.functional.interpolate(torch.einsum('bc,bchw->bhw', g.mean((2,3)), m).clamp(min=0)[:,None], (64,64), mode='bilinear')[:,0].detach()
+    ref = (raw-raw.amin((1,2), keepdim=True))/(raw-raw.amin((1,2), keepdim=True)).amax((1,2), keepdim=True)
+    torch.testing.assert_close(got, ref, atol=1e-4, rtol=0)
+
+def test_in_batches_and_of_any_item(data):
+    learn = learner(data, 'resnet18', (64,64))
+    rows = list(data.items.index)
+    assert len(rows)>2*learn.dls.valid.bs
+    maps,names = cam(learn, rows, target=[i%8 for i in rows]),learn.dls.vocab
+    assert len(maps)==len(rows)
+    for i in (0, 5, len(rows)-1): torch.testing.assert_close(cam(learn, data.path(i), target=names[i%8])[0], maps[i], atol=1e-4, rtol=0)
+
+def test_diverged(data):
+    learn = learner(data, 'resnet18', (64,64))
+    learn.model.head.fc.weight.data.fill_(float('nan'))
+    with pytest.raises(ValueError, match='not finite'): cam(learn, data.path(0))

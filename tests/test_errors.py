@@ -1,0 +1,87 @@
+"What a learner confuses: against fastai's own counts, on plain fastai loaders, and in little memory"
+import subprocess, sys
+import numpy as np, pytest, torch
+from fastai.data.transforms import get_image_files, parent_label
+from fastai.interpret import ClassificationInterpretation
+from fastai.vision.augment import Resize
+from fastai.vision.data import ImageDataLoaders
+from matplotlib import pyplot as plt
+from fgvc_fast.data.all import toy_birds
+from fgvc_fast.interpret.errors import FineGrainedInterpretation
+from fgvc_fast.learner import fine_grained_learner
+
+@pytest.fixture(scope='module')
+def learn(tmp_path_factory):
+    "Untrained, on fastai's own loaders over a folder for each class"
+    data,top = toy_birds(families=2, species=3, per_class=6, size=64, path=tmp_path_factory.mktemp('toys')),tmp_path_factory.mktemp('folders')
+    for i,o in data.items.iterrows():
+        to = top/o.label/f'{i}.jpg'
+        to.parent.mkdir(exist_ok=True)
+        to.write_bytes(data.path(i).read_bytes())
+    torch.manual_seed(0)
+    dls = ImageDataLoaders.from_path_func(top, sorted(get_image_files(top)), parent_label, valid_pct=.8, seed=0, item_tfms=Resize(64), bs=8, num_workers=0, device='cpu')
+    learn = fine_grained_learner(dls, 'toy_resnet')
+    learn.remove_cbs(learn.progress) if hasattr(learn, 'progress') else None
+    return learn
+
+def test_same_as_fastai(learn):
+    ours,theirs = (o.from_learner(learn) for o in (FineGrainedInterpretation, ClassificationInterpretation))
+    assert len(ours.preds)==len(learn.dls.valid_ds)>20
+    np.testing.assert_array_equal(ours.confusion_matrix(), theirs.confusion_matrix())
+    got = {(o.actual,o.predicted): o.times for o in ours.most_confused(2).itertuples()}
+    assert got=={(a,p): n for a,p,n in theirs.most_confused(2)}
+    assert list(ours.most_confused().times)==sorted(got.values(), reverse=True)+[1]*(len(ours.most_confused())-len(got))
+    for a,b in zip(ours.top_losses(5), theirs.top_losses(5)): torch.testing.assert_close(a, b.as_subclass(torch.Tensor), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours[[0,3]][1], theirs[[0,3]][1])
+
+def test_pictures_of_plain_loaders(learn):
+    interp = FineGrainedInterpretation.from_learner(learn)
+    for show,n in ((lambda: interp.plot_top_losses(4), 4), (lambda: interp.plot_confused_pairs(2, 2), None), (lambda: learn.show_cam(n=3), 3)):
+        show()
+        shown = sum(len(ax.images) for ax in plt.gcf().get_axes())
+        assert shown==n if n else shown>=4
+        plt.close('all')
+
+def test_nothing_confused(learn, capsys):
+    t = torch.tensor([0,1,2])
+    interp = FineGrainedInterpretation(learn, learn.dls.valid, t, t, torch.ones(3), torch.zeros(3))
+    assert len(interp.most_confused())==len(interp.confused_pairs())==0
+    interp.plot_confused_pairs()
+    assert 'every answer is right' in capsys.readouterr().out
+    interp.plot_confusion_matrix()
+    plt.close('all')
+
+def test_learner_as_it_was(learn):
+    before = [type(o) for o in learn.cbs],learn.model.training,{k: v.clone() for k,v in learn.model.state_dict().items()}
+    FineGrainedInterpretation.from_learner(learn)
+    assert before[:2]==([type(o) for o in learn.cbs],learn.model.training)
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[2][k])
+
+big = '''
+import resource, torch
+from types import SimpleNamespace
+from fastai.vision.all import *
+from fgvc_fast.interpret.errors import FineGrainedInterpretation
+class Says(nn.Module):
+    "Logits of 1,000 classes out of the picture's number: right three times in four"
+    def __init__(self): super().__init__(); self.w = nn.Parameter(torch.zeros(1))
+    def forward(self, i): return F.one_hot(torch.where(i%4==0, (i*7)%1000, i%1000), 1000).float()*3 + self.w
+ds = [(torch.tensor(i), torch.tensor(i%1000)) for i in range(50_000)]
+dl = DataLoader(ds, bs=250, num_workers=0)
+dls = DataLoaders(dl, dl)
+dls.vocab = [f'class {i}' for i in range(1000)]
+learn = Learner(dls, Says(), loss_func=CrossEntropyLossFlat(), cbs=[])
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+with learn.no_bar():
+    learn.get_preds(dl=DataLoader(ds[:1000], bs=250, num_workers=0)) # what a batch takes, anywhere
+    before = peak()
+    interp = FineGrainedInterpretation.from_learner(learn)
+    n,c = len(interp.most_confused()),interp.confusion_matrix()
+assert c.sum()==50_000 and c.trace()==(interp.preds==interp.targs).sum() and n>100
+print(peak()-before)
+'''
+
+def test_little_memory():
+    "1,000 classes and 50,000 pictures: all probabilities would be 200 MB"
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', big], capture_output=True, text=True, check=True)
+    assert float(res.stdout.split()[-1]) < 100
