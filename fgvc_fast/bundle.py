@@ -124,6 +124,21 @@ def _workers(n):
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(cpus, 8) if n>=64 and sys.platform=='linux' else 0
 
+# %% ../nbs/api/91_bundle.ipynb #d9f2f871
+@patch
+def _table(self:Bundle, names, probs, k, skipped):
+    "`predict`'s result"
+    k = min(k, len(self.labels))
+    p,i = (torch.cat(probs) if probs else torch.zeros(0, len(self.labels))).topk(k, 1)
+    lbl = np.array(self.labels, dtype=object)
+    res = dict(path=names)
+    for j in range(k):
+        end = f'_{j+1}' if j else ''
+        res |= {f'label{end}': lbl[i[:,j].numpy()], f'probability{end}': p[:,j].numpy()}
+    df = pd.DataFrame(res)
+    df.attrs['skipped'] = skipped
+    return df
+
 # %% ../nbs/api/91_bundle.ipynb #9653ef72
 @patch
 def predict(self:Bundle,
@@ -156,21 +171,6 @@ def _say(skipped, n, one):
     said = [f"{name} {why}" for name,why in skipped.items()]
     check(not one, f'{said[0]}: there is nothing to predict')
     warnings.warn(f"{len(said)} of {n} pictures could not be read and were skipped: {'; '.join(said[:3])}{' ...' if len(said)>3 else ''}. `df.attrs['skipped']` has them all")
-
-# %% ../nbs/api/91_bundle.ipynb #d9f2f871
-@patch
-def _table(self:Bundle, names, probs, k, skipped):
-    "`predict`'s result"
-    k = min(k, len(self.labels))
-    p,i = (torch.cat(probs) if probs else torch.zeros(0, len(self.labels))).topk(k, 1)
-    lbl = np.array(self.labels, dtype=object)
-    res = dict(path=names)
-    for j in range(k):
-        end = f'_{j+1}' if j else ''
-        res |= {f'label{end}': lbl[i[:,j].numpy()], f'probability{end}': p[:,j].numpy()}
-    df = pd.DataFrame(res)
-    df.attrs['skipped'] = skipped
-    return df
 
 # %% ../nbs/api/91_bundle.ipynb #749aeb9d
 def _arch(arch, net):
@@ -217,7 +217,7 @@ def _numbers(numbers):
     def said(k, v): return v if k=='split' else f'{v:,}' if k=='pictures' else f'{100*v:.1f} %'
     return _rows([[said(k, v) for k,v in o.items()] for o in numbers], [k.replace('_', ' ') for k in numbers[0]])
 
-# %% ../nbs/api/91_bundle.ipynb #44138004
+# %% ../nbs/api/91_bundle.ipynb #08988d76
 def _labels(cfg):
     "The labels as a list, under their coarser names where there are some"
     if not cfg['levels']: return ', '.join(map(_cell, cfg['labels']))
@@ -236,15 +236,11 @@ def model_card(cfg:dict, # As in config.json
     m,t,v,d = cfg['model'],cfg['transforms'],cfg['versions'],data or {}
     (h,w),n = t['size'],len(cfg['labels'])
     seen = 'the middle of the picture' + f" (trained on the object's box with a margin of {100*t['margin']:.0f} %: give `boxes=` to do so here)"*bool(t['crop'])
-    made = {'architecture': f"{m['arch']} ({m['library']}), pool {m['pool']}, head {m['head']}", 'parameters': f'{params:,}', 'sees': f'{w} × {h} px (width × height): {seen}'} | (training or {})
+    made = dict(architecture=f"{m['arch']} ({m['library']}), pool {m['pool']}, head {m['head']}", parameters=f'{params:,}', sees=f'{w} × {h} px (width × height): {seen}') | (training or {})
     known = [(k, d[k]) for k in ('title','url','citation','licence','notes') if d.get(k)]
     return f"""# {d.get('title') or 'A model'}: {n:,} labels told apart by {m['arch']}
 
 ## Use
-
-```
-pip install fgvc_fast
-```
 
 ```python
 from fgvc_fast import load_bundle
@@ -252,7 +248,7 @@ bundle = load_bundle('this/folder')
 bundle.predict('photo.jpg')  # or a list, or a folder of pictures
 ```
 
-Written by fgvc_fast {v['fgvc_fast']} with timm {v['timm']}, torch {v['torch']}, torchvision {v['torchvision']}. `config.json` holds what a program needs to know.
+Written by fgvc_fast {v['fgvc_fast']}, which is all that it takes to use it, with timm {v['timm']}, torch {v['torch']}, torchvision {v['torchvision']}. `config.json` holds what a program needs to know.
 
 ## How good it is
 
@@ -310,7 +306,7 @@ def _check_file(folder, name, bytes, sha256):
     check(n==bytes, f"'{fn}' has {n:,} bytes, {bytes} were written: copy the bundle again")
     check(_sha(fn)==sha256, f"'{fn}' was changed since the bundle was written (its SHA-256 is another): copy the bundle again")
 
-# %% ../nbs/api/91_bundle.ipynb #bdee6ce9
+# %% ../nbs/api/91_bundle.ipynb #b042ff7e
 def _built(cfg):
     "The model of `cfg` with random weights"
     m = cfg['model']
@@ -332,10 +328,10 @@ def _with_weights(cfg, fn):
         model.load_state_dict(load_file(fn))
         return model.eval().requires_grad_(False)
     except (FineGrainedError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError) as e:
-        lib,now = cfg.get('model', {}).get('library', 'timm'),_versions()
-        then = cfg.get('versions', {}).get(lib, '?')
-        raise FineGrainedError(f"'{fn}' does not fit the model that config.json describes, built by {lib} {now.get(lib)}; it was written with {lib} {then}. "
-            f"{f'Install that: pip install {lib}=={then}. ' if then!=now.get(lib) else ''}What went wrong: {listing(str(e).split(chr(10)), 4)}") from e
+        lib = cfg['model'].get('library')
+        now,then = _versions().get(lib),str(cfg['versions'].get(lib))
+        mend = f" Install that: pip install {lib}=={then.partition('+')[0]}." if then!=now else ''
+        raise FineGrainedError(f"'{fn}' does not fit the model that config.json describes, built by {lib} {now}; it was written with {lib} {then}.{mend} What went wrong: {listing(str(e).splitlines(), 4)}") from e
 
 # %% ../nbs/api/91_bundle.ipynb #b7f990e7
 def load_bundle(folder, # That `save_bundle` wrote

@@ -69,13 +69,15 @@ def _verify(x, files, boxes, net):
             check_same(net(x), torch.cat([bundle.model(o) for _,o,_ in res]))
     return verify
 
-# %% ../nbs/api/92_save.ipynb #f09c25d7
+# %% ../nbs/api/92_save.ipynb #3ed1aa94
 @torch.inference_mode()
 def _measure(net, dl, split, show):
     "What `net` gets right of the pictures of the loader `dl`"
     res = [(net(b[0]).cpu(), b[-1].cpu()) for b in _bar(dl, show)]
     preds,targs = [torch.cat([torch.as_tensor(t) for t in o]) for o in zip(*res)]
-    return dict(split=split, pictures=len(targs), top_1=top_k(preds, targs, 1), top_5=top_k(preds, targs, 5), per_class=per_class_accuracy(preds, targs).nanmean().item())
+    return _row(split, len(targs), top_k(preds, targs, 1), top_k(preds, targs, 5), per_class_accuracy(preds, targs).nanmean().item(), preds.shape[1])
+
+def _row(split, pictures, top1, top5, per_class, n): return dict(split=split, pictures=int(pictures), top_1=top1) | ({'top_5': top5} if n>5 else {}) | dict(per_class=per_class)
 
 def _numbers(learn, net, show):
     "Rows and notes about how good the learner is"
@@ -85,7 +87,7 @@ def _numbers(learn, net, show):
     if on_test: notes.append("These loaders validated on the test split (`valid='test'`): the figure has been chosen by, and is no test any more.")
     elif reads:
         o = reads[-1].iloc[0]
-        rows.append(dict(split='test', pictures=int(o.pictures), top_1=o.top1, top_5=o.top5, per_class=o.per_class))
+        rows.append(_row('test', o.pictures, o.top1, o.top5, o.per_class, len(learn.dls.vocab)))
     elif len(data['test']): notes.append('The test split has not been read with these weights: `learn.test()` before saving does so.')
     return dict(numbers=rows, notes=notes)
 

@@ -75,6 +75,7 @@ def _listed(o, known):
     "The name in `known` of the part `o`; None for a part of the user's own"
     return o if isinstance(o, str) else next((k for k,v in known.items() if v is o), None)
 
+# %% ../../nbs/api/16_models.model.ipynb #b21b4dcf
 @torch.no_grad()
 def _fits(o, shape, width, kind):
     "Stop unless the module `o` makes rows of `width` out of a batch of `shape`"
