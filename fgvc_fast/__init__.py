@@ -2,7 +2,7 @@
 __version__ = "0.0.1"
 
 _homes = dict(fine_grained_data='data.all', FineGrainedData='data.all', toy_birds='data.all', fine_grained_learner='learner', fine_grained_model='models.model',
-    Phase='train.phases', FineGrainedError='core')
+    Phase='train.phases', cam='interpret.cam', FineGrainedInterpretation='interpret.errors', load_bundle='bundle', FineGrainedError='core')
 
 def __getattr__(name):
     "The front-door names, imported when asked for (PEP 562)"

@@ -7,3 +7,6 @@ from .metrics import *
 from .augment.mix import *
 from .train.all import *
 from .learner import *
+from .interpret.all import *
+from .bundle import *
+from .save import *

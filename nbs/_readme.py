@@ -36,6 +36,18 @@ def picture(fn):
     fn.parent.mkdir(exist_ok=True)
     fig.savefig(fn, dpi=100, pil_kwargs=dict(quality=88))
 
+def confused(fn):
+    "The most confused pair of a short training, on validation pictures"
+    import matplotlib.pyplot as plt
+    from fgvc_fast.all import FineGrainedInterpretation, fine_grained_data, fine_grained_learner, set_seed
+    set_seed(0)
+    dls = fine_grained_data('toy_birds').dls(size=96, seed=0, num_workers=0)
+    learn = fine_grained_learner(dls, 'toy_resnet')
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases(4)
+    FineGrainedInterpretation.from_learner(learn).plot_confused_pairs(1, 3)
+    plt.savefig(fn, dpi=100, pil_kwargs=dict(quality=88))
+
 if __name__=='__main__':
     (root/'README.md').write_text(readme(), encoding='utf-8')
     picture(root/'nbs'/'images'/'toy_birds.jpg')
+    confused(root/'nbs'/'images'/'confused.jpg')

@@ -60,6 +60,7 @@ def test_odd_pictures_work(tmp_path):
     dls = data.dls(size=32, aug='none', bs=14, num_workers=0)
     upright = {nm: dls.test_dl([tmp_path/'a'/nm], num_workers=0).one_batch()[0] for nm in [*saved, 'turned.jpg']}
     for nm in saved: assert (upright[nm]-upright['rgb.png']).abs().max() < .03, nm
+    for nm,x32 in upright.items(): assert (dls.test_dl([Image.open(tmp_path/'a'/nm)], num_workers=0).one_batch()[0]-x32).abs().max() < .03, f'{nm}, opened'
     by_hand = Image.fromarray(x).transpose(Image.Transpose.ROTATE_270).crop((0,10,60,70)).resize((32,32), Image.Resampling.BILINEAR)
     turned = torch.tensor(np.asarray(by_hand))/255
     assert (upright['turned.jpg'][0,0]-turned).abs().max() < .03

@@ -142,16 +142,18 @@ def plot_confused_pairs(self:FineGrainedInterpretation,
 
 @patch
 def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method):
-    "Pictures of class `this` in `fig`: first those taken for `that`, then the surest right ones"
+    "Pictures of class `this` in `fig`: first those taken for `that`, then those named rightly, the surest first; then any others"
     i,j = map(list(self.vocab).index, (this, that))
     of = (self.targs==i).nonzero().flatten()
+    of = of[self.probs[of].argsort(descending=True)]
     wrong,right = of[self.preds[of]==j],of[self.preds[of]==i]
-    idxs = torch.cat([wrong[self.probs[wrong].argsort(descending=True)], right[self.probs[right].argsort(descending=True)]])[:k]
+    idxs = torch.cat([wrong, right, of[(self.preds[of]!=i) & (self.preds[of]!=j)]])[:k]
+    say = {i: 'right', j: 'wrong'}
     fig.suptitle(f'{this}\n{len(wrong)} of {len(of)} taken for the other', fontsize=9, y=.98)
     axs = fig.subplots(1, k, gridspec_kw=dict(left=.02, right=.98, top=.75, bottom=.01, wspace=.06))
     axs = np.atleast_1d(axs)
     for ax in axs: ax.axis('off')
-    self._draw(axs, idxs, [f'{"right" if self.preds[o]==i else "wrong"}, {self.probs[o]:.0%} sure' for o in idxs], method)
+    self._draw(axs, idxs, [f'{say.get(self.preds[o].item(), "another")}, {self.probs[o]:.0%} sure' for o in idxs], method)
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #bfdc447e
 @patch

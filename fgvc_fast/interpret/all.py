@@ -1,0 +1,3 @@
+"Everything about looking at a trained model"
+from .cam import *
+from .errors import *
