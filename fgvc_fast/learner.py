@@ -52,7 +52,8 @@ def _precision(amp, device):
 _learner_args = set(inspect.signature(Learner).parameters)
 
 @delegates(Learner.__init__)
-def fine_grained_learner(dls,
+def fine_grained_learner(
+    dls,                  # fastai `DataLoaders`, such as `data.dls(...)` makes
     arch,                 # timm name, or a torchvision constructor
     pool='avg',           # Name ('avg', 'gem'), class or instance
     head='linear',        # Name ('linear', 'fastai') or class

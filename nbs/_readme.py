@@ -37,14 +37,14 @@ def picture(fn):
     fig.savefig(fn, dpi=100, pil_kwargs=dict(quality=88))
 
 def confused(fn):
-    "The most confused pair of a short training, on validation pictures"
+    "The most confused pairs of a short training, on validation pictures"
     import matplotlib.pyplot as plt
     from fgvc_fast.all import FineGrainedInterpretation, fine_grained_data, fine_grained_learner, set_seed
     set_seed(0)
     dls = fine_grained_data('toy_birds').dls(size=96, seed=0, num_workers=0)
     learn = fine_grained_learner(dls, 'toy_resnet')
     with learn.no_bar(), learn.no_logging(): learn.fit_phases(4)
-    FineGrainedInterpretation.from_learner(learn).plot_confused_pairs(1, 3)
+    FineGrainedInterpretation.from_learner(learn).plot_confused_pairs(2, 2)
     plt.savefig(fn, dpi=100, pil_kwargs=dict(quality=88))
 
 if __name__=='__main__':
