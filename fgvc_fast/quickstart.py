@@ -42,7 +42,7 @@ class Report:
 
 _page = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:860px;margin:2rem auto;padding:0 1rem;color:#222}} h2{{margin:2.2rem 0 .3rem}} p{{margin:.3rem 0 1rem}} img{{max-width:100%;display:block}}
-table{{border-collapse:collapse;font-size:15px;display:block;overflow-x:auto}} th,td{{padding:.35rem 1.6rem .35rem 0;text-align:left;white-space:nowrap;border-bottom:1px solid #ddd}}</style>
+table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}} th,td{{padding:.35rem 1.1rem .35rem 0;text-align:left;white-space:nowrap;border-bottom:1px solid #ddd}}</style>
 <h1>{title}</h1><p>{lead}</p>
 {body}
 """
@@ -111,10 +111,10 @@ def _looking(page, data, learn, size):
     rows = data['test'].index
     interp = FineGrainedInterpretation.from_learner(learn, dl=learn.dls.test_dl(rows, with_labels=True))
     parts,right = true_parts(data, rows, size),interp.preds==interp.targs
-    score = np.median(part_scores(cam(learn, rows), parts))
+    scores = part_scores(cam(learn, rows), parts)
     page.section('Where it looks', 'Grad-CAM on test pictures: what speaks for the answer keeps its colours, and the white line is drawn where the map falls to one half. '
-        f'The yellow ring is the truth: the one part that this species differs in (none where a leaf hides it). Inside it the maps are {score:.1f} times as high as over the whole picture (median of {len(rows)}; 1 would be chance).')
-    for say,of in (('Named rightly, from evenly over the species', right.nonzero().flatten()), ('Named wrongly, the surest first', (~right).nonzero().flatten()[interp.probs[~right].argsort(descending=True)])):
+        f'The yellow ring is the truth: the one part that this species differs in (none where a leaf hides it). Inside it the maps are {np.median(scores):.1f} times as high as over the whole picture (median of the {len(scores)} where it can be seen; 1 would be chance).')
+    for say,of in (('Named rightly, spread over the species', right.nonzero().flatten()), ('Named wrongly, the surest first', (~right).nonzero().flatten()[interp.probs[~right].argsort(descending=True)])):
         if not len(of): continue
         some = of[np.linspace(0, len(of)-1, min(5, len(of))).astype(int)] if say.startswith('Named rightly') else of[:5]
         page.text(f'{say}:')
@@ -154,8 +154,8 @@ def _keeping(page, data, learn, out):
     sizes = ', '.join(f'{o.name} ({o.stat().st_size/1e3:,.0f} kB)' for o in sorted(folder.iterdir()))
     page.section('The model as plain files', f'learn.save_bundle wrote {sizes} into the folder bundle, after checking on real pictures that what it wrote answers as the learner does. '
         f'A fresh process without fastai was ready {seconds:.1f} s after it began to import, and said of six test pictures, given by their paths:')
-    said = pd.DataFrame(dict(says=df.label, probability=df.probability.map('{:.0%}'.format), then=df.label_2, its_probability=df.probability_2.map('{:.0%}'.format),
-        truth=list(data.items.label[rows])))
+    said = pd.DataFrame(dict(truth=list(data.items.label[rows]), says=df.label, probability=df.probability.map('{:.0%}'.format),
+        then=df.label_2, its_probability=df.probability_2.map('{:.0%}'.format)))
     page.table(said.rename(columns=dict(its_probability='probability')))
 
 # %% ../nbs/api/95_quickstart.ipynb #1eb5e059
