@@ -3,7 +3,7 @@ import ast, inspect, json, logging, os, re, shutil, sys, tempfile, time, warning
 os.environ.setdefault('NO_MKDOCS_2_WARNING', '1')
 from base64 import b64decode
 from dataclasses import is_dataclass
-from fastcore.basics import listify
+from fastcore.basics import AttrDict, listify
 from fastcore.docments import docments
 from fastcore.nbio import join_out, nb_frontmatter, read_nb
 from functools import cached_property
@@ -65,9 +65,10 @@ class Page:
 
 def source(c): return re.sub(r'(?m)^[ \t]*#\|.*\n?|^[ \t]*# chkstyle:.*\n?|[ \t]*# chkstyle:.*$', '', c.source).strip()
 
-# Markdown: names become links, formulas MathML, which browsers draw without any script
+# Markdown: names become links (but for those said to be another library's), formulas MathML, which browsers draw without any script
 
-_re_md = re.compile(r'''(?P<keep> ^[ \t]*(?P<fence>```+|~~~+).*?^[ \t]*(?P=fence)[ \t]*$ | ^\#+[ ].*?$ | !?\[[^\]\n]*\]\([^)\n]*\) )
+_re_md = re.compile(r'''(?P<keep> ^[ \t]*(?P<fence>```+|~~~+).*?^[ \t]*(?P=fence)[ \t]*$ | ^\#+[ ].*?$ | !?\[[^\]\n]*\]\([^)\n]*\)
+        | \b(?:fastai|timm|torchvision)(?:'s)?(?:[ ]own)?[ ]`[^`\n]+` )
     | `(?P<code>[^`\n]+)` | \$\$(?P<block>.+?)\$\$ | \$(?P<inline>\S(?:[^$\n]*\S)?)\$''', re.M|re.S|re.X)
 _classes = dict(learn='Learner', dls='FineGrainedLoaders', data='FineGrainedData') # what the usual names of variables stand for
 
@@ -79,18 +80,19 @@ class Names:
         # a method's own name will do if it is one of a kind, and no word that could mean something else
         self.methods = {t: f'{c}.{t}' for c,_,t in tails if '_' in t and sum(t==o for *_,o in tails)==1}
 
-    def find(self, code):
-        "The public name that `code` begins with, if any"
+    def find(self, code, page):
+        "The public name that `code` begins with, if any; `page` may have a method of that name"
         m = re.fullmatch(r'(?s)([A-Za-z][\w.]*)(\(.*)?', code)
         if not m: return
         top,_,rest = m[1].partition('.')
         name = f'{_classes.get(top, top)}.{rest}' if rest else top
-        name = self.methods.get(name, name) if name not in self.pages else name
-        return name if name in self.pages else None
+        if name not in self.pages: name = self.methods.get(name)
+        elif self.pages[name] is not page: name = next((n for n,p in self.pages.items() if p is page and n.endswith(f'.{name}')), name)
+        return name
 
     def link(self, code, page, skip=()):
         "`code` in back-ticks, linked to its documentation if it has one"
-        name = self.find(code)
+        name = self.find(code, page)
         if not name or code in skip: return f'`{code}`'
         to = self.pages[name].path
         return f"[`{code}`]({'' if to==page.path else relpath(to, dirname(page.path))}#{name})"
@@ -117,7 +119,7 @@ class Shown:
 
 def value(o):
     "A default as one would write it"
-    if isinstance(o, (tuple,list)): return '()[]'[2*isinstance(o, list)] + ', '.join(map(value, o)) + ','*(isinstance(o, tuple) and len(o)==1) + '()[]'[2*isinstance(o, list)+1]
+    if type(o) is tuple: return f"({', '.join(map(value, o))}{','*(len(o)==1)})"
     return f'{o:.4g}' if isinstance(o, float) else getattr(o, '__name__', None) or repr(o)
 
 def kind(o):
@@ -125,9 +127,15 @@ def kind(o):
     if o in (empty, None, type(None)): return ''
     return o if isinstance(o, str) else re.sub(r'\b(?:\w+\.)+(\w+)', r'\1', inspect.formatannotation(o))
 
+def said_of_rest(src, node):
+    "What the comment beside `**kwargs` says where `node` is written in `src`"
+    rest = isinstance(node, functions) and getattr(node, 'args', None) and node.args.kwarg
+    m = rest and re.search(r'#\s*(.+)', src.splitlines()[rest.lineno-1])
+    return m[1] if m else ''
+
 class Doc:
-    "Signature, docstring and arguments of `o`, as the package holds it"
-    def __init__(self, o):
+    "Signature, docstring and arguments of `o`, as the package holds it; `rest` is what is said of `**kwargs`"
+    def __init__(self, o, rest=''):
         self.is_prop = isinstance(o, property)
         o = o.fget if self.is_prop else getattr(o, '__func__', o)
         self.doc = o.__doc__ or ''
@@ -137,7 +145,12 @@ class Doc:
         self.sig = inspect.signature(f)
         docs = docments(f, full=True, args_kwargs=True)
         self.returns = docs.pop('return', {})
+        p = inspect.Parameter('kwargs', inspect.Parameter.VAR_KEYWORD)
+        if rest and p.kind not in [v.kind for v in docs.values()]: # @delegates has put others in its place
+            docs['kwargs'] = AttrDict(docment=rest, anno=empty, default=empty, kind=p.kind)
+            self.sig = self.sig.replace(parameters=[*self.sig.parameters.values(), p])
         self.args = {k: v for k,v in docs.items() if k not in ('self','cls')}
+        if f is not o and not self.said and not f.__module__.startswith('fgvc_fast'): self.args,self.sig = {},inspect.Signature() # another library's, and nothing is said of it
 
     @property
     def said(self): return any(v['docment'] for v in self.args.values())
@@ -180,7 +193,7 @@ class Site:
         if not isinstance(node, (*functions, ast.ClassDef)):
             lines = ast.get_source_segment(src, node).splitlines()
             return [head, fenced('\n'.join(lines[:8] + ['...']*(len(lines)>8)))]
-        d = Doc(page.look_up(name))
+        d = Doc(page.look_up(name), said_of_rest(src, node))
         skip = {name, *d.args}
         def text(s): return self.names.markdown(escaped(s), page, skip)
         def code(s): return s and self.names.link(s, page, {name})
@@ -226,7 +239,8 @@ class Site:
     def cell(self, page, c):
         "Pieces of markdown for one cell"
         if c.cell_type=='markdown': return [self.names.markdown(c.source, page)]
-        d = c.directives if c.cell_type=='code' else dict(hide='')
+        if c.cell_type!='code': return []
+        d = c.directives
         if c.id in page.cells: res = self.exported(page, c)
         elif d.keys() & {'hide','default_exp','exporti'}: return []
         else: res = [] if 'hide_input' in d or d.get('echo')=='false' else [fenced(source(c))]
@@ -253,10 +267,8 @@ class Site:
 
     def write(self):
         "Write all pages; returns what mkdocs calls `nav`"
-        for p in self.pages:
-            fn = self.to/p.path
-            fn.parent.mkdir(parents=True, exist_ok=True)
-            fn.write_text(self.markdown(p), encoding='utf-8')
+        for o in ('api','lessons'): (self.to/o).mkdir(parents=True)
+        for p in self.pages: (self.to/p.path).write_text(self.markdown(p), encoding='utf-8')
         (self.to/'api'/'index.md').write_text(self.contents(), encoding='utf-8')
         shutil.copytree(nbs/'images', self.to/'images')
         shutil.copy(nbs/'_docs.css', self.to/'extra.css')
@@ -272,7 +284,6 @@ def main(dest=nbs.parent/'_docs'):
     if dest.exists() and any(dest.iterdir()) and not (dest/'search'/'search_index.js').exists(): sys.exit(f'{dest} holds something else than a site: give another folder')
     with tempfile.TemporaryDirectory() as d:
         md,site = Path(d)/'md',Path(d)/'site'
-        md.mkdir()
         s = Site(md)
         try: build(load_config(str(nbs/'mkdocs.yml'), docs_dir=str(md), site_dir=str(site), nav=s.write()))
         except Abort as e: sys.exit(f'No site was built. {e}')
