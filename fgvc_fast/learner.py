@@ -109,6 +109,7 @@ def test(self:Learner)->pd.DataFrame:
     check(data is not None, "These loaders do not know their data set, so there is no test split to read: make them with `data.dls(...)`")
     rows = data['test'].index
     check(len(rows), f"{data.card.get('title') or data.root} has no test split: put one aside before training with `data.split(test=.2)`")
+    data._must_be_labelled('test')
     now,reads = _weights_now(self.model),getattr(self, '_test_reads', [])
     if reads and reads[-1][0]==now: return reads[-1][1]
     preds,targs = self.get_preds(dl=self.dls.test_dl(rows, with_labels=True))

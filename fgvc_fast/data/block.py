@@ -26,34 +26,35 @@ from .table import FineGrainedData
 # %% ../../nbs/api/06_data.block.ipynb #cf96c892
 class LazyImage(PILImage):
     "A picture file whose pixels are decoded when first needed; knows its `box`"
-    def __init__(self, fn, box=None):
+    def __init__(self, fn, box=None, banner=0): # `banner`: rows at the bottom that are not there for anybody
         super().__init__()
-        self.fn,self._mode = fn,'RGB'
+        self.fn,self.banner,self._mode = fn,banner,'RGB'
         with Image.open(fn) as im:
-            self._size = upright_size(im)
+            w,h = upright_size(im)
+            self._size = w,max(h-banner, 1)
             self.box = None if box is None or np.isnan(box).any() else upright_box(box, im)
 
     def load(self):
-        if self._im is None: self._im = read_image(self.fn).im
+        if self._im is None: self._im = read_image(self.fn, (0,0,*self._size) if self.banner else None).im
         return super().load()
 
     def region(self, region, size):
         "The picture in `region`, resized to `size`"
-        if self._im is None: return PILImage(read_image(self.fn, region, size))
+        if self._im is None and not self.banner: return PILImage(read_image(self.fn, region, size)) # which may look a little beyond `region` for a smooth edge
         return PILImage(self.resize(size, Image.Resampling.BILINEAR, box=region))
 
 # %% ../../nbs/api/06_data.block.ipynb #51280368
 class BoxedFile:
     "The file of a picture and the box in it (not a tuple: fastai would take it apart)"
-    def __init__(self, fn, box): store_attr()
+    def __init__(self, fn, box, banner=0): store_attr()
 
 def open_lazily(o # A `BoxedFile`, a path, or anything that `PILImage.create` takes
     ):
     "A `LazyImage` where `o` is a file, a `PILImage` of any other picture"
     if isinstance(o, Image.Image): return o if isinstance(o, PILImage) else PILImage(to_rgb(ImageOps.exif_transpose(o))) # a copy, decoded and upright
     if not isinstance(o, (str, Path, BoxedFile)): return PILImage.create(o)
-    fn,box = (o.fn,o.box) if isinstance(o, BoxedFile) else (o,None)
-    try: return LazyImage(fn, box)
+    fn,box,banner = (o.fn,o.box,o.banner) if isinstance(o, BoxedFile) else (o,None,0)
+    try: return LazyImage(fn, box, banner)
     except (OSError, ValueError): return PILImage(read_image(fn)) # which says what is wrong with it
 
 # %% ../../nbs/api/06_data.block.ipynb #1f60c1f0
@@ -125,11 +126,14 @@ def _box(self:CropResize, box, region, mirrored):
 # %% ../../nbs/api/06_data.block.ipynb #275fd293
 class RowGetter:
     "What a row number of a data set stands for: its `BoxedFile` or its label"
-    def __init__(self, paths=None, boxes=None, labels=None): store_attr()
+    def __init__(self, paths=None, boxes=None, labels=None, banner=0):
+        store_attr()
+        self.known = frozenset(paths) if banner else () # a path of the table has a banner, however it is handed in
     def __call__(self, o):
+        if isinstance(o, (str, Path)) and str(o) in self.known: return BoxedFile(o, None, self.banner)
         if not isinstance(o, (int, np.integer)): return o # a picture that is not of the table
         if self.labels is not None: return self.labels[o]
-        return BoxedFile(self.paths[o], None if self.boxes is None else self.boxes[o])
+        return BoxedFile(self.paths[o], None if self.boxes is None else self.boxes[o], self.banner)
     def __repr__(self): return f"row → {'label' if self.labels is not None else 'picture'}"
 
 # %% ../../nbs/api/06_data.block.ipynb #ec807917
@@ -179,6 +183,7 @@ def block(self:FineGrainedData,
     )->DataBlock:
     "A fastai `DataBlock` over this data set"
     check(crop is None or self.has_boxes, f"crop='{crop}' needs boxes, and {self.card.get('title') or self.root} has none: leave `crop` out")
+    for s in ('train', valid): self._must_be_labelled(s)
     if aug=='none': kwargs = {'min_scale': 1., 'flip': 0., **kwargs}
     boxes = self.items[['x0','y0','x1','y1']].to_numpy() if self.has_boxes else None
     paths,labels = [np.array(o, dtype=object) for o in ([str(self.path(i)) for i in range(len(self))], self.items.label)]
@@ -186,7 +191,7 @@ def block(self:FineGrainedData,
     res = FineGrainedBlock(
         blocks=(TransformBlock(type_tfms=open_lazily, batch_tfms=IntToFloatTensor), CategoryBlock(vocab=self.vocab, sort=False)),
         get_items=lambda _: np.concatenate([train, valid]), splitter=lambda o: [range(len(train)), range(len(train), len(o))],
-        get_x=RowGetter(paths, boxes), get_y=RowGetter(labels=labels),
+        get_x=RowGetter(paths, boxes, banner=self.banner), get_y=RowGetter(labels=labels),
         item_tfms=CropResize(size, crop, **kwargs) if item_tfms is None else item_tfms, batch_tfms=_augment(aug) + list(L(batch_tfms)))
     res.data = self
     return res

@@ -13,7 +13,7 @@ from fastcore.parallel import parallel
 from pathlib import Path
 from PIL import Image
 from ..core import check as require, in_lines, listing # `check` is a verb of the data set here
-from .image import read_image, upright_box
+from .image import read_image, upright_box, upright_size
 
 # %% ../../nbs/api/01_data.table.ipynb #f5518f48
 _splits,_box = ['train','valid','test'],['x0','y0','x1','y1']
@@ -21,12 +21,13 @@ _splits,_box = ['train','valid','test'],['x0','y0','x1','y1']
 def _checked(items, levels):
     "`items` with tidy columns, or one error that names the row"
     items = items.reset_index(drop=True).copy()
-    for c in ('path', *levels):
-        require(c in items, f"The table has no column '{c}' (it has {listing(items.columns, 10)}): rename yours with `df.rename(columns={{'yours': '{c}'}})`")
-        bad = items.index[items[c].isna()]
-        require(not len(bad), f"Column '{c}' is empty in row {listing(bad)}: fill it in, or drop those rows with `df.dropna(subset='{c}')`")
-        if not isinstance(items[c].dtype, pd.CategoricalDtype): items[c] = items[c].astype(str)
     if 'split' not in items: items['split'] = 'train'
+    for c in ('path', *levels): require(c in items, f"The table has no column '{c}' (it has {listing(items.columns, 10)}): rename yours with `df.rename(columns={{'yours': '{c}'}})`")
+    secret = (items.split=='test') & items.label.isna() # some publishers keep the labels of the test
+    for c in ('path', *levels):
+        bad = items.index[items[c].isna() & ~(secret & (c!='path'))]
+        require(not len(bad), f"Column '{c}' is empty in row {listing(bad)}: fill it in, or drop those rows with `df.dropna(subset='{c}')`")
+        if not isinstance(items[c].dtype, pd.CategoricalDtype): items[c] = items[c].astype(str).where(items[c].notna())
     bad = items[~items.split.isin(_splits)]
     require(not len(bad), f"Row {listing(bad.index)} says split='{bad.split.iloc[0] if len(bad) else ''}': use 'train', 'valid' or 'test'")
     some = [c for c in _box if c in items]
@@ -63,15 +64,35 @@ class FineGrainedData:
     def vocab(self):
         "All labels, in the order of the data set where it has one, else sorted"
         c = self.items.label
-        return list(c.cat.categories) if isinstance(c.dtype, pd.CategoricalDtype) else sorted(c.unique())
+        return list(c.cat.categories) if isinstance(c.dtype, pd.CategoricalDtype) else sorted(c.dropna().unique())
 
     @property
     def has_boxes(self): return 'x0' in self.items
+
+    @property
+    def banner(self):
+        "Rows of pixels at the bottom of every picture that are no part of it"
+        return int(self.card.get('banner') or 0)
 
     def __repr__(self):
         n = ', '.join(f'{s} {(self.items.split==s).sum():,}' for s in _splits)
         extras = ['boxes']*self.has_boxes + ([f'{self.parts.part.nunique()} parts'] if self.parts is not None else []) + [' → '.join(self.levels)]*(len(self.levels)>1)
         return f"{self.card.get('title') or self.root.name}: {len(self):,} pictures of {len(self.vocab):,} classes ({n}){'; ' if extras else ''}{'; '.join(extras)}"
+
+# %% ../../nbs/api/01_data.table.ipynb #a10db42f
+@patch
+def picture(self:FineGrainedData, row:int):
+    "The upright picture of `row`, without a banner"
+    if not self.banner: return read_image(self.path(row))
+    with Image.open(self.path(row)) as im: w,h = upright_size(im)
+    return read_image(self.path(row), (0, 0, w, max(h-self.banner, 1)))
+
+@patch
+def _must_be_labelled(self:FineGrainedData, split):
+    "Stop unless every row of `split` has a label"
+    n = self[split].label.isna().sum()
+    require(not n, f"{n:,} of {len(self[split]):,} '{split}' pictures of {self.card.get('title') or self.root} have no label, so they can be predicted but not scored"
+        f"{': ' if 'unlabelled' in self.card else ''}{self.card.get('unlabelled', '')}")
 
 # %% ../../nbs/api/01_data.table.ipynb #0a918c60
 def carve(items:pd.DataFrame, share:float=.1, # Of each class's rows, 0–1
@@ -113,15 +134,16 @@ def _new(self:FineGrainedData, items):
 # %% ../../nbs/api/01_data.table.ipynb #53224197
 def _file_report(o):
     "(problem, detail, size as stored, digest) of the file `path`; `box` is looked at too"
-    path,box = o
+    path,box,banner = o
     if not path.is_file(): return 'missing file','there is no such file',''
     try: res = read_image(path)
     except ValueError as e: return ('not an image' if 'not a picture' in str(e) else 'unreadable or truncated'),str(e.__cause__ or e),''
     digest = hashlib.md5(path.read_bytes()).hexdigest()
     if box is None or np.isnan(box).any(): return None,None,digest
     with Image.open(path) as im: (w,h),(x0,y0,x1,y1) = im.size,box
+    h -= banner
     outside = min(x0, y0, w-x1, h-y1) < -1 # annotators round
-    return ('box outside the image' if outside else None),f'box {x0:g},{y0:g},{x1:g},{y1:g} in a picture of {w}×{h}',digest
+    return ('box outside the image' if outside else None),f'box {x0:g},{y0:g},{x1:g},{y1:g} in a picture of {w}×{h}{" (without its banner)" if banner else ""}',digest
 
 # %% ../../nbs/api/01_data.table.ipynb #447b1c32
 _fatal = {'missing file', 'unreadable or truncated', 'not an image'}
@@ -132,7 +154,7 @@ def check(self:FineGrainedData, progress:bool=True # Show a bar
     "Read every file once and list what is wrong: a row per problem, `usable` says whether the picture can still be used"
     it,paths = self.items,[self.path(i) for i in range(len(self))]
     boxes = it[_box].to_numpy() if self.has_boxes else [None]*len(self)
-    found = parallel(_file_report, list(zip(paths, boxes)), n_workers=4, threadpool=True, progress=progress)
+    found = parallel(_file_report, [(*o, self.banner) for o in zip(paths, boxes)], n_workers=4, threadpool=True, progress=progress)
     res = [(p, i, d) for i,(p,d,_) in enumerate(found) if p]
     res += [(p, None, d) for p,d in _label_problems(self)]
     digest = pd.Series([o[2] for o in found])
@@ -150,7 +172,8 @@ def _label_problems(data):
     yield from [('class with one image', f"'{c}' has a single picture: it cannot be both learned and measured") for c in n.index[n==1]]
     train = set(data['train'].label)
     for s in ('valid','test'):
-        yield from [(f'label in {s} but not in train', f"'{c}' is never learned") for c in sorted(set(data[s].label)-train)]
+        yield from [(f'label in {s} but not in train', f"'{c}' is never learned") for c in sorted(set(data[s].label.dropna())-train)]
+    if (lost := data['test'].label.isna().sum()): yield 'test without labels',f"{lost:,} of {len(data['test']):,} pictures can be predicted, not scored"
 
 # %% ../../nbs/api/01_data.table.ipynb #9b071ae0
 @patch
@@ -168,15 +191,16 @@ def show(self:FineGrainedData,
     boxes:bool=True, parts:bool=False, # Draw them, where the data set has them
     seed:int=0, size:float=2. # Of each picture, inches
     ):
-    "Pictures as they are stored, with their labels, boxes and parts"
+    "Pictures as they are stored (less a banner), with their labels, boxes and parts"
     import matplotlib.pyplot as plt
     if rows is None: rows = np.random.default_rng(seed).permutation(len(self))[:n]
     rows = list(rows)
     fig,axs = plt.subplots(-(-len(rows)//cols), min(cols,len(rows)), figsize=(size*min(cols,len(rows)), (size+.4)*-(-len(rows)//cols)), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax,i in zip(axs.flat, rows):
-        ax.imshow(read_image(self.path(i)))
-        ax.set_title(in_lines(self.items.label.iat[i], int(size*11)), fontsize=8)
+        ax.imshow(self.picture(i))
+        label = self.items.label.iat[i]
+        ax.set_title(in_lines('no label' if pd.isna(label) else label, int(size*11)), fontsize=8)
         with Image.open(self.path(i)) as im:
             if boxes and self.has_boxes and not self.items[_box].iloc[i].isna().any():
                 x0,y0,x1,y1 = upright_box(self.items[_box].iloc[i], im)
