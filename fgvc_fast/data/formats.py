@@ -67,14 +67,14 @@ def _present(fn, tree):
     check(fn.is_file(), f"{fn} is missing: {tree} (found {listing(sorted(o.name for o in fn.parent.iterdir()), 10) if fn.parent.is_dir() else 'no such folder'})")
     return fn
 
-def _words(fn, cols, rest=False, tree=_cub_tree):
-    "Rows of the blank-separated file `fn` as a DataFrame with `cols`; `rest`: the last column may hold blanks"
+def _words(fn, cols, rest=False, tree=_cub_tree, skip=None):
+    "Rows of the blank-separated file `fn` as a DataFrame with `cols`; `rest`: the last column may hold blanks; lines that begin with `skip` are left"
     try: lines = _present(fn, tree).read_text(encoding='utf-8').splitlines()
     except UnicodeDecodeError as e: raise FineGrainedError(f"{fn} is not a text file: {e}") from e
-    rows = [o.split(maxsplit=len(cols)-1 if rest else -1) for o in lines if o.strip()]
-    bad = [i for i,o in enumerate(rows, 1) if len(o)!=len(cols)]
+    rows = {i: o.split(maxsplit=len(cols)-1 if rest else -1) for i,o in enumerate(lines, 1) if o.strip() and not (skip and o.startswith(skip))}
+    bad = [i for i,o in rows.items() if len(o)!=len(cols)]
     check(not bad, f"{fn}, line {listing(bad)}: expected {len(cols)} values ({', '.join(cols)})")
-    return pd.DataFrame(rows, columns=cols)
+    return pd.DataFrame(list(rows.values()), columns=cols)
 
 def _numbers(fn, cols, tree=_cub_tree):
     "The same, all numbers"
