@@ -234,7 +234,10 @@ class Site:
         if typ=='text/html':
             s = re.sub(r'(?s)<style scoped>.*?</style>\s*', '', s)
             return f"""<div class="output">{re.sub(r' border="1"| class="dataframe"', '', s)}</div>"""
-        return self.names.markdown(s, page) if typ=='text/markdown' else f'```` {{ .text .output .no-copy }}\n{s.rstrip()}\n````'
+        if typ=='text/plain': return f'```` {{ .text .output .no-copy }}\n{s.rstrip()}\n````'
+        # what code says in markdown has headings of its own, which are none of the page's
+        s = ''.join(o if i%2 else re.sub(r'(?m)^#+ (.*)', r'**\1**', o) for i,o in enumerate(re.split(r'(?s)(```.*?```)', s)))
+        return div('output prose', self.names.markdown(s, page))
 
     def cell(self, page, c):
         "Pieces of markdown for one cell"

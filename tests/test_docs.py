@@ -129,6 +129,10 @@ def test_nothing_raw_is_left(pages):
         prose = ''.join(page.prose)
         assert not re.search(r'`|\]\(|\*\*|\{ ?[.#:]|\$|:::|\\[a-z]{2,}', prose), f"{name}: {re.search(r'.{0,40}(`|](|[*][*]|:::).{0,40}', prose)}"
 
+def test_one_title_a_page(site):
+    for fn in site.rglob('*.html'):
+        if fn.name!='404.html': assert fn.read_text(encoding='utf-8').count('<h1')==1, fn.name
+
 @pytest.fixture
 def small(tmp_path):
     "Notebooks of one page, which says whatever a test wants"
