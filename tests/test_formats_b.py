@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.flowers import read_flowers
+from fgvc_fast.data.food import read_food
 from fgvc_fast.data.formats import read_cub
 from fgvc_fast.data.pets import pets_card, read_pets
 
@@ -42,7 +43,7 @@ def test_real_pets():
     assert it.x0.min()>=0 and it.y0.min()>=0
     assert (data.check(progress=False).problem=='missing file').sum()==598 # the pictures are not here, and reading did not need them
 
-readers = dict(pets=read_pets, flowers=read_flowers)
+readers = dict(pets=read_pets, flowers=read_flowers, food=read_food)
 
 @pytest.mark.parametrize('name', readers)
 @pytest.mark.parametrize('tree', ['gone', 'empty', 'other'])
