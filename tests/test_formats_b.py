@@ -1,8 +1,11 @@
 "Readers of published layouts against real annotation files, broken trees, and at size"
-import os
+import os, subprocess, sys
+import numpy as np
 from pathlib import Path
 import pytest
+from PIL import Image
 from fgvc_fast.core import FineGrainedError
+from fgvc_fast.data.cifar import read_cifar_10, read_cifar_100
 from fgvc_fast.data.flowers import read_flowers
 from fgvc_fast.data.food import read_food
 from fgvc_fast.data.formats import read_cub
@@ -43,7 +46,7 @@ def test_real_pets():
     assert it.x0.min()>=0 and it.y0.min()>=0
     assert (data.check(progress=False).problem=='missing file').sum()==598 # the pictures are not here, and reading did not need them
 
-readers = dict(pets=read_pets, flowers=read_flowers, food=read_food)
+readers = dict(pets=read_pets, flowers=read_flowers, food=read_food, cifar_10=read_cifar_10, cifar_100=read_cifar_100)
 
 @pytest.mark.parametrize('name', readers)
 @pytest.mark.parametrize('tree', ['gone', 'empty', 'other'])
@@ -55,3 +58,57 @@ def test_not_the_tree(name, tree, tmp_path):
         (tmp_path/tree/'images').mkdir()
     msg = 'There is no folder' if tree=='gone' else rf'is not a tree of (.|\n)*found {"nothing" if tree=="empty" else "images, images.txt"}(.|\n)*look like this'
     with pytest.raises(FineGrainedError, match=msg): readers[name](tmp_path/tree)
+
+def cifar_tree(root, n=20):
+    "A CIFAR-10 of random pixels in the binary version, `n` pictures a batch"
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True)
+    for f in [*(f'data_batch_{i}' for i in range(1,6)), 'test_batch']:
+        x = rng.integers(0, 256, (n,3073), dtype=np.uint8)
+        x[:,0] %= 10
+        (root/f'{f}.bin').write_bytes(x.tobytes())
+    (root/'batches.meta.txt').write_text('\n'.join(f'kind_{i}' for i in range(10)))
+
+def test_cifar_killed_while_unpacking(tmp_path):
+    "A kill leaves nothing that looks complete; the next run does it again, and sweeps up what is old"
+    root = tmp_path/'cifar-10-batches-bin'
+    cifar_tree(root)
+    code = f"""
+import os, subprocess, sys
+import numpy as np
+from PIL import Image
+from fgvc_fast.data.cifar import read_cifar_10
+n,save = 0,Image.Image.save
+def dying(self, *args, **kwargs):
+    global n
+    n += 1
+    if n>70: os._exit(9)
+    save(self, *args, **kwargs)
+Image.Image.save = dying
+read_cifar_10({str(root)!r})"""
+    assert subprocess.run([sys.executable, '-c', code]).returncode==9
+    left = [o for o in root.iterdir() if o.name.startswith('.png.part')]
+    assert len(left)==1 and len(list(left[0].rglob('*.png')))==70 and not (root/'png').exists()
+    os.utime(left[0], (0,0))
+    data = read_cifar_10(root, valid=0)
+    assert len(list((root/'png').rglob('*.png')))==120 and not left[0].exists()
+    x = np.frombuffer((root/'data_batch_4.bin').read_bytes(), np.uint8).reshape(-1, 3073)[7,1:]
+    assert (np.asarray(Image.open(data.path(67)))==x.reshape(3,32,32).transpose(1,2,0)).all()
+
+def test_cifar_interrupted(tmp_path, monkeypatch):
+    "Ctrl-C leaves no half-written folder"
+    root = tmp_path/'cifar-10-batches-bin'
+    cifar_tree(root)
+    def stop(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(Path, 'rename', stop)
+    with pytest.raises(KeyboardInterrupt): read_cifar_10(root)
+    assert sorted(o.name for o in root.iterdir() if o.is_dir())==[]
+
+def test_cifar_two_at_once(tmp_path):
+    "Two processes unpack at the same time: both read the same, one folder stays"
+    root = tmp_path/'cifar-10-batches-bin'
+    cifar_tree(root, 100)
+    code = f"from fgvc_fast.data.cifar import read_cifar_10; d = read_cifar_10({str(root)!r}); assert all(d.path(i).is_file() for i in range(600))"
+    procs = [subprocess.Popen([sys.executable, '-c', code]) for _ in range(2)]
+    assert [o.wait() for o in procs]==[0,0]
+    assert [o.name for o in root.iterdir() if o.is_dir()]==['png']
