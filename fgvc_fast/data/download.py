@@ -6,11 +6,12 @@
 __all__ = ['fetch', 'unpack']
 
 # %% ../../nbs/api/03c_data.download.ipynb #458abb5a
-import os, re, shutil, stat, sys, tarfile, zipfile, zlib
+import hashlib, os, re, shutil, stat, sys, tarfile, zipfile, zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from urllib.parse import unquote, urlparse
+from fastcore.basics import listify
 from ..core import FineGrainedError, check
 
 # %% ../../nbs/api/03c_data.download.ipynb #9fddc2d0
@@ -43,6 +44,11 @@ def _resume(url, part, mark, timeout=30):
                 done += len(b)
                 show(done)
 
+# %% ../../nbs/api/03c_data.download.ipynb #f918dbee
+def _first_mb(fn):
+    "MD5 of the first megabyte of the file `fn`"
+    with open(fn, 'rb') as f: return hashlib.md5(f.read(1<<20)).hexdigest()
+
 # %% ../../nbs/api/03c_data.download.ipynb #4ed4e9e1
 @contextmanager
 def _alone(path):
@@ -55,7 +61,7 @@ def _alone(path):
 def fetch(
     url:str, # Of one file
     folder, # Where it is kept, under the name it has in `url`
-    known_hash:str, # 'md5:…' or 'sha256:…'; None where nobody has published one
+    known_hash:str, # 'md5:…' or 'sha256:…'; 'fastai:size:…' of what fastai knows of its files; None where nobody has published one
     tries:int=3 # How often a broken line is taken up again
 )->Path:
     "The file at `url`: resumed where it broke off, checked, and in `folder` only when it is whole"
@@ -74,9 +80,15 @@ def fetch(
         mark.unlink(missing_ok=True)
         os.replace(part, to)
     with _alone(fn):
-        try: return Path(pooch.retrieve(url, known_hash, fn.name, folder, downloader=download))
+        theirs = bool(known_hash) and known_hash.startswith('fastai:')
+        try:
+            got = Path(pooch.retrieve(url, None if theirs else known_hash, fn.name, folder, downloader=download))
+            if theirs and f'fastai:{got.stat().st_size}:{_first_mb(got)}'!=known_hash:
+                got.unlink()
+                raise ValueError('another size, or another beginning')
+            return got
         except FineGrainedError: raise
-        except ValueError as e: # of pooch: the sums differ
+        except ValueError as e: # the sums differ
             raise FineGrainedError(f"What arrived from {url} is not the file that was published (its checksum is not {known_hash}): it was damaged on the way, or replaced. It was not kept; try again, or fetch it by hand") from e
 
 # %% ../../nbs/api/03c_data.download.ipynb #85f75244
@@ -102,18 +114,20 @@ def _opened(fn): return zipfile.ZipFile(fn) if zipfile.is_zipfile(fn) else tarfi
 _damaged = tarfile.TarError,zipfile.BadZipFile,zlib.error,EOFError,OSError
 
 def unpack(
-    fn, # A .tar, .tgz, .tar.gz, .tar.bz2, .tar.xz or .zip file
-    to # Folder that will hold what is in it, and that is there only when all of it is
+    fns, # A .tar, .tgz, .tar.gz, .tar.bz2, .tar.xz or .zip file; or several files, of which those that are no archives are copied
+    to # Folder that will hold what is in them, and that is there only when all of it is
 )->Path:
-    "The archive `fn` unpacked in the folder `to`, whole or not at all"
-    fn,to = Path(fn).expanduser(),Path(to).expanduser()
-    check(fn.is_file(), f'There is no archive {fn}')
+    "The archives `fns` unpacked in the folder `to`, whole or not at all"
+    fns,to = [Path(o).expanduser() for o in listify(fns)],Path(to).expanduser()
+    for fn in fns: check(fn.is_file(), f'There is no archive {fn}')
     with _alone(to):
         if to.exists(): return to
         for o in to.parent.glob(f'.{to.name}.*.unpacking'): shutil.rmtree(o) # of a process that was killed
         tmp = Path(mkdtemp(dir=to.parent, prefix=f'.{to.name}.', suffix='.unpacking'))
         try:
-            _fill(tmp, fn)
+            for fn in fns:
+                if len(fns)>1 and not (tarfile.is_tarfile(fn) or zipfile.is_zipfile(fn)): shutil.copy(fn, tmp)
+                else: _fill(tmp, fn)
             tmp.chmod(0o755) # mkdtemp's are for one user alone
             tmp.rename(to)
         finally: shutil.rmtree(tmp, ignore_errors=True)
