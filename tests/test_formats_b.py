@@ -1,5 +1,5 @@
 "Readers of published layouts against real annotation files, broken trees, and at size"
-import os, subprocess, sys
+import json, os, subprocess, sys
 import numpy as np
 from pathlib import Path
 import pytest
@@ -9,6 +9,7 @@ from fgvc_fast.data.cifar import read_cifar_10, read_cifar_100
 from fgvc_fast.data.flowers import read_flowers
 from fgvc_fast.data.food import read_food
 from fgvc_fast.data.formats import read_cub
+from fgvc_fast.data.inaturalist import read_inaturalist
 from fgvc_fast.data.pets import pets_card, read_pets
 
 shared = Path(os.environ.get('FGVC_SHARED', '../shared'))/'annotations'
@@ -46,7 +47,7 @@ def test_real_pets():
     assert it.x0.min()>=0 and it.y0.min()>=0
     assert (data.check(progress=False).problem=='missing file').sum()==598 # the pictures are not here, and reading did not need them
 
-readers = dict(pets=read_pets, flowers=read_flowers, food=read_food, cifar_10=read_cifar_10, cifar_100=read_cifar_100)
+readers = dict(pets=read_pets, flowers=read_flowers, food=read_food, cifar_10=read_cifar_10, cifar_100=read_cifar_100, inaturalist=read_inaturalist)
 
 @pytest.mark.parametrize('name', readers)
 @pytest.mark.parametrize('tree', ['gone', 'empty', 'other'])
@@ -74,7 +75,7 @@ def test_cifar_killed_while_unpacking(tmp_path):
     root = tmp_path/'cifar-10-batches-bin'
     cifar_tree(root)
     code = f"""
-import os, subprocess, sys
+import json, os, subprocess, sys
 import numpy as np
 from PIL import Image
 from fgvc_fast.data.cifar import read_cifar_10
@@ -112,3 +113,43 @@ def test_cifar_two_at_once(tmp_path):
     procs = [subprocess.Popen([sys.executable, '-c', code]) for _ in range(2)]
     assert [o.wait() for o in procs]==[0,0]
     assert [o.name for o in root.iterdir() if o.is_dir()]==['png']
+
+def inat_json(fn, split, n, classes=10_000):
+    "The JSON of iNaturalist 2021 at `n` pictures, written row by row as its owners' file looks"
+    name = [f'{i:05d}_Animalia_Arthropoda_Insecta_Lepidoptera_Family{i//50}_Genus{i//5}_species{i}' for i in range(classes)]
+    cats = [dict(id=i, name=f'Genus{i//5} species{i}', common_name=f'Moth {i}', supercategory='Insects', kingdom='Animalia', phylum='Arthropoda', order='Lepidoptera',
+                 family=f'Family{i//50}', genus=f'Genus{i//5}', specific_epithet=f'species{i}', image_dir_name=name[i], **{'class':'Insecta'}) for i in range(classes)]
+    with open(fn, 'w') as f:
+        f.write('{"info": {"year": 2021}, "images": [')
+        for i in range(n):
+            f.write(', '*(i>0) + f'{{"id": {i}, "width": 500, "height": 375, "file_name": "{split}/{name[i*7%classes]}/{i:08x}-c1c0-d6ad-4d0a-9c4f2d2d8c1f.jpg", "license": 3, '
+                    f'"rights_holder": "Some, Body: NaN", "date": "2018-07-01 00:00:00+00:00", "latitude": {i%90}.5, "longitude": {"NaN" if i%100==0 else -71.25}, "location_uncertainty": 77}}')
+        f.write('], "categories": ' + json.dumps(cats) + ', "annotations": [')
+        for i in range(n): f.write(', '*(i>0) + f'{{"id": {i}, "image_id": {i}, "category_id": {i*7%classes}}}')
+        f.write('], "licenses": []}')
+
+def test_inaturalist_streams(tmp_path):
+    "200,000 rows in a process of its own: what the whole of 2021 would take, by its memory per row, stays under 2 GB"
+    n,whole = 200_000,2_686_843+100_000
+    inat_json(tmp_path/'train.json', 'train', n-10_000)
+    inat_json(tmp_path/'val.json', 'val', 10_000)
+    code = f"""
+import json, os, resource, sys
+from fgvc_fast.data.inaturalist import read_inaturalist
+def peak(): # Linux hands ru_maxrss down from the process that started this one; VmHWM is our own
+    if os.path.exists('/proc/self/status'): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])*1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform=='darwin' else 1024)
+start = peak()
+data = read_inaturalist({str(tmp_path)!r})
+print(json.dumps(dict(start=start, peak=peak(), rows=len(data), classes=len(data.vocab), split=data.items.split.value_counts().to_dict(),
+    row=[str(data.items[c].iloc[12345]) for c in ('path','label','genus','family','longitude')])))"""
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert out.returncode==0, out.stderr
+    got = json.loads(out.stdout)
+    k = 12345*7%10_000
+    assert got['rows']==n and got['classes']==10_000 and got['split']=={'train':170_000, 'valid':20_000, 'test':10_000}
+    assert got['row']==[f'train/{k:05d}_Animalia_Arthropoda_Insecta_Lepidoptera_Family{k//50}_Genus{k//5}_species{k}/{12345:08x}-c1c0-d6ad-4d0a-9c4f2d2d8c1f.jpg', f'Genus{k//5} species{k}', f'Genus{k//5}', f'Family{k//50}', '-71.25']
+    per_row = (got['peak']-got['start'])/n
+    print(f"{per_row:.0f} bytes a row, {got['start']/1e6:.0f} MB before: {(got['start']+per_row*whole)/1e9:.2f} GB for all of 2021")
+    assert 100 < per_row # a path alone takes that: else this measures nothing
+    assert got['start'] + per_row*whole < 2e9
