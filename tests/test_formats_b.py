@@ -147,7 +147,7 @@ print(json.dumps(dict(start=start, peak=peak(), rows=len(data), classes=len(data
     assert out.returncode==0, out.stderr
     got = json.loads(out.stdout)
     k = 12345*7%10_000
-    assert got['rows']==n and got['classes']==10_000 and got['split']=={'train':170_000, 'valid':20_000, 'test':10_000}
+    assert got['rows']==n and got['classes']==10_000 and got['split']==dict(train=170_000, valid=20_000, test=10_000)
     assert got['row']==[f'train/{k:05d}_Animalia_Arthropoda_Insecta_Lepidoptera_Family{k//50}_Genus{k//5}_species{k}/{12345:08x}-c1c0-d6ad-4d0a-9c4f2d2d8c1f.jpg', f'Genus{k//5} species{k}', f'Genus{k//5}', f'Family{k//50}', '-71.25']
     per_row = (got['peak']-got['start'])/n
     print(f"{per_row:.0f} bytes a row, {got['start']/1e6:.0f} MB before: {(got['start']+per_row*whole)/1e9:.2f} GB for all of 2021")

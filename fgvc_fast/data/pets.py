@@ -37,12 +37,12 @@ def _pets_list(fn):
     check(not len(bad), f"{fn}, {listing(bad)}: species must be 1 (cat) or 2 (dog)")
     return df
 
-# %% ../../nbs/api/03b_data.pets.ipynb #79841cf5
+# %% ../../nbs/api/03b_data.pets.ipynb #89df3835
 def _voc_box(fn):
-    "Corners x0, y0, x1, y1 of the largest object in the PASCAL VOC file `fn`"
+    "Corners x0, y0, x1, y1 of the largest object in the PASCAL VOC file `fn`; four times None where it has none"
     try: boxes = [[float(o.findtext(f'bndbox/{k}')) for k in ('xmin','ymin','xmax','ymax')] for o in ElementTree.parse(fn).iter('object')]
     except (ElementTree.ParseError, TypeError, ValueError) as e: raise FineGrainedError(f"{fn} is not a PASCAL VOC annotation with object/bndbox/xmin, ymin, xmax, ymax: {e}") from e
-    check(boxes, f"{fn} has no object with a box")
+    if not boxes: return [None]*4
     x0,y0,x1,y1 = max(boxes, key=lambda b: (b[2]-b[0])*(b[3]-b[1]))
     return [x0-1, y0-1, x1, y1]
 
