@@ -71,7 +71,7 @@ def read_aircraft(root, # The folder that holds `data`, or one above it, or `dat
     root = _tree(root, 'FGVC-Aircraft', ['images_variant_train.txt', 'data/images_variant_train.txt'], _aircraft_layout)
     if (root/'data'/'images_variant_train.txt').is_file(): root = root/'data'
     variant = _level(root, 'variant', 'variants')
-    items = pd.DataFrame(dict(path='images/'+variant.index+'.jpg', label=variant.name.to_numpy(), split=variant.part.map(_parts_of_split).to_numpy()))
+    items = pd.DataFrame(dict(path='images/'+variant.index+'.jpg', label=variant.name.array, split=variant.part.map(_parts_of_split).to_numpy()))
     if val=='train': items['split'] = items.split.replace('valid', 'train')
     for o,plural in dict(family='families', manufacturer='manufacturers').items():
         df = _level(root, o, plural)
