@@ -1,6 +1,6 @@
 "Readers of published layouts against real annotation files, broken trees, and at size"
 import json, os, subprocess, sys
-import numpy as np
+import numpy as np, pandas as pd
 from pathlib import Path
 import pytest
 from PIL import Image
@@ -11,6 +11,7 @@ from fgvc_fast.data.food import read_food
 from fgvc_fast.data.formats import read_cub
 from fgvc_fast.data.inaturalist import read_inaturalist
 from fgvc_fast.data.pets import pets_card, read_pets
+from fgvc_fast.data.table import FineGrainedData
 
 shared = Path(os.environ.get('FGVC_SHARED', '../shared'))/'annotations'
 
@@ -76,7 +77,7 @@ def test_cifar_killed_while_unpacking(tmp_path):
     cifar_tree(root)
     code = f"""
 import json, os, subprocess, sys
-import numpy as np
+import numpy as np, pandas as pd
 from PIL import Image
 from fgvc_fast.data.cifar import read_cifar_10
 n,save = 0,Image.Image.save
@@ -153,3 +154,10 @@ print(json.dumps(dict(start=start, peak=peak(), rows=len(data), classes=len(data
     print(f"{per_row:.0f} bytes a row, {got['start']/1e6:.0f} MB before: {(got['start']+per_row*whole)/1e9:.2f} GB for all of 2021")
     assert 100 < per_row # a path alone takes that: else this measures nothing
     assert got['start'] + per_row*whole < 2e9
+
+def test_attributes_stay_with_their_pictures(tmp_path):
+    "Also when the data set is divided anew"
+    data = FineGrainedData(pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(20)], label=['wren','robin']*10, id=range(100, 120))), tmp_path)
+    data.attributes = pd.DataFrame(dict(red=range(20)), index=range(100, 120))
+    new = data.split(valid=.2, seed=3)
+    assert (new.attributes.loc[new.items.id].red.to_numpy()==new.items.id.to_numpy()-100).all()

@@ -41,6 +41,7 @@ def _checked(items, levels):
 # %% ../../nbs/api/01_data.table.ipynb #0b9b4ca7
 class FineGrainedData:
     "A data set of look-alikes: `items` (a row per picture), where its files are, and what its labels mean"
+    attributes = certainty = None # tables by image id, where a data set has them (CUB-200-2011)
     def __init__(self,
         items:pd.DataFrame, # Columns path, label; optional split, x0 y0 x1 y1 (pixels of the file as stored), coarser labels, attributes
         root='.',           # Folder that the paths start from
@@ -90,8 +91,9 @@ def picture(self:FineGrainedData, row:int):
 @patch
 def _must_be_labelled(self:FineGrainedData, split):
     "Stop unless every row of `split` has a label"
-    n = self[split].label.isna().sum()
-    require(not n, f"{n:,} of {len(self[split]):,} '{split}' pictures of {self.card.get('title') or self.root} have no label, so they can be predicted but not scored"
+    label = self.items.label[self.items.split==split]
+    n = label.isna().sum()
+    require(not n, f"{n:,} of {len(label):,} '{split}' pictures of {self.card.get('title') or self.root} have no label, so they can be predicted but not scored"
         f"{': ' if 'unlabelled' in self.card else ''}{self.card.get('unlabelled', '')}")
 
 # %% ../../nbs/api/01_data.table.ipynb #0a918c60
@@ -129,7 +131,9 @@ def _new(self:FineGrainedData, items):
     if parts is not None:
         parts = parts[parts.item.isin(items.index)]
         parts = parts.assign(item=items.index.get_indexer(parts.item))
-    return FineGrainedData(items, self.root, self.levels, parts, self.card, valid=0)
+    res = FineGrainedData(items, self.root, self.levels, parts, self.card, valid=0)
+    res.attributes,res.certainty = self.attributes,self.certainty
+    return res
 
 # %% ../../nbs/api/01_data.table.ipynb #53224197
 def _file_report(o):
