@@ -57,7 +57,8 @@ def _files(dls, idx):
     data,items = dls.data,[dls.valid.dataset.items[i] for i in idx]
     rows = [o if isinstance(o, (int,np.integer)) else None for o in items] # else it is no picture of the table
     boxes = [None if r is None or not data.has_boxes else data.items.loc[r, ['x0','y0','x1','y1']].to_numpy(float) for r in rows]
-    return [o if r is None else data.path(r) for o,r in zip(items, rows)],boxes
+    def pic(r): return data.picture(r) if data.banner else data.path(r)
+    return [o if r is None else pic(r) for o,r in zip(items, rows)],boxes
 
 def _verify(x, files, boxes, net):
     "A function that stops unless a bundle says of `files` what `net` says of `x`, the same pictures from the learner's loader"
@@ -89,6 +90,7 @@ def _numbers(learn, net, show):
         o = reads[-1].iloc[0]
         rows.append(_row('test', o.pictures, o.top1, o.top5, o.per_class, len(learn.dls.vocab)))
     elif len(data['test']): notes.append('The test split has not been read with these weights: `learn.test()` before saving does so.')
+    if data.banner: notes.append(f'The lowest {data.banner} rows of every picture, a banner, were cut off: the model has not learned what to make of one, so cut it off where there is one.')
     return dict(numbers=rows, notes=notes)
 
 # %% ../nbs/api/92_save.ipynb #2e5323e2

@@ -430,3 +430,11 @@ def test_onnx(saved, birds, odd, tmp_path, monkeypatch):
     assert [o.name for o in tmp_path.iterdir()]==['m.onnx']
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     with pytest.raises(FineGrainedError, match=r'pip install "fgvc_fast\[onnx\]"'): bundle.save_onnx(tmp_path/'n.onnx', birds.root/'images')
+
+def test_pictures_with_a_banner(tmp_path):
+    "What no model sees (FGVC-Aircraft) does not stand between the learner and its bundle"
+    data = fine_grained_data('toy_birds', path=tmp_path, families=2, species=2, per_class=8, size=64)
+    data.card = {**data.card, 'banner':12}
+    learn = fine_grained_learner(data.dls(size=48, bs=4, num_workers=0), 'toy_resnet')
+    folder = learn.save_bundle(tmp_path/'bundle')
+    assert 'lowest 12 rows' in (folder/'README.md').read_text()
