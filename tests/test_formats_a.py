@@ -6,6 +6,7 @@ import trees_a as trees
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.aircraft import aircraft_card, read_aircraft
 from fgvc_fast.data.cars import _car, cars_card, read_cars
+from fgvc_fast.data.catalog import fine_grained_data
 from fgvc_fast.data.dogs import dogs_card, read_dogs
 from fgvc_fast.data.nabirds import nabirds_card, read_nabirds
 from fgvc_fast.data import block # chkstyle: ignore (now data sets have `dls`)
@@ -211,3 +212,8 @@ def test_dogs_boxes(tmp_path):
     assert read_dogs(tmp_path).items[box].isna().all(axis=1).tolist()==[True]+[False]*14
     gone.write_text('<annotation><object></annotation>')
     with pytest.raises(FineGrainedError, match='n02085620_0 is no annotation of Stanford Dogs'): read_dogs(tmp_path)
+
+def test_a_folder_tells_what_it_is(tmp_path):
+    "NABirds has an images.txt as CUB does"
+    trees.nabirds(tmp_path/'nabirds')
+    for o in (tmp_path/'nabirds', tmp_path): assert fine_grained_data(o).levels==read_nabirds(tmp_path/'nabirds').levels

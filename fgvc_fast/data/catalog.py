@@ -41,7 +41,7 @@ _inat_val = {'val':'f6f6e0e242e3d4c9569ba56400938afc', 'val.json':'4d761e0f6a86c
 catalog = dict(toy_birds=Known(toy_birds, dict(title='Toy birds', licence='Apache-2.0', citation='Drawn by fgvc_fast.data.toy', annotations='boxes, parts, attributes, family → species', size=0.), []),
     cub_200_2011=Known(read_cub, cub_card, [('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz', 'md5:97eceeb196236b17998738112f37df78')]),
     nabirds=Known(read_nabirds, nabirds_card, []),
-    stanford_cars=Known(read_cars, cars_card, [('https://s3.amazonaws.com/fast-ai-imageclas/stanford-cars.tgz', 'fastai:1957803273:9045d6673c9ced0889f41816f6bf2f9f')]),
+    stanford_cars=Known(read_cars, cars_card, []),
     fgvc_aircraft=Known(read_aircraft, aircraft_card, [(f'{_vgg}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz', None)]),
     stanford_dogs=Known(read_dogs, dogs_card, [(f'{_stanford}/{o}.tar', None) for o in ('images','annotation','lists')]),
     oxford_flowers_102=Known(read_flowers, flowers_card, [(f'{_vgg}/flowers/102/{o}', f'md5:{h}') for o,h in
@@ -75,10 +75,13 @@ def _download(name, home=None):
     return to
 
 # %% ../../nbs/api/04_data.catalog.ipynb #11656121
-def _is_cub(p): return any((o/'images.txt').is_file() for o in (p, p/'CUB_200_2011'))
+def _published(p):
+    "The reader of the tree in the folder `p`, where its files tell; else that of class folders"
+    if any((o/'hierarchy.txt').is_file() and (o/'images.txt').is_file() for o in (p, p/'nabirds')): return read_nabirds
+    return read_cub if any((o/'images.txt').is_file() for o in (p, p/'CUB_200_2011')) else read_folder
 
 def fine_grained_data(
-    source, # A name of `fine_grained_data.names()`, a folder (of classes, of splits, or CUB's own), a CSV, a DataFrame
+    source, # A name of `fine_grained_data.names()`, a folder (of classes, of splits, CUB's or NABirds' own), a CSV, a DataFrame
     path=None, # Where the files of a named data set lie; None: in fastai's data folder, fetched when first asked for
     **kwargs # Of the reader: `root`, `levels`, `valid`, `seed`, `card`, ...
     )->FineGrainedData:
@@ -89,7 +92,7 @@ def fine_grained_data(
     if source=='toy_birds': return toy_birds(path, **kwargs)
     if source in catalog: return catalog[source].read(Path(path).expanduser() if path else _download(source), **kwargs)
     path = Path(source).expanduser()
-    if path.is_dir(): return (read_cub if _is_cub(path) else read_folder)(path, **kwargs)
+    if path.is_dir(): return _published(path)(path, **kwargs)
     if path.is_file(): return read_table(path, **kwargs)
     near = get_close_matches(str(source).lower().replace(' ', '_').replace('-', '_'), catalog, 1)
     raise FineGrainedError(f"'{source}' is no path that exists here, and no name of the catalogue ({listing(catalog, 20)}){f': did you mean {near[0]!r}?' if near else ''}")

@@ -6,7 +6,7 @@
 __all__ = ['fetch', 'unpack']
 
 # %% ../../nbs/api/03c_data.download.ipynb #458abb5a
-import hashlib, os, re, shutil, stat, sys, tarfile, zipfile, zlib
+import os, re, shutil, stat, sys, tarfile, zipfile, zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
@@ -44,11 +44,6 @@ def _resume(url, part, mark, timeout=30):
                 done += len(b)
                 show(done)
 
-# %% ../../nbs/api/03c_data.download.ipynb #f918dbee
-def _first_mb(fn):
-    "MD5 of the first megabyte of the file `fn`"
-    with open(fn, 'rb') as f: return hashlib.md5(f.read(1<<20)).hexdigest()
-
 # %% ../../nbs/api/03c_data.download.ipynb #4ed4e9e1
 @contextmanager
 def _alone(path):
@@ -61,7 +56,7 @@ def _alone(path):
 def fetch(
     url:str, # Of one file
     folder, # Where it is kept, under the name it has in `url`
-    known_hash:str, # 'md5:…' or 'sha256:…'; 'fastai:size:…' of what fastai knows of its files; None where nobody has published one
+    known_hash:str, # 'md5:…' or 'sha256:…'; None where nobody has published one
     tries:int=3 # How often a broken line is taken up again
 )->Path:
     "The file at `url`: resumed where it broke off, checked, and in `folder` only when it is whole"
@@ -80,15 +75,9 @@ def fetch(
         mark.unlink(missing_ok=True)
         os.replace(part, to)
     with _alone(fn):
-        theirs = bool(known_hash) and known_hash.startswith('fastai:')
-        try:
-            got = Path(pooch.retrieve(url, None if theirs else known_hash, fn.name, folder, downloader=download))
-            if theirs and f'fastai:{got.stat().st_size}:{_first_mb(got)}'!=known_hash:
-                got.unlink()
-                raise ValueError('another size, or another beginning')
-            return got
+        try: return Path(pooch.retrieve(url, known_hash, fn.name, folder, downloader=download))
         except FineGrainedError: raise
-        except ValueError as e: # the sums differ
+        except ValueError as e: # of pooch: the sums differ
             raise FineGrainedError(f"What arrived from {url} is not the file that was published (its checksum is not {known_hash}): it was damaged on the way, or replaced. It was not kept; try again, or fetch it by hand") from e
 
 # %% ../../nbs/api/03c_data.download.ipynb #85f75244
