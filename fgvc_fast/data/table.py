@@ -135,6 +135,49 @@ def _new(self:FineGrainedData, items):
     res.attributes,res.certainty = self.attributes,self.certainty
     return res
 
+# %% ../../nbs/api/01_data.table.ipynb #029ca0dc
+@patch
+def subset(self:FineGrainedData,
+    classes=None,        # Names to keep; a number: that many, drawn at random
+    per_class:int=None,  # At most so many training pictures of each label
+    level:str='label',   # The level that `classes` are of
+    seed:int=0           # Of what is drawn
+    ):
+    "A new data set with some of the classes, or with few training pictures of each"
+    require(level in self.levels, f"level='{level}' is none of this data set's: {listing(self.levels)}")
+    require(per_class is None or per_class>0, f'per_class={per_class}: give 1 or more')
+    items,rng = self.items,np.random.default_rng(seed)
+    if classes is not None:
+        known = sorted(items[level].dropna().unique())
+        if isinstance(classes, int):
+            require(0<classes<=len(known), f'classes={classes}: this data set has {len(known)} of level {level}')
+            classes = rng.permutation(known)[:classes]
+        elif isinstance(classes, str): classes = [classes]
+        lost = sorted(set(classes)-set(known))
+        require(not lost, f"There is no {level} called {listing(lost)} (there are {listing(known)})")
+        items = items[items[level].isin(list(classes))]
+    if per_class is not None:
+        drawn = items[items.split=='train'].sample(frac=1, random_state=seed)
+        drop = drawn.index[drawn.groupby(drawn.label.astype(object)).cumcount()>=per_class]
+        items = items.drop(drop)
+    return self._new(_fewer(items, self.levels))
+
+def _fewer(items, levels):
+    "`items` whose categories are only those that are left"
+    return items.assign(**{c: items[c].cat.remove_unused_categories() for c in levels if isinstance(items[c].dtype, pd.CategoricalDtype)})
+
+# %% ../../nbs/api/01_data.table.ipynb #72b5315d
+@patch
+def at_level(self:FineGrainedData, level:str # One of `levels`
+    ):
+    "A new data set whose labels are those of `level`, coarser ones above it"
+    require(level in self.levels, f"level='{level}' is none of this data set's: {listing(self.levels)}")
+    if level=='label': return self
+    items = self.items.rename(columns={'label': 'finest'}).rename(columns={level: 'label'})
+    res = self._new(items.assign(**{level: items.label}))
+    res.levels = [*self.levels[:self.levels.index(level)], 'label']
+    return res
+
 # %% ../../nbs/api/01_data.table.ipynb #53224197
 def _file_report(o):
     "(problem, detail, size as stored, digest) of the file `path`; `box` is looked at too"
