@@ -148,3 +148,15 @@ def test_diverged(data):
     learn = learner(data, 'resnet18', (64,64))
     learn.model.head.fc.weight.data.fill_(float('nan'))
     with pytest.raises(ValueError, match='not finite'): cam(learn, data.path(0))
+
+def test_shown_without_a_label(data):
+    "A test picture whose label its publisher keeps: said, but neither green nor red"
+    import matplotlib.pyplot as plt
+    learn = learner(data, 'resnet18', (64,64))
+    secret = copy.copy(data)
+    secret.items = data.items.assign(label=data.items.label.where(data.items.index!=0))
+    learn.dls.data = secret
+    learn.show_cam([0, 1])
+    said = [ax.title for ax in plt.gcf().axes]
+    plt.close('all')
+    assert said[0].get_color()=='black' and said[1].get_color()!='black' and 'not' not in said[0].get_text()

@@ -131,8 +131,13 @@ def spotlight(
     im,a = torch.as_tensor(im).permute(1, 2, 0),torch.as_tensor(cam)[...,None]**.8
     return (im*a + (.12+.5*im.mean(2, keepdim=True))*(1-a)).clamp(0, 1)
 
-def draw_cam(ax, im, cam, title='', right:bool=None # Green, red, or None: black
-    ):
+def draw_cam(
+    ax, # matplotlib axes
+    im, # Picture (3, H, W), values in [0,1]
+    cam, # Its map (H, W), in [0,1]
+    title='', # Above the picture
+    right:bool=None # Title in green, red, or None: black
+):
     "Draw `cam` over `im` on the axes `ax`, with a line at one half"
     ax.imshow(spotlight(im, cam))
     if cam.max()>.5: ax.contour(cam, [.5], colors='white', linewidths=1)
@@ -150,14 +155,16 @@ def _actual(learn, items):
     if isinstance(items, (tuple,list)) and len(items)==2 and _is_batch(items[0]): return items[1].tolist()
     data = getattr(learn.dls, 'data', None)
     if data is not None and not torch.is_tensor(items) and all(isinstance(o, Integral) for o in items):
-        return [data.vocab.index(o) for o in data.items.label[list(items)]]
+        numbers = {o: i for i,o in enumerate(data.vocab)}
+        return [numbers.get(o) for o in data.items.label[list(items)]] # None where the publisher keeps the label
 
 # %% ../../nbs/api/50_interpret.cam.ipynb #12657e1d
 @patch
 def show_cam(self:Learner,
     items=None, # As `cam`; None: some of the validation split
     n:int=10, # How many of the validation split
-    method:str='gradcam', target=None, # As `cam`
+    method:str='gradcam', # 'gradcam' or 'cam'
+    target=None, # As `cam`
     ncols:int=5 # Pictures in a row
 ):
     "Where this learner looks in `items`: in colour what counts, above it what the model says, in green if it is right"
@@ -172,7 +179,7 @@ def show_cam(self:Learner,
     for ax in axs.flat: ax.axis('off')
     for i,(ax,im,m) in enumerate(zip(axs.flat, _shown(self.dls.valid, x), maps)):
         k = p[i].argmax().item()
-        right = None if actual is None else k==actual[i]
+        right = None if actual is None or actual[i] is None else k==actual[i]
         said = f'{in_lines(vocab[k], 26)} {p[i,k]:.0%}'
         draw_cam(ax, im, m, said if right is not False else f'{said}\nnot {in_lines(vocab[actual[i]], 26)}', right)
     plt.tight_layout(pad=.4, h_pad=.8)
@@ -180,6 +187,7 @@ def show_cam(self:Learner,
 def _some_of_valid(dls, n):
     "A batch of `n` validation pictures with their labels, evenly spread over the split"
     total = len(dls.valid_ds)
+    check(total, 'There are no validation pictures to show: give `items`')
     n = min(n, total)
     b = dls.valid.do_batch([dls.valid.do_item(i*total//n) for i in range(n)])
     return dls.valid.after_batch(to_device(b, dls.device))

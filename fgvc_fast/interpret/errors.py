@@ -32,7 +32,9 @@ class _Gather(Callback):
 # %% ../../nbs/api/52_interpret.errors.ipynb #2b02947e
 class FineGrainedInterpretation(Interpretation):
     "What `learn` gets wrong on the pictures of `dl`"
-    def __init__(self, learn, dl,
+    def __init__(self,
+        learn, # Whose answers they are
+        dl, # Loader of the pictures, with labels
         preds, # What was said, class numbers (n,)
         targs, # What it is, class numbers (n,)
         probs, # Probability of what was said (n,)
