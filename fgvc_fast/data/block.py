@@ -9,13 +9,14 @@ __all__ = ['random_region', 'CropResize', 'Strings', 'PictureOf', 'LabelOf', 'Fi
 import math, numpy as np, os, pandas as pd, random, torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets
-from fastai.data.transforms import IntToFloatTensor
-from fastai.torch_core import TensorImage, default_device
+from fastai.data.transforms import Categorize, IntToFloatTensor, ToTensor
+from fastai.torch_core import TensorCategory, TensorImage, default_device
 from fastai.vision.augment import RandTransform, aug_transforms
 from fastai.vision.core import PILImage, TensorBBox
 from fastai.vision.data import get_grid
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
+from fasttransform import Transform
 from functools import partial
 from pathlib import Path
 from PIL import Image
@@ -26,16 +27,16 @@ from .lazy import BoxedFile, LazyImage, _pixels, open_lazily
 from .loader import FineGrainedDL
 from .table import FineGrainedData
 
-# %% ../../nbs/api/06_data.block.ipynb #1f60c1f0
+# %% ../../nbs/api/06_data.block.ipynb #e9c589df
 def random_region(region, min_scale:float, # Least share of the area, (0,1]
     aspect:float=1., # Width over height of the result
     ratio=(3/4,4/3)  # Range of the distortion
     )->tuple:
     "A random part of `region`: its area and aspect ratio drawn as in Inception's training"
     x0,y0,x1,y1 = region
-    W,H = x1-x0,y1-y0
+    W,H,lo,hi = x1-x0,y1-y0,*map(math.log, ratio)
     for _ in range(10):
-        area,r = random.uniform(min_scale, 1)*W*H,aspect*math.exp(random.uniform(*map(math.log, ratio)))
+        area,r = random.uniform(min_scale, 1)*W*H,aspect*math.exp(random.uniform(lo, hi))
         w,h = math.sqrt(area*r),math.sqrt(area/r)
         if w<=W and h<=H: break
     else: w,h = min(W, H*aspect),min(H, W/aspect)
@@ -52,7 +53,7 @@ def _lit(x, light, p=.75):
     shift = math.log(b/(1-b)) if random.random()<p else 0
     scale = math.exp(random.uniform(c, -c)) if random.random()<p else 1
     table = (255/(1+np.exp(-(_logits+shift)*scale))).round().astype(np.uint8)
-    return TensorImage(torch.from_numpy(table[x.permute(1,2,0).numpy()]).permute(2,0,1))
+    return torch.from_numpy(table[x.permute(1,2,0).numpy()]).permute(2,0,1)
 
 # %% ../../nbs/api/06_data.block.ipynb #6aea5819
 class CropResize(RandTransform):
@@ -71,22 +72,25 @@ class CropResize(RandTransform):
         check(0<min_scale<=1, f"min_scale={min_scale} must be in (0, 1]")
         check(0<=light<1, f"light={light} must be in [0, 1)")
         super().__init__(**kwargs)
-        store_attr('size,crop,margin,min_scale,flip,light,cache')
+        store_attr('size,crop,margin,min_scale,flip,light')
+        self.cache = cache # not among the arguments that are printed
 
     def before_call(self, b, split_idx): self.train = not split_idx
 
-    def encodes(self, x:PILImage):
+    def encodes(self, x:PILImage): return self.cut(x)
+
+    def cut(self, x):
         h,w = self.size
         if self.cache and isinstance(x, LazyImage): x = self.cache.get(x, 'train' if self.train else 'valid', self.plan)
         region = self.region(x, w/h)
-        out = TensorImage(self._cut(x, region, (w,h)))
-        mirrored = self.train and random.random()<self.flip
+        out,mirrored = self._pixels(x, region, (w,h)),self.train and random.random()<self.flip
         if mirrored: out = out.flip(-1)
         if self.train and self.light: out = _lit(out, self.light)
+        out = out.as_subclass(TensorImage)
         out.box = self._box(getattr(x, 'box', None), region, mirrored)
         return out
 
-    def _cut(self, x, region, size):
+    def _pixels(self, x, region, size):
         if isinstance(x, Presized) or self.train and isinstance(x, LazyImage): return x.pixels(region, size)
         return _pixels(x.region(region, size) if isinstance(x, LazyImage) else x.resize(size, Image.Resampling.BILINEAR, box=region))
 
@@ -167,7 +171,7 @@ def _augment(aug, device):
     if not light or torch.device(device).type=='cpu': return {**item, 'light': light},[]
     return item,aug_transforms(do_flip=False, max_rotate=0., max_zoom=1., max_warp=0., max_lighting=light)
 
-# %% ../../nbs/api/06_data.block.ipynb #3149c722
+# %% ../../nbs/api/06_data.block.ipynb #cd38652b
 class FineGrainedLoaders(DataLoaders):
     "fastai `DataLoaders` that know their data set and can draw boxes"
     data = None
@@ -188,6 +192,17 @@ class FineGrainedLoaders(DataLoaders):
         items = [self.train_ds[int(i)] for i in np.random.permutation(len(self.train_ds))[:max_n]]
         self._draw_boxes(items, **kwargs)
 
+# %% ../../nbs/api/06_data.block.ipynb #478a8c2d
+class _Quick:
+    "Items of the table without asking fastai's transforms, for loaders that have no others than a block's own"
+    own = [[CropResize,ToTensor], ['PictureOf','open_lazily'], ['LabelOf',Categorize]]
+    def __init__(self, picture, label): self.picture,self.codes = picture,label.codes
+    def fits(self, dl): return [[t.name if type(t) is Transform else type(t) for t in fs] for fs in (dl.after_item.fs, *[o.tfms.fs for o in dl.dataset.tls])]==self.own
+    def __call__(self, dl, i):
+        row,cut = dl.dataset.items[i],dl.after_item.fs[0]
+        cut.train = not dl.after_item.split_idx
+        return cut.cut(open_lazily(self.picture(row))),TensorCategory(self.codes[row])
+
 # %% ../../nbs/api/06_data.block.ipynb #98a2a369
 class FineGrainedBlock(DataBlock):
     "A fastai `DataBlock` over the rows of one data set"
@@ -202,6 +217,7 @@ class FineGrainedBlock(DataBlock):
         dls = super().dataloaders(self.data, path=self.data.root, **kwargs)
         dls = FineGrainedLoaders(*dls.loaders, path=dls.path, device=dls.device)
         dls.data = self.data
+        for dl in dls.loaders: dl.quick = _Quick(*self.getters)
         return dls
 
 # %% ../../nbs/api/06_data.block.ipynb #60b6e464
@@ -293,6 +309,6 @@ def dls(self:FineGrainedData,
     for s in ('train', valid): check(len(data[s]), f"There are no rows with split='{s}' in {data.card.get('title') or data.root}: `data.split(valid=.1)` makes some")
     if block is None: block = data.block(size, crop=crop, aug=aug, valid=valid, device=device, **kwargs)
     dls = block.dataloaders(bs=min(bs, len(data['train'])), num_workers=num_workers, device=device, seed=seed)
-    if balanced: dls.train.balance = block.get_y[0].codes[dls.train_ds.items] if isinstance(block.get_y, L) else block.get_y.codes[dls.train_ds.items]
+    if balanced: dls.train.balance = LabelOf(data).codes[dls.train_ds.items]
     dls.validates_on = valid
     return dls

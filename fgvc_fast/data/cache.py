@@ -24,7 +24,7 @@ class Presized:
         base, # x0, y0, x1, y1 in pixels of the upright picture
         size, # Its width and height
         box=None): # In its pixels
-        store_attr()
+        self.kept,self.base,self.size,self.box = kept,base,size,box
 
     def pixels(self, region, size):
         "`region` of the picture, resized to `size`: uint8 (3, height, width)"

@@ -8,7 +8,7 @@ __all__ = ['resized', 'LazyImage', 'BoxedFile', 'open_lazily']
 # %% ../../nbs/api/04b_data.lazy.ipynb #56cd9f2d
 import numpy as np, torch, torch.nn.functional as F
 from fastai.vision.core import PILImage
-from fastcore.basics import patch, store_attr
+from fastcore.basics import patch
 from pathlib import Path
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -90,7 +90,7 @@ def pixels(self:LazyImage, region, size):
 # %% ../../nbs/api/04b_data.lazy.ipynb #efa7f34e
 class BoxedFile:
     "The file of a picture and what its table knows of it (not a tuple: fastai would take it apart)"
-    def __init__(self, fn, box=None, banner=0, row=None): store_attr()
+    def __init__(self, fn, box=None, banner=0, row=None): self.fn,self.box,self.banner,self.row = fn,box,banner,row
 
 def open_lazily(o # A `BoxedFile`, a path, or anything that `PILImage.create` takes
     ):

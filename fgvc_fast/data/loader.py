@@ -44,17 +44,18 @@ def balanced_order(labels, # (n,) class number of each picture
 
 # %% ../../nbs/api/05_data.loader.ipynb #a25da612
 def _stacked(xs):
-    "The uint8 pictures `xs` (3, h, w) in one batch (n, 3, h, w), channels last in memory"
+    "The uint8 pictures `xs` (3, h, w) as one batch (n, 3, h, w), channels last in memory; None if they are not all such"
+    if any(type(x) is not TensorImage for x in xs): return None
+    xs = [x.as_subclass(torch.Tensor) for x in xs] # fastai's type asks at every access
+    if any(x.dtype!=torch.uint8 or x.ndim!=3 or x.shape!=xs[0].shape or len(x)!=3 for x in xs): return None
     res = np.empty((len(xs), *xs[0].shape[1:], 3), np.uint8)
-    for o,x in zip(res, xs): o[:] = x.as_subclass(torch.Tensor).permute(1,2,0).numpy()
+    for o,x in zip(res, xs): o[:] = x.permute(1,2,0).numpy()
     return TensorImage(torch.from_numpy(res).permute(0,3,1,2))
-
-def _alike(xs): return all(type(x) is TensorImage and x.dtype==torch.uint8 and x.ndim==3 and x.shape==xs[0].shape and len(x)==3 for x in xs)
 
 # %% ../../nbs/api/05_data.loader.ipynb #21b139d6
 class FineGrainedDL(TfmdDL):
     "A fastai `TfmdDL` whose batches repeat for a `seed`, and may be `balance`d"
-    key = 0
+    key,quick,_sooner = 0,None,None
     def __init__(self, dataset,
         seed:int=None, # The same batches for the same seed, whatever the number of workers; None: other ones each time
         balance=None,  # (n,) class numbers: training batches in which all classes come equally often
@@ -64,8 +65,10 @@ class FineGrainedDL(TfmdDL):
         if seed is not None: self.rng = random.Random(seed)
 
     def new(self, dataset=None, cls=None, **kwargs):
-        if cls is None: kwargs = {'seed': self.seed, 'balance': self.balance if dataset is None else None, **kwargs}
-        return super().new(dataset, cls, **kwargs)
+        if cls is None: kwargs = {'seed': self.seed, **kwargs}
+        res = super().new(dataset, cls, **kwargs)
+        if dataset is None: res.balance,res.quick = self.balance,self.quick
+        return res
 
     def get_idxs(self):
         if not self.indexed or self.n is None: return super().get_idxs()
@@ -77,12 +80,18 @@ class FineGrainedDL(TfmdDL):
         return super().sample() if self.seed is None else ((i,o) for i,o in enumerate(self._DataLoader__idxs) if i//(self.bs or 1)%self.num_workers==self.offs)
 
     def do_item(self, s):
-        if not isinstance(s, tuple): return super().do_item(s)
-        with _seeded(self.key, 1, s[0]): return super().do_item(s[1])
+        if not isinstance(s, tuple): return self._item(s)
+        with _seeded(self.key, 1, s[0]): return self._item(s[1])
+
+    def _item(self, s): return super().do_item(s) if self._sooner is None else self._sooner(self, s)
+
+    def before_iter(self):
+        super().before_iter()
+        self._sooner = self.quick if self.quick is not None and self.quick.fits(self) else None
 
     def create_batch(self, b):
-        if self.prebatched or not isinstance(b[0], tuple) or not _alike([o[0] for o in b]): return super().create_batch(b)
-        return _stacked([o[0] for o in b]),*fa_collate([o[1:] for o in b])
+        x = None if self.prebatched or not isinstance(b[0], tuple) else _stacked([o[0] for o in b])
+        return super().create_batch(b) if x is None else (x,*fa_collate([o[1:] for o in b]))
 
     def __iter__(self):
         self.key = deepcopy(self.rng).getrandbits(63) # all that this epoch draws
