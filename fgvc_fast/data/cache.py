@@ -13,9 +13,8 @@ from filelock import FileLock
 from hashlib import blake2b
 from pathlib import Path
 from PIL import Image
-from torchvision.io import decode_jpeg
 from zlib import crc32
-from .lazy import LazyImage, _pixels, resized
+from .lazy import LazyImage, _pixels, jpeg_pixels, resized
 
 # %% ../../nbs/api/05_data.cache.ipynb #435d4a36
 class Presized:
@@ -122,10 +121,12 @@ def _read(self:CachedImages, i, who):
     raw = self._entries[i].tobytes() # a copy: others may write
     *of,at,n,w,h,jpeg,size,base,box,mark = np.frombuffer(raw, _entry)[0].item()
     if not at or tuple(of)!=who: return None
-    if at+n>len(self._kept): self._map()
+    if at+n>len(self._kept):
+        try: self._map()
+        except FileNotFoundError: return None # removed meanwhile
     kept = self._kept[at:at+n]
     if len(kept)<n or mark!=_mark(raw, kept): return None
-    pixels = decode_jpeg(torch.from_numpy(kept)) if jpeg else torch.from_numpy(kept.reshape(h, w, 3)).permute(2,0,1)
+    pixels = jpeg_pixels(kept) if jpeg else torch.from_numpy(kept.reshape(h, w, 3)).permute(2,0,1)
     return Presized(pixels, base, size, None if np.isnan(box[0]) else box)
 
 # %% ../../nbs/api/05_data.cache.ipynb #d790211f
@@ -141,7 +142,7 @@ def _make(self:CachedImages, i, who, im, use, plan):
     pixels = im.pixels(base, (w,h)) if use=='train' else _pixels(im.region(base, (w,h)))
     jpeg = self.compress and use=='train'
     kept = _as_jpeg(pixels) if jpeg else np.ascontiguousarray(pixels.permute(1,2,0).numpy()).reshape(-1)
-    if jpeg: pixels = decode_jpeg(torch.from_numpy(kept.copy())) # the first epoch sees what later ones will
+    if jpeg: pixels = jpeg_pixels(kept.copy()) # the first epoch sees what later ones will
     box = im.box or [np.nan]*4
     if _who(im, who[0])==who: self._keep(i, kept, (*who, 0, len(kept), w, h, jpeg, im.size, base, box, 0))
     return Presized(pixels, base, im.size, im.box)

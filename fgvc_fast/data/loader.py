@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['balanced_order', 'FineGrainedDL']
 
-# %% ../../nbs/api/05_data.loader.ipynb #cab52c2a
-import itertools, numpy as np, random, torch
+# %% ../../nbs/api/05_data.loader.ipynb #dbe22aff
+import itertools, math, numpy as np, random, torch
 from contextlib import contextmanager
 from copy import deepcopy
 from fastai.data.core import TfmdDL
@@ -48,9 +48,11 @@ def _stacked(xs):
     if any(type(x) is not TensorImage for x in xs): return None
     xs = [x.as_subclass(torch.Tensor) for x in xs] # fastai's type asks at every access
     if any(x.dtype!=torch.uint8 or x.ndim!=3 or x.shape!=xs[0].shape or len(x)!=3 for x in xs): return None
-    res = np.empty((len(xs), *xs[0].shape[1:], 3), np.uint8)
-    for o,x in zip(res, xs): o[:] = x.permute(1,2,0).numpy()
-    return TensorImage(torch.from_numpy(res).permute(0,3,1,2))
+    shape = len(xs),*xs[0].shape[1:],3
+    if get_worker_info(): res = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape) # where the main process reads it, as torch's own collation does
+    else: res = torch.empty(shape, dtype=torch.uint8)
+    for o,x in zip(res.numpy(), xs): o[:] = x.permute(1,2,0).numpy()
+    return TensorImage(res.permute(0,3,1,2))
 
 # %% ../../nbs/api/05_data.loader.ipynb #21b139d6
 class FineGrainedDL(TfmdDL):
@@ -69,6 +71,12 @@ class FineGrainedDL(TfmdDL):
         res = super().new(dataset, cls, **kwargs)
         if dataset is None: res.balance,res.quick = self.balance,self.quick
         return res
+
+    def randomize(self):
+        self._new_key() # here too: fastai's `DistributedDL` calls this, and iterates by itself
+        super().randomize()
+
+    def _new_key(self): self.key = deepcopy(self.rng).getrandbits(63) # all that the next epoch draws
 
     def get_idxs(self):
         if not self.indexed or self.n is None: return super().get_idxs()
@@ -94,7 +102,7 @@ class FineGrainedDL(TfmdDL):
         return super().create_batch(b) if x is None else (x,*fa_collate([o[1:] for o in b]))
 
     def __iter__(self):
-        self.key = deepcopy(self.rng).getrandbits(63) # all that this epoch draws
+        self._new_key()
         batches = super().__iter__()
         if self.seed is None: yield from batches
         for i in itertools.count():
