@@ -415,6 +415,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'fgvc_fast/interpret/levels.py'),
                                             'fgvc_fast.interpret.levels._deepest': ( 'api/interpret.levels.html#_deepest',
                                                                                      'fgvc_fast/interpret/levels.py'),
+                                            'fgvc_fast.interpret.levels._is_probability': ( 'api/interpret.levels.html#_is_probability',
+                                                                                            'fgvc_fast/interpret/levels.py'),
                                             'fgvc_fast.interpret.levels._tree': ( 'api/interpret.levels.html#_tree',
                                                                                   'fgvc_fast/interpret/levels.py')},
             'fgvc_fast.learner': { 'fgvc_fast.learner.CPUAutocast': ('api/learner.html#cpuautocast', 'fgvc_fast/learner.py'),

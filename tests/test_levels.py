@@ -214,6 +214,7 @@ def test_answer_level_takes_what_cam_takes(birds, learn):
         assert len(got)==1 and got.probability.item()==pytest.approx(want.probability, rel=1e-4)
     for c in (0, -1, 1.5, 90):
         with pytest.raises(FineGrainedError, match=f'confidence={c} is no probability'): learn.answer_level(3, c)
+        with pytest.raises(FineGrainedError, match=f'confidence={c} is no probability'): learn.level_coverage([.9, c])
 
 def test_coverage_of_every_level(learn):
     "Shares add up, and what is asked to be surer is answered less"

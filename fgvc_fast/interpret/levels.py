@@ -23,9 +23,10 @@ def _tree(learn):
     check(data is not None, "These loaders do not know their data set, and so not its levels: make them with `data.dls(...)`, or after `load_learner` put them in, `learn.dls = data.dls(...)`")
     return Levels(data)
 
+def _is_probability(confidence): check(0<confidence<=1, f"confidence={confidence} is no probability that an answer could reach: give a number above 0, up to 1")
+
 def _deepest(p, confidence):
     "The number of the finest level at which `p` (n, levels) reaches `confidence`; -1 where none does"
-    check(0<confidence<=1, f"confidence={confidence} is no probability that an answer could reach: give a number above 0, up to 1")
     return (p>=confidence).sum(1)-1 # the coarser the level, the more probable its best
 
 @patch
@@ -34,6 +35,7 @@ def answer_level(self:Learner,
     confidence:float=.9 # Probability that an answer must have, 0–1
     )->pd.DataFrame:
     "For each of `items` the finest answer that is at least `confidence` sure: the species, else the family, else None"
+    _is_probability(confidence) # said before minutes are spent
     items = [items] if isinstance(items, (str,Path,Integral,Image.Image)) else list(items)
     check(len(items), "There are no pictures to answer for: give rows of the data set, paths or pictures")
     tree = _tree(self)
@@ -54,6 +56,7 @@ def level_coverage(self:Learner,
     dl=None # Loader of pictures with labels; None: the validation split
     )->pd.DataFrame:
     "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are `right`"
+    for c in confidences: _is_probability(c)
     tree = _tree(self)
     def few(scores, targ=None):
         check(targ is not None, "These pictures have no labels, so nothing tells which answers are right: make the loader with `with_labels=True`")
