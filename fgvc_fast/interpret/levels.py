@@ -29,6 +29,7 @@ def _deepest(p, confidence):
     "The number of the finest level at which `p` (n, levels) reaches `confidence`; -1 where none does"
     return (p>=confidence).sum(1)-1 # the coarser the level, the more probable its best
 
+# %% ../../nbs/api/53_interpret.levels.ipynb #e92b4675
 @patch
 def answer_level(self:Learner,
     items, # Rows of the data set, paths or pictures, one or many
