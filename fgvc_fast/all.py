@@ -4,6 +4,7 @@ from .core import FineGrainedError # chkstyle: ignore
 from .data.all import *
 from .models.all import *
 from .metrics import *
+from .levels import *
 from .augment.mix import *
 from .train.all import *
 from .learner import *

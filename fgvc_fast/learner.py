@@ -8,6 +8,7 @@ __all__ = ['CPUAutocast', 'fine_grained_learner']
 # %% ../nbs/api/42_learner.ipynb #3dba0d2a
 import inspect, warnings
 import pandas as pd, torch
+from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
@@ -15,7 +16,8 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from .core import check
-from .metrics import per_class_accuracy, top_k
+from .levels import _levels_of
+from .metrics import in_top, per_class_accuracy
 from .models.model import fine_grained_model
 from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 from .train.phases import Phase # chkstyle: ignore (now learners can `fit_phases`)
@@ -97,14 +99,39 @@ def summary_card(self:Learner)->pd.DataFrame:
     if data is not None: rows.update(data=repr(data), validates_on=getattr(self.dls, 'validates_on', 'valid'))
     return pd.DataFrame(dict(value=rows.values()), index=[k.replace('_', ' ') for k in rows])
 
+# %% ../nbs/api/42_learner.ipynb #38510237
+class _Gather(Callback):
+    "Keeps of each picture what `few` says of its scores (and of its label), and not the scores"
+    def __init__(self, few): self.few = few
+    def before_validate(self): self.done,self.kept = 0,None
+    def after_pred(self):
+        said = self.few(self.pred.detach().float(), *self.yb)
+        if self.kept is None: self.kept = [torch.empty(self.dl.n, *o.shape[1:], dtype=o.dtype) for o in said]
+        to = slice(self.done, self.done+len(said[0]))
+        for kept,o in zip(self.kept, said): kept[to] = o.cpu()
+        self.done = to.stop
+
+def _gather(learn, dl, few):
+    "The tensors of `few(scores, label)` for all pictures of `dl`, in its order"
+    gather = _Gather(few)
+    learn.get_preds(dl=dl, with_preds=False, with_targs=False, reorder=False, cbs=gather)
+    check(gather.done, 'There are no pictures in this loader')
+    return gather.kept
+
 # %% ../nbs/api/42_learner.ipynb #e710be15
 def _weights_now(model):
     "A mark that changes whenever a weight does"
     return id(model),sum(o._version for o in (*model.parameters(), *model.buffers()))
 
+def _by_level(dls, preds, targs):
+    "Accuracy at each level above the labels and the mean severity of the mistakes, where the data set has levels"
+    tree = _levels_of(dls)
+    if tree is None: return {}
+    return {f'{o}_accuracy': v for o,v in tree.accuracy(preds, targs).items() if o!='label'} | dict(mistake_severity=tree.mistakes(preds, targs).float().mean().item())
+
 @patch
 def test(self:Learner)->pd.DataFrame:
-    "Read the test split, once, at the end: top-1, top-5 and mean per-class accuracy"
+    "Read the test split, once, at the end: top-1, top-5, mean per-class accuracy, and how right at coarser levels"
     data = getattr(self.dls, 'data', None)
     check(data is not None, "These loaders do not know their data set, so there is no test split to read: make them with `data.dls(...)`")
     rows = data['test'].index
@@ -112,9 +139,10 @@ def test(self:Learner)->pd.DataFrame:
     data._must_be_labelled('test')
     now,reads = _weights_now(self.model),getattr(self, '_test_reads', [])
     if reads and reads[-1][0]==now: return reads[-1][1]
-    preds,targs = self.get_preds(dl=self.dls.test_dl(rows, with_labels=True))
-    per_class = per_class_accuracy(preds, targs).nanmean().item()
-    res = pd.DataFrame([dict(top1=top_k(preds, targs, 1), top5=top_k(preds, targs, 5), per_class=per_class, pictures=len(rows))], index=['test'])
+    preds,targs,in5 = _gather(self, self.dls.test_dl(rows, with_labels=True), lambda scores,targ: (scores.argmax(1), targ, in_top(scores, targ, 5)))
+    per_class = per_class_accuracy(preds, targs, len(self.dls.vocab)).nanmean().item()
+    row = dict(top1=(preds==targs).float().mean().item(), top5=in5.float().mean().item(), per_class=per_class)
+    res = pd.DataFrame([row | _by_level(self.dls, preds, targs) | dict(pictures=len(rows))], index=['test'])
     self._test_reads = reads+[(now,res)]
     if reads: warnings.warn(f"The test split has now been read {len(reads)+1} times with different weights. If you choose by it, it is no test any more: choose by the validation split.")
     if getattr(self.dls, 'validates_on', 'valid')=='test': warnings.warn("These loaders validate on the test split (valid='test'): this figure has been chosen by.")

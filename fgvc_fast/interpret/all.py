@@ -1,3 +1,4 @@
 "Everything about looking at a trained model"
 from .cam import *
 from .errors import *
+from .levels import *

@@ -7,27 +7,21 @@ __all__ = ['FineGrainedInterpretation']
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #da74764a
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from fastai.callback.core import Callback
 from fastai.interpret import Interpretation
 from fastcore.basics import patch
 from ..core import check, in_lines
 from .cam import _look, _shown, draw_cam
+from ..learner import _gather
+from ..levels import _levels_of
+from ..metrics import per_class_accuracy
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #7035dc8d
-class _Gather(Callback):
-    "Keeps of each picture what was said, how surely, what it is, and the loss; not the other probabilities"
-    def before_validate(self):
-        n = self.dl.n
-        self.done,self.said = 0,[torch.empty(n, dtype=t) for t in (torch.int64,torch.int64,torch.float32,torch.float32)]
-
-    def after_pred(self):
-        check(len(self.yb)==1, "These pictures have no labels, so there are no errors to find: make the loader with `with_labels=True`")
-        logits,targ = self.pred.detach().float(),self.yb[0]
-        logp = logits.log_softmax(1)
-        prob,pred = logp.exp().max(1)
-        to = slice(self.done, self.done+len(targ))
-        for kept,o in zip(self.said, (pred, targ, prob, F.nll_loss(logp, targ, reduction='none'))): kept[to] = o.cpu()
-        self.done = to.stop
+def _few(scores, targ=None):
+    "What was said, what it is, how surely, and the loss"
+    check(targ is not None, "These pictures have no labels, so there are no errors to find: make the loader with `with_labels=True`")
+    logp = scores.log_softmax(1)
+    prob,pred = logp.exp().max(1)
+    return pred,targ,prob,F.nll_loss(logp, targ, reduction='none')
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #2b02947e
 class FineGrainedInterpretation(Interpretation):
@@ -52,14 +46,22 @@ class FineGrainedInterpretation(Interpretation):
     ):
         "Run `learn` once over the validation split, or over `dl`"
         if dl is None: dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False)
-        gather = _Gather()
-        learn.get_preds(dl=dl, with_preds=False, with_targs=False, reorder=False, cbs=gather)
-        return cls(learn, dl, *gather.said, act)
+        return cls(learn, dl, *_gather(learn, dl, _few), act)
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #9209a06b
 @patch
+def _pairs(self:FineGrainedInterpretation, off:bool=False # Only the mistakes
+    ):
+    "Class numbers (actual, predicted) of the pairs that occur, and how often: three arrays, sorted"
+    n = len(self.vocab)
+    both,times = np.unique((self.targs*n+self.preds).numpy(), return_counts=True)
+    i,j = np.divmod(both, n)
+    keep = i!=j if off else slice(None)
+    return i[keep],j[keep],times[keep]
+
+@patch
 def confusion_matrix(self:FineGrainedInterpretation)->np.ndarray:
-    "How often a class (row) was called another (column), in time and space of classes² + pictures"
+    "How often a class (row) was called another (column): all classes × all classes, 800 MB for 10,000 of them"
     n = len(self.vocab)
     return (self.targs*n+self.preds).bincount(minlength=n*n).view(n, n).numpy()
 
@@ -67,14 +69,24 @@ def confusion_matrix(self:FineGrainedInterpretation)->np.ndarray:
 @patch
 def most_confused(self:FineGrainedInterpretation, min_val:int=1 # Fewer mistakes than this do not count
     )->pd.DataFrame:
-    "Which class was taken for which, most often first"
-    c = self.confusion_matrix()
-    of = c.sum(1)
-    np.fill_diagonal(c, 0)
-    i,j = np.nonzero(c>=max(min_val, 1))
+    "Which class was taken for which, most often first, and at which level of the data set the two meet"
+    i,j,times = self._pairs(off=True)
+    i,j,times = (o[times>=min_val] for o in (i,j,times))
+    of = np.bincount(self.targs.numpy())
     names = np.array(self.vocab, dtype=object)
-    res = pd.DataFrame(dict(actual=names[i], predicted=names[j], times=c[i,j], of=of[i]))
+    res = pd.DataFrame(dict(actual=names[i], predicted=names[j], times=times, of=of[i]))
+    tree = _levels_of(self.learn.dls)
+    if tree: res['meet'] = pd.Series(tree.meet(torch.from_numpy(j), torch.from_numpy(i)), dtype=object)
     return res.sort_values(['times','of'], ascending=[False,True], kind='stable', ignore_index=True)
+
+# %% ../../nbs/api/52_interpret.errors.ipynb #b88b3552
+@patch
+def per_class(self:FineGrainedInterpretation)->pd.DataFrame:
+    "Recall and precision of each class that was seen or said, the worst recall first; nan where there is nothing to divide by"
+    n = len(self.vocab)
+    seen,said = (o.bincount(minlength=n) for o in (self.targs, self.preds))
+    res = pd.DataFrame(dict(label=self.vocab, pictures=seen, recall=per_class_accuracy(self.preds, self.targs, n), precision=per_class_accuracy(self.targs, self.preds, n)))
+    return res[((seen+said)>0).numpy()].sort_values('recall', kind='stable', ignore_index=True)
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #1ef8ef7e
 def _side_by_side(c):
@@ -94,15 +106,23 @@ def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes 
     ):
     "The counts between the classes that are confused `most`, look-alikes side by side"
     import matplotlib.pyplot as plt
-    c = self.confusion_matrix()
-    off = c-np.diag(np.diag(c))
-    keep = np.sort(np.argsort(-(off.sum(0)+off.sum(1)), kind='stable')[:most])
-    if len(keep)>2: keep = keep[_side_by_side(off[np.ix_(keep, keep)])]
-    c,names = c[np.ix_(keep, keep)],[self.vocab[i] for i in keep]
+    n,(i,j,times) = len(self.vocab),self._pairs()
+    off = i!=j
+    wrong = np.bincount(np.concatenate([i[off], j[off]]), np.tile(times[off], 2), minlength=n)
+    keep = np.sort(np.argsort(-wrong, kind='stable')[:most])
+    at = np.full(n, -1)
+    at[keep] = range(len(keep))
+    shown = (at[i]>=0) & (at[j]>=0)
+    c = np.zeros((len(keep),)*2, dtype=int)
+    c[at[i[shown]],at[j[shown]]] = times[shown]
+    if len(keep)>2:
+        order = _side_by_side(np.where(np.eye(len(keep), dtype=bool), 0, c))
+        keep,c = keep[order],c[np.ix_(order, order)]
+    names,dark = [self.vocab[i] for i in keep],.6*times[off].max(initial=0)
     side = 2.5+.3*len(keep)
     _,ax = plt.subplots(figsize=(side,side))
     ax.imshow(np.where(np.eye(len(keep), dtype=bool), 0, c), cmap='Reds')
-    for i,j in np.argwhere(c): ax.text(j, i, c[i,j], ha='center', va='center', fontsize=8, color='white' if i!=j and c[i,j]>.6*off.max() else 'grey' if i==j else 'black')
+    for i,j in np.argwhere(c): ax.text(j, i, c[i,j], ha='center', va='center', fontsize=8, color='white' if i!=j and c[i,j]>dark else 'grey' if i==j else 'black')
     ax.set_xticks(range(len(keep)), names, rotation=90, fontsize=8)
     ax.set_yticks(range(len(keep)), names, fontsize=8)
     ax.set(xlabel='predicted', ylabel='actual')
@@ -120,11 +140,10 @@ def _draw(self:FineGrainedInterpretation, axs, idxs, titles, method):
 @patch
 def confused_pairs(self:FineGrainedInterpretation)->pd.DataFrame:
     "Pairs of classes taken for one another in either direction, most often first"
-    c = self.confusion_matrix()
-    c = np.triu(c+c.T, 1)
-    i,j = np.nonzero(c)
+    n,(i,j,times) = len(self.vocab),self._pairs(off=True)
+    both,which = np.unique(np.minimum(i, j)*n+np.maximum(i, j), return_inverse=True)
     names = np.array(self.vocab, dtype=object)
-    return pd.DataFrame(dict(one=names[i], other=names[j], times=c[i,j])).sort_values('times', ascending=False, kind='stable', ignore_index=True)
+    return pd.DataFrame(dict(one=names[both//n], other=names[both%n], times=np.bincount(which, times).astype(int))).sort_values('times', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #d96dead4
 @patch
