@@ -70,6 +70,12 @@ class FineGrainedDL(TfmdDL):
         if dataset is None: res.balance,res.quick = self.balance,self.quick
         return res
 
+    def randomize(self):
+        self._new_key() # here too: fastai's `DistributedDL` calls this, and iterates by itself
+        super().randomize()
+
+    def _new_key(self): self.key = deepcopy(self.rng).getrandbits(63) # all that the next epoch draws
+
     def get_idxs(self):
         if not self.indexed or self.n is None: return super().get_idxs()
         if not self.shuffle: return np.arange(self.n)
@@ -94,7 +100,7 @@ class FineGrainedDL(TfmdDL):
         return super().create_batch(b) if x is None else (x,*fa_collate([o[1:] for o in b]))
 
     def __iter__(self):
-        self.key = deepcopy(self.rng).getrandbits(63) # all that this epoch draws
+        self._new_key()
         batches = super().__iter__()
         if self.seed is None: yield from batches
         for i in itertools.count():
