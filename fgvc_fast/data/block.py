@@ -203,7 +203,7 @@ class _Quick:
     def __call__(self, dl, i):
         row,cut = dl.dataset.items[i],dl.after_item.fs[0]
         cut.train = not dl.after_item.split_idx
-        return cut.cut(open_lazily(self.picture(row))),TensorCategory(self.codes[row])
+        return cut.cut(open_lazily(self.picture(row))),TensorCategory(int(self.codes[row])) # as fastai's: class numbers of 16 bits overflow when somebody counts pairs
 
 # %% ../../nbs/api/06_data.block.ipynb #98a2a369
 class FineGrainedBlock(DataBlock):
