@@ -6,11 +6,14 @@ from .catalog import *
 from .cifar import *
 from .dogs import *
 from .download import *
+from .duplicates import *
+from .few import *
 from .flowers import *
 from .food import *
 from .formats import *
 from .image import *
 from .inaturalist import *
+from .merge import *
 from .nabirds import *
 from .pets import *
 from .table import *
