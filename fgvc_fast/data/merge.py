@@ -51,7 +51,7 @@ def _united_cards(datas):
     "What all cards say alike, and beside it who says what; a count or a size is true of none any more"
     names = [d.card.get('title') or d.root.resolve().name for d in datas]
     res = dict(title=' + '.join(dict.fromkeys(names)))
-    for k in dict.fromkeys(k for d in datas for k in d.card if k not in ('title','counts','size')):
+    for k in dict.fromkeys(k for d in datas for k,v in d.card.items() if v and k not in ('title','counts','size')):
         said = [d.card.get(k) for d in datas]
         res[k] = said[0] if all(o==said[0] for o in said) else '; '.join(f'{n}: {o}' for n,o in zip(names, said) if o)
     return res

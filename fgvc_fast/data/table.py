@@ -220,7 +220,7 @@ def _plain(name):
 def _label_problems(data):
     "What is wrong with the labels alone"
     alike = pd.Series(data.vocab, dtype=object).groupby(list(map(_plain, data.vocab)))
-    yield from [('labels that look the same', f"{listing(map(repr, o))}: if they mean one class, `data.rename` makes them one") for _,o in alike if len(o)>1]
+    yield from [('labels that look the same', f"{listing(map(repr, o))}: if they mean one class, data.rename makes them one") for _,o in alike if len(o)>1]
     n = data.items.groupby('label', observed=False).size()
     yield from [('empty class', f"'{c}' has no picture") for c in n.index[n==0]]
     yield from [('class with one image', f"'{c}' has a single picture: it cannot be both learned and measured") for c in n.index[n==1]]
