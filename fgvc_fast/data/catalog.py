@@ -46,7 +46,7 @@ catalog = dict(toy_birds=Known(toy_birds, dict(title='Toy birds', licence='Apach
     stanford_dogs=Known(read_dogs, dogs_card, [(f'{_stanford}/{o}.tar', None) for o in ('images','annotation','lists')]),
     oxford_flowers_102=Known(read_flowers, flowers_card, [(f'{_vgg}/flowers/102/{o}', f'md5:{h}') for o,h in
         (('102flowers.tgz','52808999861908f626f3c1f4e79d11fa'), ('imagelabels.mat','e0620be6f572b9609742df49c70aed4d'), ('setid.mat','a5357ecc9cb78c4bef273ce3793fc85c'))]),
-    oxford_iiit_pet=Known(read_pets, pets_card, [(f'{_vgg}/pets/data/images.tar.gz', 'md5:5c4f3ee8e5d25df40f4fd59a7f44e54c'), (f'{_vgg}/pets/data/annotations.tar.gz', 'md5:95a8c909bbe2e81eed6a22bccdf3f68f')]),
+    oxford_iiit_pets=Known(read_pets, pets_card, [(f'{_vgg}/pets/data/images.tar.gz', 'md5:5c4f3ee8e5d25df40f4fd59a7f44e54c'), (f'{_vgg}/pets/data/annotations.tar.gz', 'md5:95a8c909bbe2e81eed6a22bccdf3f68f')]),
     food_101=Known(read_food, food_card, [('http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz', 'md5:85eeb15f3717b99a5da872d97d918f87')]),
     cifar_10=Known(read_cifar_10, cifar_10_card, [('https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz', 'md5:c58f30108f718f92721af3b95e74349a')]),
     cifar_100=Known(read_cifar_100, cifar_100_card, [('https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz', 'md5:eb9058c3a382ffc7106e4002c42a8d85')]),

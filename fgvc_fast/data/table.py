@@ -6,14 +6,14 @@
 __all__ = ['FineGrainedData', 'carve']
 
 # %% ../../nbs/api/01_data.table.ipynb #ad073c27
-import hashlib
+import hashlib, re, unicodedata
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastcore.parallel import parallel
 from pathlib import Path
 from PIL import Image
 from ..core import check as require, in_lines, listing # `check` is a verb of the data set here
-from .image import read_image, upright_box, upright_size
+from .image import _open, read_image, upright_box, upright_size
 
 # %% ../../nbs/api/01_data.table.ipynb #f5518f48
 _splits,_box = ['train','valid','test'],['x0','y0','x1','y1']
@@ -82,11 +82,12 @@ class FineGrainedData:
 
 # %% ../../nbs/api/01_data.table.ipynb #a10db42f
 @patch
-def picture(self:FineGrainedData, row:int):
+def picture(self:FineGrainedData, row:int, size:tuple=None # Width and height to squeeze it into; None: as it is
+    ):
     "The upright picture of `row`, without a banner"
-    if not self.banner: return read_image(self.path(row))
-    with Image.open(self.path(row)) as im: w,h = upright_size(im)
-    return read_image(self.path(row), (0, 0, w, max(h-self.banner, 1)))
+    if not self.banner: return read_image(self.path(row), size=size)
+    with _open(self.path(row)) as im: w,h = upright_size(im)
+    return read_image(self.path(row), (0, 0, w, max(h-self.banner, 1)), size)
 
 @patch
 def _must_be_labelled(self:FineGrainedData, split):
@@ -212,8 +213,14 @@ def check(self:FineGrainedData, progress:bool=True # Show a bar
     for c in ('path', 'label', 'split'): df[c] = it[c].astype(object).reindex(df.row.fillna(-1).astype(int)).to_numpy()
     return df.assign(usable=~df.problem.isin(_fatal))[['problem','row','path','label','split','detail','usable']]
 
+def _plain(name):
+    "`name` without what the eye passes over: case, blanks, how its accents are stored"
+    return re.sub(r'[\s_-]+', ' ', unicodedata.normalize('NFC', str(name)).casefold()).strip()
+
 def _label_problems(data):
     "What is wrong with the labels alone"
+    alike = pd.Series(data.vocab, dtype=object).groupby(list(map(_plain, data.vocab)))
+    yield from [('labels that look the same', f"{listing(map(repr, o))}: if they mean one class, data.rename makes them one") for _,o in alike if len(o)>1]
     n = data.items.groupby('label', observed=False).size()
     yield from [('empty class', f"'{c}' has no picture") for c in n.index[n==0]]
     yield from [('class with one image', f"'{c}' has a single picture: it cannot be both learned and measured") for c in n.index[n==1]]
@@ -227,7 +234,9 @@ def _label_problems(data):
 def drop(self:FineGrainedData, rows # Row numbers, or the table that `check` gave: then what is not `usable`
     ):
     "A new data set without `rows`"
-    if isinstance(rows, pd.DataFrame): rows = rows.row[~rows.usable & rows.row.notna()].astype(int)
+    if isinstance(rows, pd.DataFrame):
+        require('usable' in rows, f"`drop` takes row numbers or what `check` gave, not a table of {listing(rows.columns, 3)} (`drop_duplicates` takes pairs)")
+        rows = rows.row[~rows.usable & rows.row.notna()].astype(int)
     return self._new(self.items.drop(index=list(set(rows))))
 
 # %% ../../nbs/api/01_data.table.ipynb #2766e707
