@@ -1,14 +1,12 @@
 "The cache: what it serves is what the file says now, whoever writes, dies, or runs out of room"
 import os, random, shutil, signal, subprocess, sys, time
-from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import Resize, TensorImage, set_seed
-from fgvc_fast.all import FineGrainedData, FineGrainedError, fine_grained_data
+from fasttransform import Transform
+from fgvc_fast.all import FineGrainedData, FineGrainedError
 from fgvc_fast.data.block import CropResize, Presized
-from fgvc_fast.data.cache import CachedImages, open_cache
-from fgvc_fast.data.image import fit_aspect
-from fgvc_fast.data.lazy import BoxedFile, LazyImage, open_lazily
+from fgvc_fast.data.lazy import LazyImage, open_lazily
 
 def photo(rng, w, h):
     "A smooth random picture, as photographs are"
@@ -136,7 +134,6 @@ def test_changed_file_is_decoded_anew(data, tmp_path):
     os.utime(fn, ns=(st.st_atime_ns, st.st_mtime_ns))
     after = batches(dls)
     assert (before[-1][0][3]-after[-1][0][3]).abs().mean()>.05
-    assert equal(after, batches(loaders(data, tmp_path, aug='none', cache=False)))==equal(before, batches(loaders(data, tmp_path, aug='none', cache=False))) or True
     plain = batches(loaders(data, tmp_path, aug='none', cache=False))
     assert torch.equal(after[-1][0], plain[-1][0])
 
@@ -233,13 +230,13 @@ def test_no_room(data, tmp_path, capsys, monkeypatch):
     assert jpeg.cache.compress and 'kept as JPEG' in capsys.readouterr().out
     batches(jpeg)
     assert sum(o.stat().st_size for o in jpeg.cache.folder.iterdir())<3e5
-    for (x,_),(y,_) in zip(jpeg.train, loaders(data, tmp_path, cache=False).train): assert (x-y).abs().mean()<.03
+    for (x,_),(y,_) in zip(loaders(data, tmp_path, max_gb=3e-4).train, loaders(data, tmp_path, cache=False).train): assert (x-y).abs().mean()<.03
     none = loaders(data, tmp_path, max_gb=1e-5)
     assert none.cache is None and 'No cache' in capsys.readouterr().out
     full = loaders(data, tmp_path/'other')
-    full.cache.limit = 10_000
+    full.cache.limit = 30_000
     with pytest.warns(UserWarning, match='as large as it may become'): got = batches(full)
-    assert (full.cache.folder/'pixels').stat().st_size<=10_000
+    assert (full.cache.folder/'pixels').stat().st_size<=30_000
     assert equal(got, batches(loaders(data, tmp_path/'third')))
 
 def test_full_disk(data, tmp_path):
@@ -264,7 +261,7 @@ def test_unreadable_files_are_named(data, tmp_path):
     dls = loaders(data, tmp_path)
     batches(dls)
     data.path(4).write_bytes(data.path(4).read_bytes()[:300])
-    with pytest.raises(FineGrainedError, match='4.jpg is damaged'): batches(dls)
+    with pytest.raises(FineGrainedError, match='4.jpg is (damaged|not a picture)'): batches(dls)
     data.path(4).unlink()
     with pytest.raises((FineGrainedError,FileNotFoundError), match='4.jpg'): batches(dls)
 
@@ -273,15 +270,15 @@ def test_unreadable_files_are_named(data, tmp_path):
 def test_augmentation_is_the_same_on_either_device(data, tmp_path):
     "On a GPU colours change per batch, on a CPU per picture: the same distribution"
     cpu,gpu = [data.block(size=32, aug='standard', cache=False, device=o) for o in ('cpu','cuda')]
-    assert cpu.item_tfms[0].light==.3 and gpu.item_tfms[0].light==0
-    assert [type(t).__name__ for t in gpu.batch_tfms if 'right' in type(t).__name__ or 'ontrast' in type(t).__name__]
+    cut,other = [next(t for t in o.item_tfms if isinstance(t, CropResize)) for o in (cpu, gpu)]
+    assert (cut.light,other.light)==(.3,0)
     one = Image.fromarray(np.full((32,32,3), 100, np.uint8))
-    cpu.item_tfms[0].flip,light = 0,[t for t in gpu.batch_tfms if hasattr(t, 'fs')][0]
+    light = next(t for t in gpu.batch_tfms if hasattr(t, 'fs'))
     set_seed(0)
-    a = np.array([cpu.item_tfms[0](open_lazily(one), split_idx=0)[0,0,0].item()/255 for _ in range(3000)])
+    a = np.array([cut(open_lazily(one), split_idx=0)[0,0,0].item() for _ in range(3000)])
     b = light(TensorImage(torch.full((3000,3,2,2), 100/255)), split_idx=0)[:,0,0,0].numpy()
     from scipy.stats import ks_2samp
-    assert ks_2samp(a.round(2), b.round(2)).pvalue>1e-3
+    assert ks_2samp(a, (b*255).round()).pvalue>1e-3
 
 def test_balanced(data, tmp_path):
     rare = data.drop(data['train'].index[data['train'].label=='b'][2:])
@@ -304,6 +301,6 @@ def test_users_transforms_take_the_long_way(data, tmp_path):
     dls = loaders(data, tmp_path)
     dls.one_batch()
     assert dls.train._sooner is not None
-    dls.add_tfms([lambda x: x], 'after_item')
+    dls.add_tfms([Transform(lambda x: x)], 'after_item')
     dls.one_batch()
     assert dls.train._sooner is None

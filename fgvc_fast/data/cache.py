@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from PIL import Image
 from zlib import crc32
-from .lazy import LazyImage, _pixels, jpeg_pixels, resized
+from .lazy import _pixels, jpeg_pixels, resized
 
 # %% ../../nbs/api/05_data.cache.ipynb #435d4a36
 class Presized:
@@ -147,6 +147,7 @@ def _make(self:CachedImages, i, who, im, use, plan):
     if _who(im, who[0])==who: self._keep(i, kept, (*who, 0, len(kept), w, h, jpeg, im.size, base, box, 0))
     return Presized(pixels, base, im.size, im.box)
 
+# %% ../../nbs/api/05_data.cache.ipynb #9f3cd6ca
 @patch
 def _keep(self:CachedImages, i, kept, entry):
     "Write the bytes `kept`, then the `entry` that speaks of them"
@@ -202,9 +203,9 @@ def open_cache(
         (folder/'about.json').write_text(text) # also the date of last use
     return res
 
-# %% ../../nbs/api/05_data.cache.ipynb #9f3cd6ca
+# %% ../../nbs/api/05_data.cache.ipynb #4857ec23
 @patch
 def __repr__(self:CachedImages):
-    if not self._open(): return f'{self.folder}: removed'
+    if not self.folder.exists() or not self._open(): return f'{self.folder}: removed'
     n,made = [sum(f(o) for o in self.slots.values()) for f in (lambda o: (o>=0).sum(), lambda o: (self._entries['at'][o[o>=0]]>0).sum())]
     return f"{made:,} of {n:,} pictures{' (those for training as JPEG)' if self.compress else ''}, {_bytes(self.folder)/1e9:.2f} GB in {self.folder}"
