@@ -96,7 +96,7 @@ def summary_card(self:Learner)->pd.DataFrame:
     data = getattr(self.dls, 'data', None)
     rows = dict(**made, parameters=f'{n:,}', groups=len(self.splitter(self.model)), loss=_name(self.loss_func), optimiser=_name(self.opt_func),
         device=str(self.dls.device), batch_size=dl.bs, workers=dl.fake_l.num_workers)
-    if data is not None: rows.update(data=repr(data), validates_on=getattr(self.dls, 'validates_on', 'valid'))
+    if data is not None: rows.update(data=repr(data), validates_on=getattr(self.dls, 'validates_on', 'valid'), pictures='decoded in every epoch' if self.dls.cache is None else 'kept as JPEG' if self.dls.cache.compress else 'decoded once')
     return pd.DataFrame(dict(value=rows.values()), index=[k.replace('_', ' ') for k in rows])
 
 # %% ../nbs/api/42_learner.ipynb #38510237
@@ -116,6 +116,7 @@ def _gather(learn, dl, few):
     gather = _Gather(few)
     learn.get_preds(dl=dl, with_preds=False, with_targs=False, reorder=False, cbs=gather)
     check(gather.done, 'There are no pictures in this loader')
+    check(gather.done==len(gather.kept[0]), f'This process saw {gather.done:,} of {len(gather.kept[0]):,} pictures: ask outside of `distrib_ctx`, where one process sees all')
     return gather.kept
 
 # %% ../nbs/api/42_learner.ipynb #e710be15
