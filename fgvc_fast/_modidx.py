@@ -372,6 +372,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader.FineGrainedDL.sample': ( 'api/data.loader.html#finegraineddl.sample',
                                                                                        'fgvc_fast/data/loader.py'),
+                                       'fgvc_fast.data.loader.FineGrainedDL.wif': ( 'api/data.loader.html#finegraineddl.wif',
+                                                                                    'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._seed_all': ('api/data.loader.html#_seed_all', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._seeded': ('api/data.loader.html#_seeded', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._stacked': ('api/data.loader.html#_stacked', 'fgvc_fast/data/loader.py'),

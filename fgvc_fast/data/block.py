@@ -33,11 +33,12 @@ def random_region(region, min_scale:float, # Least share of the area, (0,1]
     )->tuple:
     "A random part of `region`: its area and aspect ratio drawn as in Inception's training"
     x0,y0,x1,y1 = region
-    W,H,lo,hi = x1-x0,y1-y0,*map(math.log, ratio)
+    W,H,lo,hi,draw = x1-x0,y1-y0,*map(math.log, ratio),random.random
     for _ in range(10):
-        area,r = random.uniform(min_scale, 1)*W*H,aspect*math.exp(random.uniform(lo, hi))
-        w,h = math.sqrt(area*r),math.sqrt(area/r)
-        if w<=W and h<=H: break
+        area,r = (min_scale+(1-min_scale)*draw())*W*H,aspect*math.exp(lo+(hi-lo)*draw())
+        if area*r<=W*W and area<=r*H*H: # it fits
+            w,h = math.sqrt(area*r),math.sqrt(area/r)
+            break
     else: w,h = min(W, H*aspect),min(H, W/aspect)
     x,y = random.uniform(x0, x1-w),random.uniform(y0, y1-h)
     return x,y,x+w,y+h

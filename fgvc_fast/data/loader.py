@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['balanced_order', 'FineGrainedDL']
 
-# %% ../../nbs/api/05_data.loader.ipynb #dbe22aff
-import itertools, math, numpy as np, random, torch
+# %% ../../nbs/api/05_data.loader.ipynb #23db50b6
+import gc, itertools, math, numpy as np, random, torch
 from contextlib import contextmanager
 from copy import deepcopy
 from fastai.data.core import TfmdDL
@@ -71,6 +71,8 @@ class FineGrainedDL(TfmdDL):
         res = super().new(dataset, cls, **kwargs)
         if dataset is None: res.balance,res.quick = self.balance,self.quick
         return res
+
+    def wif(self): gc.freeze() # in a worker, collecting garbage would write to every object of the parent, and so copy it
 
     def randomize(self):
         self._new_key() # here too: fastai's `DistributedDL` calls this, and iterates by itself
