@@ -67,10 +67,10 @@ def test_no_object_per_row(many):
     assert len(pickle.dumps(Strings(many.items.path)))<1.2*many.items.path.str.len().sum()+8*rows+1000
 
 def grown(dl):
-    "Megabytes that the workers came to own between an early batch of an epoch (by then they have what they need to run) and its last"
+    "Megabytes that the workers came to own between the first batch of an epoch and its last"
     first,last = [],[]
     for i,_ in enumerate(dl):
-        if i in (40, len(dl)-8): first,last = last,[o.memory_full_info().uss/1e6 for o in psutil.Process().children() if 'resource_tracker' not in ' '.join(o.cmdline())]
+        if i in (0, len(dl)-8): first,last = last,[o.memory_full_info().uss/1e6 for o in psutil.Process().children() if 'resource_tracker' not in ' '.join(o.cmdline())]
     return max(b-a for a,b in zip(first, last))
 
 class Read:
@@ -85,9 +85,10 @@ def test_workers_stay_small(many):
     "An epoch of all rows adds little to a worker; with a list of strings it copies them"
     dl = loaders(many, num_workers=1).train
     dl.bs,dl.quick = 500,Read(dl.quick)
-    assert grown(dl)<8
+    arrays = grown(dl)
     dl.quick.picture.paths = list(many.items.path)
-    assert grown(dl)>15
+    strings = grown(dl)
+    assert arrays<20 and strings-arrays>15 # what a worker needs to get going, up to a dozen on a busy machine, is in both
 
 @pytest.mark.parametrize('names', [[], [''], ['a','','b',''], ['Grünfink/é.jpg', '鳥.png', 'e\u0301', '🐦', 'a\nb\tc\0d', ' ', '"\\', 'b\udcff\udc80.jpg'], ['x'*100_000, 'y']])
 def test_strings(names):
