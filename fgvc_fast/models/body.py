@@ -319,14 +319,15 @@ class Body(nn.Module):
         self.mean,self.std,self.native_size,self.fixed = (facts[k] for k in ('mean','std','native_size','fixed'))
         self._prefix,self._nhwc = facts['prefix'],facts['nhwc']
         self.img_size = size or self.native_size
+        self.after = nn.ModuleDict() # what is put after stages, by their number
         self._cut = _tv_cut(self.model) if callable(arch) else None
         self._look(facts, path)
 
     def __getstate__(self): return self.__dict__ | dict(_cut=None) # functions do not pickle
 
-    def forward(self, x):
+    def forward(self, x, prefix=False):
         if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor) # fastai's images know too much
-        size = tuple(x.shape[-2:])
+        size = self._now = tuple(x.shape[-2:])
         if self.fixed and size!=self.img_size: raise FineGrainedError(f"'{self.name}' was built for images of {_px(self.img_size)}, these are {_px(size)}: "
             f'build it with img_size={size[0] if size[0]==size[1] else size}, or resize the images')
         if callable(self.arch):
@@ -334,7 +335,9 @@ class Body(nn.Module):
             o = self._cut[self.training](self.model, x)['map']
         else: o = self.model.forward_features(x)
         check(torch.is_tensor(o), f"'{self.name}' gives {type(o).__name__} instead of one feature map: choose another architecture")
-        return as_map(o, size, self._prefix, self._nhwc)
+        maps = as_map(o, size, self._prefix, self._nhwc)
+        if self.after and (last := str(len(self.stages)-1)) in self.after: maps = self.after[last](maps)
+        return (maps,o[:,:self._prefix]) if prefix else maps
 
 # %% ../../nbs/api/10_models.body.ipynb #e56fc6f6
 def _least(body):
@@ -347,6 +350,13 @@ def _least(body):
             hi = mid
         except Exception: lo = mid
     return hi
+
+def _door(met, unit, stage):
+    "The module through which the map of `stage` goes into the next one, which begins with `unit`"
+    called = [o[0] for o in met]
+    i = called.index(unit if unit in called else next(o for o in called if o.startswith(f'{unit}.')))
+    whole = stage.channels,stage.reduction
+    return called[next((j for j in range(i, -1, -1) if met[j][1]==whole and (j==i or met[j][2]!=whole)), i)] # a pool without parameters may come before
 
 @patch
 def _look(self:Body, facts, path):
@@ -370,6 +380,7 @@ def _look(self:Body, facts, path):
     self.stages = [Stage(n, c, run[-1][3]) for n,c,run in zip(_names(runs), chans, runs)]
     self.stages[-1] = self.stages[-1]._replace(reduction=last)
     self._group = {u[0]: i for i,run in enumerate(runs) for u in run}
+    self._doors = [_door(met, run[0][0], s) for run,s in zip(runs[1:], self.stages)]
 
 # %% ../../nbs/api/10_models.body.ipynb #99994d25
 @patch
