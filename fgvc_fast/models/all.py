@@ -2,5 +2,6 @@
 from .body import *
 from .head import *
 from .model import *
+from .parts import *
 from .pool import *
 from .toy import *
