@@ -3,4 +3,5 @@ from .body import *
 from .head import *
 from .model import *
 from .pool import *
+from .second import *
 from .toy import *
