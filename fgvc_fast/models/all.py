@@ -4,4 +4,5 @@ from .head import *
 from .model import *
 from .parts import *
 from .pool import *
+from .second import *
 from .toy import *
