@@ -132,3 +132,18 @@ def before(self:Body, n:int # How many blocks
     i = next(i for i,k in enumerate(keys) if k.startswith(f'{first}.'))
     g = self.group_of(keys[i])
     return {p for j,(k,p) in enumerate(self.model.named_parameters()) if self.group_of(k)<g or (self.group_of(k)==g and j<i)}
+
+# %% ../../nbs/api/10b_models.stages.ipynb #823398b3
+@patch
+def from_last_block(self:Body, x, # Images (B, 3, H, W)
+    **wants # As `see`
+    ):
+    "What goes into the last attention block as a map (B, C, h, w); and a function that goes on from such a map as `see` would"
+    kept,s = [],self.stages[-1]
+    def run(use):
+        def hook(m, args): return use(*_open(args[0], s.channels, s.reduction, self._now), args[1:])
+        h = self.model.get_submodule(self.blocks()[-1]).register_forward_pre_hook(hook)
+        try: return self.see(x, **wants)
+        finally: h.remove()
+    run(lambda m, pack, more: kept.append(m))
+    return kept[0],lambda maps: run(lambda _, pack, more: (pack(maps),*more))
