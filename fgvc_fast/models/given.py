@@ -87,11 +87,14 @@ class GivenPartPool(nn.Module):
 
     @torch.no_grad()
     def locate(self, maps):
-        "The predicted places (B, parts, 2), x then y, from 0 to 1 of the picture"
-        h,w = maps.shape[2:]
-        at = self.attention(maps)
-        x,y = [(torch.arange(n, device=at.device)+.5)/n for n in (w,h)]
-        return torch.stack([at.sum(2)@x, at.sum(3)@y], 2)
+        "The predicted places (B, parts, 2), x then y, from 0 to 1 of the picture: the mean of the attention round its highest place"
+        at,(h,w) = self.attention(maps),maps.shape[2:]
+        y,x = [torch.arange(n, device=at.device) for n in (h,w)]
+        top = at.flatten(2).argmax(2)[...,None] # (B, parts, 1)
+        near_x,near_y = [((o-t).abs()<=1) for o,t in ((x,top%w),(y,top//w))]
+        at = at*near_y[...,:,None]*near_x[...,None,:]
+        at = at/at.sum((2,3), keepdim=True)
+        return torch.stack([at.sum(2)@((x+.5)/w), at.sum(3)@((y+.5)/h)], 2)
 
 # %% ../../nbs/api/13c_models.given.ipynb #93b83a04
 pools.update(given_parts=GivenPartPool)
