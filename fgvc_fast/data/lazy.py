@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from pathlib import Path
 from PIL import Image, ImageOps
 from torch import Tensor
-from .image import _open, _orientation, read_image, to_rgb, upright_box, upright_size
+from .image import _open, _orientation, _turn_box, read_image, to_rgb, upright_box, upright_size
 
 # %% ../../nbs/api/04b_data.lazy.ipynb #545aa02a
 def _pixels(im): return torch.from_numpy(np.array(im)).permute(2,0,1)
@@ -37,7 +37,7 @@ def resized(x:Tensor, # (3, H, W) uint8; quickest when its channels are last in 
 # %% ../../nbs/api/04b_data.lazy.ipynb #f6ba5683
 class LazyImage(PILImage):
     "The picture in the file `fn`: opened when its `size` or `box` is asked for, decoded when its pixels are"
-    _opened,_box,_plain,row,banner = True,None,False,None,0 # of a picture that fastai casts back to this type, when a transform made it of one
+    _opened,_box,_turned,_plain,row,banner = True,None,None,False,None,0 # of a picture that fastai casts back to this type, when a transform made it of one
     def __init__(self, fn,
         box=None,  # x0, y0, x1, y1 in pixels of the file as stored
         banner=0,  # Rows at the bottom that are not there for anybody
@@ -52,6 +52,7 @@ class LazyImage(PILImage):
             w,h = upright_size(im)
             self._size,box = (w,max(h-self.banner, 1)),self.stored_box
             self._box = None if box is None or np.isnan(box).any() else upright_box(box, im)
+            self._turned = im.size,_orientation(im)
             self._plain = im.format=='JPEG' and im.mode=='RGB' and _orientation(im)==1
         self._opened = True
 
@@ -65,6 +66,12 @@ class LazyImage(PILImage):
         "The box in pixels of the upright picture"
         self._look()
         return self._box
+
+    def upright(self, xy # (n, 2), x then y
+        ):
+        "Points in pixels of the file as stored, in those of the upright picture"
+        self._look()
+        return xy if self._turned is None else np.stack(_turn_box((*xy.T, *xy.T), *self._turned)[:2], 1)
 
     def load(self):
         if self._im is None: self._im = read_image(self.fn, (0,0,*self.size) if self.banner else None).im

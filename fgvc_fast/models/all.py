@@ -1,5 +1,6 @@
 "Everything about models"
 from .body import *
+from .given import *
 from .head import *
 from .model import *
 from .parts import *

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from ..core import FineGrainedError, check, listing
 from .body import Body
+from .given import GivenPartPool # chkstyle: ignore (now `pools` has it)
 from .head import heads
 from .pool import pools
 
@@ -47,7 +48,13 @@ class FineGrainedModel(nn.Module):
         "What the head sees (B, pool.nf)"
         return self.pool(self.maps(x))
 
-    def forward(self, x): return self.head(self.features(x))
+    def forward(self, x, points=None):
+        self.sides = []
+        if not (self.training and 'points' in getattr(self.pool, 'wants', {})): return self.head(self.features(x))
+        maps = self.maps(x)
+        rows = self.pool(maps, points=points)
+        self.sides = self.pool.sides(rows, maps, points=points)
+        return self.head(rows)
 
     def groups(self):
         "Parameters by depth: the body's groups, then pool and head as one"
