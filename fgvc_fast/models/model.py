@@ -5,14 +5,23 @@
 # %% auto #0
 __all__ = ['imagenet_stats', 'Normalise', 'FineGrainedModel', 'fine_grained_model']
 
-# %% ../../nbs/api/16_models.model.ipynb #e76a029e
-import torch
+# %% ../../nbs/api/16_models.model.ipynb #b2b5f19e
+import inspect, torch
+from fastcore.basics import patch
+from functools import partial
 from torch import nn
 from ..core import FineGrainedError, check, listing
+from .attention import Attended
 from .body import Body
-from .given import GivenPartPool # chkstyle: ignore (now `pools` has it)
+from .given import GivenPartPool # chkstyle: ignore (now `pools` has it, as those below)
 from .head import heads
+from .parts import CloserLook
 from .pool import pools
+from .pyramid import Branch
+from .second import BilinearPool # chkstyle: ignore
+from .stages import _open # chkstyle: ignore
+from .streams import TwoStreams
+from .tokens import TokenPool # chkstyle: ignore
 
 # %% ../../nbs/api/16_models.model.ipynb #aea78ced
 class Normalise(nn.Module):
@@ -27,49 +36,111 @@ class Normalise(nn.Module):
 
     def forward(self, x): return (x-self.mean) / self.std
 
-# %% ../../nbs/api/16_models.model.ipynb #37a48eb8
+# %% ../../nbs/api/16_models.model.ipynb #f4c5d045
+def _plain(x): return x if type(x) is torch.Tensor else x.as_subclass(torch.Tensor) # fastai's images know too much
+
 class FineGrainedModel(nn.Module):
     "Pixels (B, 3, H, W) from 0 to 1 to logits (B, n_out), by way of `norm`, `body`, `pool` and `head`"
     def __init__(self,
         norm, # Pixels to what the body expects
         body, # A `Body`
         pool, # Maps to rows
-        head # Rows to logits
+        head, # Rows to logits
+        branch=None, # A `Branch`
+        closer=None # A `CloserLook`
     ):
         super().__init__()
-        self.norm,self.body,self.pool,self.head = norm,body,pool,head
+        self.norm,self.body,self.pool,self.head,self.branch,self.closer = norm,body,pool,head,branch,closer
+        self.said = []
+
+    def __getstate__(self): return self.__dict__ | dict(said=[]) # what was said of a batch stays with it
+
+    def see(self, x):
+        "The last feature map (B, body.nf, h, w), what else the pool wants to know by name, and the map for the branch"
+        wants = {k: v for k,v in getattr(self.pool, 'wants', {}).items() if k!='points'}
+        if self.branch is not None: wants['stages'] = [*wants.get('stages', ()), self.branch.stage]
+        maps,seen = self.body.see(self.norm(_plain(x)), **wants)
+        mid = None if self.branch is None else seen['stages'].pop()
+        if 'stages' in seen and not seen['stages']: del seen['stages']
+        return maps,seen,mid
 
     def maps(self, x):
         "The last feature map (B, body.nf, h, w)"
-        if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor) # fastai's images know too much
-        return self.body(self.norm(x))
+        return self.body(self.norm(_plain(x)))
 
     def features(self, x):
         "What the head sees (B, pool.nf)"
-        return self.pool(self.maps(x))
+        maps,seen,_ = self.see(x)
+        return self.pool(maps, **seen)
 
-    def forward(self, x, points=None):
-        self.sides = []
-        if not (self.training and 'points' in getattr(self.pool, 'wants', {})): return self.head(self.features(x))
-        maps = self.maps(x)
-        rows = self.pool(maps, points=points)
-        self.sides = self.pool.sides(rows, maps, points=points)
-        return self.head(rows)
+# %% ../../nbs/api/16_models.model.ipynb #82c994e9
+@patch
+def _whole(self:FineGrainedModel, x, points=None):
+    "What comes of pictures `x` in one look: logits, and by name all on the way to them"
+    maps,seen,mid = self.see(x)
+    if self.training and 'points' in getattr(self.pool, 'wants', {}): seen['points'] = points
+    rows = self.pool(maps, **seen)
+    logits = self.head(rows)
+    if mid is not None and not self.training: logits = logits + self.branch(mid)
+    return logits,dict(maps=maps, rows=rows, seen=seen, mid=mid)
 
-    def groups(self):
-        "Parameters by depth: the body's groups, then pool and head as one"
-        return self.body.groups() + [[*self.pool.parameters(), *self.head.parameters()]]
+@patch
+def _besides(self:FineGrainedModel, logits, maps, rows, seen, mid):
+    "What is learned besides the label: (name, weight, value) each"
+    for part,args in ((self.pool,(rows, maps)), (self.head,(rows, logits))):
+        if hasattr(part, 'sides'): yield from part.sides(*args, **(seen if part is self.pool else {}))
+    if mid is not None: yield 'branch',1.,self.branch(mid)
 
-    def group_names(self):
-        "Short names of the groups, for plots"
-        return [*self.body.group_names(), 'head']
+@patch
+def forward(self:FineGrainedModel, x, # Pictures (B, 3, H, W) from 0 to 1
+    points=None # Where the parts of each are (B, K, 2), for a pool that learns from them
+    ):
+    "Logits (B, n_out)"
+    x = _plain(x)
+    logits,way = self._whole(x, points)
+    self.said = [*self._besides(logits, **way)] if self.training else []
+    if self.closer is None: return logits
+    def logits_of(o): return self._whole(o)[0]
+    if not self.training: return self.closer.refine(x, way['maps'], self.pool, logits, logits_of)
+    self.said += self.closer.train_sides(x, way['maps'], self.pool, logits_of)
+    return logits
 
-    def reinit(self, n):
-        "Give the last `n` groups of the body fresh random values"
-        self.body.reinit(n)
-        return self
+# %% ../../nbs/api/16_models.model.ipynb #3bb60e28
+@patch
+def halves(self:FineGrainedModel, x # Pictures (B, 3, H, W) from 0 to 1
+    ):
+    "The map (B, C, h, w) that explains what the model says of `x`, and a function from such maps to logits"
+    wants = getattr(self.pool, 'wants', {})
+    if 'prefix' not in wants:
+        maps,seen,_ = self.see(x)
+        def wide(o, n): return [wide(t, n) for t in o] if isinstance(o, list) else o.repeat_interleave(n, 0)
+        return maps,lambda m: self.head(self.pool(m, **{k: wide(o, len(m)//len(maps)) for k,o in seen.items()}))
+    maps,go_on = self.body.from_last_block(self.norm(_plain(x)), **wants)
+    def decide(m):
+        check(m.shape==maps.shape, f"{type(self.pool).__name__} reads tokens that have met, so no place can be asked by itself: use method='gradcam'")
+        last,seen = go_on(m)
+        return self.head(self.pool(last, **seen))
+    return maps,decide
 
-# %% ../../nbs/api/16_models.model.ipynb #ca9cf92f
+# %% ../../nbs/api/16_models.model.ipynb #cca9d83e
+@patch
+def groups(self:FineGrainedModel):
+    "Parameters by depth: the body's groups, then all that is new as one"
+    new = [self.pool, self.head, self.branch, getattr(self.body, 'after', None)]
+    return self.body.groups() + [[p for o in new if o is not None for p in o.parameters()]]
+
+@patch
+def group_names(self:FineGrainedModel):
+    "Short names of the groups, for plots"
+    return [*self.body.group_names(), 'head']
+
+@patch
+def reinit(self:FineGrainedModel, n):
+    "Give the last `n` groups of the body fresh random values"
+    self.body.reinit(n)
+    return self
+
+# %% ../../nbs/api/16_models.model.ipynb #ad93a76b
 imagenet_stats = (0.485,0.456,0.406), (0.229,0.224,0.225)
 
 def _part(o, known, kind):
@@ -79,8 +150,17 @@ def _part(o, known, kind):
     return known[o]
 
 def _listed(o, known):
-    "The name in `known` of the part `o`; None for a part of the user's own"
-    return o if isinstance(o, str) else next((k for k,v in known.items() if v is o), None)
+    "The name in `known` of the part `o`, and its options; no name for a part of the user's own"
+    if isinstance(o, partial): return (None,{}) if o.args else (_listed(o.func, known)[0],dict(o.keywords))
+    return (o if isinstance(o, str) else next((k for k,v in known.items() if v is o), None)),{}
+
+# %% ../../nbs/api/16_models.model.ipynb #254cc3e1
+def _build(part, *args, body=None, **more):
+    "What `part` builds of `args`, and of those of `more` that it has a name for"
+    ps = inspect.signature(part).parameters
+    if next(iter(ps), '')=='body': args = (body,*args[1:])
+    given = getattr(part, 'keywords', {})
+    return part(*args, **{k: v for k,v in more.items() if v is not None and k in ps and k not in given})
 
 # %% ../../nbs/api/16_models.model.ipynb #b21b4dcf
 @torch.no_grad()
@@ -101,29 +181,39 @@ def _stats(stats, body):
     check(ok, f'stats={stats!r}: give (mean, std) with a number for each of three channels, or False if the images come normalised')
     return [torch.as_tensor(o, dtype=torch.float32).tolist() for o in stats]
 
-# %% ../../nbs/api/16_models.model.ipynb #91047698
+# %% ../../nbs/api/16_models.model.ipynb #6f2c4dbc
 def fine_grained_model(
-    arch, # A timm name, or a torchvision constructor
+    arch, # A timm name, a torchvision constructor, or two of them for two streams
     n_out:int, # Number of classes
-    pool='avg', # A name from `pools`, something that builds a pool of `nf` channels, or a pool
+    pool='avg', # A name from `pools`, something that builds a pool of `nf` channels (or of a `body`), or a pool
     head='linear', # A name from `heads`, something that builds a head of `(nf, n_out, drop)`, or a head
     drop:float=0., # Probability of dropout in the head
     stats=None, # (mean, std) of the input; None: the body's own, else ImageNet's; False: the images come normalised
     pretrained:bool=True, # Start from published weights?
     weights=None, # A local weights file instead
     img_size=None, # Size of the images, pixels or (height, width); None: the body's own
+    attend:dict=None, # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
+    branch=None, # Number or name of a stage with a classifier and a loss of its own
+    closer:bool=False, # Learn from crops and drops of what the pool attends to, and look twice at evaluation?
+    parents:list=None, # Of `LevelHead`: for each level above the labels the number of each label's group
     **kwargs # For `Body`
 )->FineGrainedModel:
     "A model for `n_out` classes on any body, with any pool and head"
     check(isinstance(n_out, int) and n_out>0, f'n_out={n_out!r}: give the number of classes')
-    names = _listed(pool, pools),_listed(head, heads)
+    (pool_name,pool_opts),(head_name,head_opts) = _listed(pool, pools),_listed(head, heads)
     pool,head = _part(pool, pools, 'pool'),_part(head, heads, 'head') # a wrong name is said before anything is loaded
-    body = Body(arch, pretrained, weights, img_size, **kwargs)
-    if not isinstance(pool, nn.Module): pool = pool(body.nf)
-    else: _fits(pool, (body.nf,7,7), pool.nf, 'pool')
-    if not isinstance(head, nn.Module): head = head(pool.nf, n_out, drop)
+    body = (TwoStreams if isinstance(arch, (tuple,list)) else Body)(arch, pretrained, weights, img_size, **kwargs)
+    attend = dict(attend or {})
+    for stage,kind in attend.items():
+        body.put_after(stage, Attended(body.stages[body.stage_index(stage)].channels, kind))
+    if not isinstance(pool, nn.Module): pool = _build(pool, body.nf, body=body, streams=getattr(body, 'streams', None))
+    elif not getattr(pool, 'wants', None): _fits(pool, (body.nf,7,7), pool.nf, 'pool')
+    if not isinstance(head, nn.Module): head = _build(head, pool.nf, n_out, drop, parents=parents)
     else: _fits(head, (pool.nf,), n_out, 'head')
+    check(not closer or hasattr(pool, 'attention'), f"closer=True: {type(pool).__name__} attends to nothing in particular, so there is nothing to look closer at: use pool='parts'")
     norm = nn.Identity() if stats is False else Normalise(*_stats(stats, body))
-    model = FineGrainedModel(norm, body, pool, head)
-    model.recipe = dict(arch=arch, pool=names[0], head=names[1], drop=drop, img_size=body.img_size if img_size else None, kwargs=kwargs)
+    model = FineGrainedModel(norm, body, pool, head, None if branch is None else Branch(body, n_out, branch), CloserLook() if closer else None)
+    if parents is not None and 'parents' in inspect.signature(type(head)).parameters: head_opts['parents'] = parents
+    model.recipe = dict(arch=arch, pool=pool_name, head=head_name, drop=drop, img_size=body.img_size if img_size else None, kwargs=kwargs,
+        options=dict(pool=pool_opts, head=head_opts), attend=attend, branch=branch, closer=closer)
     return model

@@ -47,6 +47,8 @@ class TwoStreams(nn.Module):
         check(not any(wants.values()), f"'{self.name}' has two bodies, so there is no one stage or token to ask for ({listing(wants)}): use a pool of the last map, or one body")
         return self(x),{}
 
+    def stage_index(self, o): check(False, f"'{self.name}' has two bodies, so there is no one stage {o!r}: use a pool of the last map, or one body")
+
     def groups(self):
         "Parameters of both by depth, counted from the deepest stage"
         ga,gb = (o.groups() for o in self.bodies)
