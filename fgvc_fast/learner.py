@@ -12,13 +12,19 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
+from fastai.torch_core import get_model
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
+from functools import partial
+from .augment.mix import Mix
 from .core import check
 from .levels import _levels_of
 from .metrics import in_top, per_class_accuracy
+from .models.given import GivenPartPool
+from .models.head import LevelHead, heads
 from .models.model import fine_grained_model
+from .models.pool import pools
 from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 from .train.phases import Phase # chkstyle: ignore (now learners can `fit_phases`)
 
@@ -52,47 +58,77 @@ def _precision(amp, device):
 
 # %% ../nbs/api/42_learner.ipynb #60b1134e
 class SideLosses(Callback):
-    "Adds what pool and head learn besides the label"
+    "Add what the model says besides its logits to what is learned, not to the loss that is shown"
     run_valid = False
-    def after_loss(self):
-        for _,weight,value in getattr(self.model, 'sides', ()): self.learn.loss_grad = self.loss_grad+weight*value
-        self.learn.loss = self.loss_grad.clone()
+    def after_pred(self):
+        mixed = next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
+        def judge(v):
+            if v.ndim==0: return v
+            loss = self.loss_func(v.float(), *self.yb)
+            if mixed is None: return loss
+            perm,lam = mixed
+            return lam*loss + (1-lam)*self.loss_func(v.float(), *[o[perm] for o in self.yb])
+        self.besides = sum(w*judge(v) for _,w,v in getattr(get_model(self.model), 'said', ()))
+        get_model(self.model).said = []
+    def after_loss(self): self.learn.loss_grad = self.loss_grad + self.besides
 
 # %% ../nbs/api/42_learner.ipynb #c9c34775
 _learner_args = set(inspect.signature(Learner).parameters)
 
+def _is(o, known, cls): return isinstance(o, str) and known.get(o) is cls or o is cls or isinstance(o, partial) and o.func is cls
+
+def _with_parts(pool, dls):
+    "`pool`, told how many parts the loaders bring"
+    if not _is(pool, pools, GivenPartPool) or isinstance(pool, partial) and 'parts' in pool.keywords: return pool
+    check(getattr(dls, 'parts', None), "pool='given_parts' learns from where the parts are: make the loaders with `data.dls(..., parts=True)`, or `parts='box'`")
+    return partial(GivenPartPool, **{**getattr(pool, 'keywords', {}), 'parts': len(dls.parts)})
+
+def _parents(head, dls):
+    "For each level above the labels the number of each label's group, where `head` needs to know"
+    if not _is(head, heads, LevelHead): return
+    tree = _levels_of(dls)
+    check(tree is not None, "head='levels' needs the levels above the labels: say which columns hold them, as in `fine_grained_data(df, levels=['family','label'])`")
+    return [torch.unique(tree.up[o], return_inverse=True)[1].tolist() for o in tree.levels[:-1]]
+
 @delegates(Learner.__init__)
 def fine_grained_learner(
     dls,                  # fastai `DataLoaders`, such as `data.dls(...)` makes
-    arch,                 # timm name, or a torchvision constructor
-    pool='avg',           # Name ('avg', 'gem'), class or instance
-    head='linear',        # Name ('linear', 'fastai') or class
+    arch,                 # timm name, torchvision constructor, or two of them for two streams
+    pool='avg',           # Name (see `pools`), class, `partial` of one with options, or instance
+    head='linear',        # Name (see `heads`), class, or `partial` of one with options
     drop:float=0.,        # Dropout before the last layer
     pretrained:bool=True, # With the weights that timm or torchvision hold for `arch`
-    weights=None,         # A local .safetensors or .pth file instead
+    weights=None,         # A local .safetensors or .pth file instead (two for two streams)
     stats=None,           # (mean, std) of the input; None: the model's own, else ImageNet's
     channels_last:bool=True, # Memory format; as fast or faster nearly everywhere
     amp:str='auto',       # 'auto': mixed precision on a GPU (bf16 where it has it, else fp16), never on a CPU; or 'bf16', 'fp16', None
-    **kwargs              # Of `Learner`; what it does not know goes to the model (`pad_type`, `drop_path_rate`, ...)
+    attend:dict=None,     # Stage → attention block after it: {'layer3': 'cbam', -1: 'se'}
+    branch=None,          # Stage with a classifier and a loss of its own, as -2
+    closer:bool=False,    # Learn from crops and drops of what the pool attends to, and look twice at evaluation
+    **kwargs              # Of `Learner`; what it does not know goes to the model (`pad_type`, `drop_path_rate`, `output_stride`, ...)
     )->Learner:
     "A fastai `Learner` that tells look-alikes apart: body, pool and head, in groups by depth"
     to_learner = {k: kwargs.pop(k) for k in list(kwargs) if k in _learner_args}
     size,normalised = _image_size(dls)
     check(not (normalised and stats is not None), "The loaders normalise already: take `Normalize` out of their `batch_tfms`, or leave `stats` out")
-    model = fine_grained_model(arch, len(dls.vocab), pool=pool, head=head, drop=drop, pretrained=pretrained, weights=weights, img_size=size,
-        stats=False if normalised else stats, **kwargs)
+    model = fine_grained_model(arch, len(dls.vocab), pool=_with_parts(pool, dls), head=head, drop=drop, pretrained=pretrained, weights=weights, img_size=size,
+        stats=False if normalised else stats, attend=attend, branch=branch, closer=closer, parents=_parents(head, dls), **kwargs)
     if channels_last: model = model.to(memory_format=torch.channels_last)
     cb,precision = _precision(amp, torch.device(getattr(dls, 'device', 'cpu') or 'cpu'))
     learn = Learner(dls, model.to(dls.device), splitter=to_learner.pop('splitter', _groups), **to_learner)
     if cb: learn.add_cb(cb)
     learn.add_cb(SideLosses())
     learn.pretrained = bool(pretrained or weights)
-    learn.made_of = dict(arch=_name(arch), pool=_name(pool), head=_name(head), weights=str(weights or ('pretrained' if pretrained else 'random')),
+    more = dict(attend=attend, branch=branch, closer=closer or None)
+    learn.made_of = dict(arch=_name(arch), pool=_name(pool), head=_name(head), **{k: str(v) for k,v in more.items() if v is not None}, weights=str(weights or ('pretrained' if pretrained else 'random')),
         image_size='×'.join(map(str, size)), normalised='by the loaders' if normalised else 'by the model', channels_last=channels_last, precision=precision)
     return learn
 
 def _groups(model): return model.groups()
-def _name(o): return o if isinstance(o, str) else getattr(o, '__name__', type(o).__name__)
+def _name(o):
+    if isinstance(o, (tuple,list)): return ' + '.join(map(_name, o))
+    if isinstance(o, partial): return f"{_name(o.func)}({', '.join(f'{k}={v}' for k,v in o.keywords.items())})"
+    return o if isinstance(o, str) else getattr(o, '__name__', type(o).__name__)
 
 # %% ../nbs/api/42_learner.ipynb #b21d3e57
 @patch

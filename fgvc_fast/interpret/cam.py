@@ -28,19 +28,19 @@ def _gradcam(maps, decide, target):
 def _cam(maps, decide, target):
     B,_,h,w = maps.shape
     places = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1], 1, 1)        # (B*h*w, nf, 1, 1)
-    with torch.no_grad(): said = decide(places) - decide(torch.zeros_like(places[:1]))
+    with torch.no_grad(): said = decide(places) - decide(torch.zeros_like(places[::h*w])).repeat_interleave(h*w, 0)
     return said.gather(1, target.repeat_interleave(h*w)[:,None]).view(B, h, w).relu()
 
 # %% ../../nbs/api/50_interpret.cam.ipynb #6537e263
 cam_methods = dict(gradcam=_gradcam, cam=_cam)
 
 # %% ../../nbs/api/50_interpret.cam.ipynb #6cef97cc
-def _halves(model):
-    "(pictures to the last map, the last map to logits) of `model`"
-    if hasattr(model, 'maps'): return model.maps,lambda m: model.head(model.pool(m))
+def _halves(model, x):
+    "The last map of pictures `x`, and a function from such maps to logits"
+    if hasattr(model, 'halves'): return model.halves(x)
     check(isinstance(model, nn.Sequential) and len(model)==2,
         f"{type(model).__name__} does not say where its last map is: use a model of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`")
-    return model[0],model[1]
+    return model[0](x),model[1]
 
 # %% ../../nbs/api/50_interpret.cam.ipynb #bc11b15a
 @contextmanager
@@ -95,14 +95,13 @@ def _load(learn, items):
 def _look(learn, items, method, target):
     "Pictures as the model sees them, logits (n, classes) and maps (n, H, W) of `items`"
     check(method in cam_methods, f"method='{method}' is unknown: use {listing(cam_methods)}")
-    first,decide = _halves(learn.model)
     n,batches = _load(learn, items)
     target,done,res = _targets(target, n, learn.dls.vocab),0,[]
     with _evaluating(learn.model):
         dev = next(learn.model.parameters()).device
         for x in batches:
             x = x.as_subclass(torch.Tensor).to(dev)
-            maps = first(x)
+            maps,decide = _halves(learn.model, x)
             check(torch.is_tensor(maps) and maps.ndim==4, f"the body gives {tuple(getattr(maps, 'shape', ()))}, which is no map (n, channels, height, width)")
             logits = decide(maps)
             check(logits.isfinite().all(), "The model's answers are not finite numbers (NaN or infinity), so there is nothing to explain: did training diverge?")

@@ -32,12 +32,22 @@ def spread(lr:float, # Rate of the deepest group
     return [lr*ratio**(i/(n-1) - 1) for i in range(n)] if n>1 else [lr]
 
 # %% ../../nbs/api/40_train.groups.ipynb #51f04ee6
+def _before(learn, to):
+    "The parameters before the last attention blocks that are meant by `to`, as 'blocks:-6'"
+    n,body = to.removeprefix('blocks:'),getattr(learn.model, 'body', None)
+    check(n[:1]=='-' and n[1:].isdigit() and n!='-0', f"depth {to!r}: say how many of the last attention blocks train, as in 'blocks:-6'")
+    check(hasattr(body, 'before'), f"depth {to!r}: {type(learn.model).__name__} has no one body whose blocks could be counted")
+    return body.before(int(n[1:]))
+
 def group_index(learn:Learner,
-    to:int|str # 'head', 'all', a group's name, or a number as in `freeze_to`
+    to:int|str # 'head', 'all', a group's name, 'blocks:-6' (the last six attention blocks), or a number as in `freeze_to`
     )->int:
     "Index of the shallowest group that trains when everything from depth `to` upwards does"
     names = group_names(learn)
     n = len(names)
+    if isinstance(to, str) and to.startswith('blocks:'):
+        early = _before(learn, to)
+        return next(i for i,g in enumerate(param_groups(learn)) if not all(p in early for p in g))
     if isinstance(to, str):
         known = dict(zip(names, range(n)), all=0, head=n-1)
         check(to in known, f"there is no depth {to!r} in this model: use 'all', 'head', {', '.join(map(repr, names))}, or a number from {-n} to {n-1}")
@@ -49,6 +59,7 @@ def group_index(learn:Learner,
 def depth_name(learn:Learner, to:int|str)->str:
     "What to call training from depth `to` upwards: 'all', 'head', or the group it begins with"
     i,names = group_index(learn, to),group_names(learn)
+    if isinstance(to, str) and to.startswith('blocks:'): return f"last {to.removeprefix('blocks:-')} blocks"
     return 'all' if i==0 else 'head' if i==len(names)-1 else f'from {names[i]}'
 
 # %% ../../nbs/api/40_train.groups.ipynb #ed9b9d2e
@@ -74,8 +85,10 @@ def freeze_below(learn:Learner,
     "Inside this `with`, only the groups of `learn` from depth `to` upwards train; all below is truly frozen"
     i = group_index(learn, to)
     keep = {p for o in param_groups(learn)[:i if stats is None else group_index(learn, stats)] for p in o}
+    early = _before(learn, to) if isinstance(to, str) and to.startswith('blocks:') else set() # within the first group that trains
+    keep |= early if stats is None else set()
     if learn.opt is None: learn.create_opt()
-    ps = [(p, g>=i, p.requires_grad) for g,pg in enumerate(param_groups(learn)) for p in pg]
+    ps = [(p, g>=i and p not in early, p.requires_grad) for g,pg in enumerate(param_groups(learn)) for p in pg]
     idx,learn.opt.frozen_idx = learn.opt.frozen_idx,i
     try:
         for p,trains,_ in ps: p.requires_grad_(trains).grad = None
