@@ -1,5 +1,6 @@
 "Every kind of body: its maps against the library's own, its groups, its weights; and the model round it"
 import copy, math, os, pickle, socket
+from functools import partial
 from pathlib import Path
 import pytest, timm, torch, torchvision
 from safetensors.torch import save_file
@@ -105,7 +106,8 @@ def test_big_bodies_on_meta():
 @pytest.mark.parametrize('head', heads)
 def test_pools_and_heads(pool, head):
     for arch in ('resnet18', 'vit_tiny_patch16_224'):
-        model = fine_grained_model(arch, 5, pool, head, drop=0.1, pretrained=False, img_size=64)
+        make = partial(heads[head], parents=[[0,0,0,1,1]]) if head=='levels' else head
+        model = fine_grained_model(arch, 5, pool, make, drop=0.1, pretrained=False, img_size=64)
         y = model(torch.rand(4, 3, 64, 64))
         assert y.shape==(4,5) and y.isfinite().all()
         assert len(model.groups())==len(model.group_names())==len(model.body.stages)+1
