@@ -39,6 +39,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fgvc_fast.bundle._arch': ('api/bundle.html#_arch', 'fgvc_fast/bundle.py'),
                                   'fgvc_fast.bundle._bar': ('api/bundle.html#_bar', 'fgvc_fast/bundle.py'),
                                   'fgvc_fast.bundle._boxed': ('api/bundle.html#_boxed', 'fgvc_fast/bundle.py'),
+                                  'fgvc_fast.bundle._builder': ('api/bundle.html#_builder', 'fgvc_fast/bundle.py'),
                                   'fgvc_fast.bundle._built': ('api/bundle.html#_built', 'fgvc_fast/bundle.py'),
                                   'fgvc_fast.bundle._cell': ('api/bundle.html#_cell', 'fgvc_fast/bundle.py'),
                                   'fgvc_fast.bundle._check_file': ('api/bundle.html#_check_file', 'fgvc_fast/bundle.py'),

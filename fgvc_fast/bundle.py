@@ -9,6 +9,7 @@ __all__ = ['Bundle', 'recipe', 'model_card', 'load_bundle', 'write_bundle', 'che
 import copy, hashlib, importlib, json, numpy as np, os, pandas as pd, shutil, sys, timm, torch, torchvision, warnings
 from contextlib import contextmanager
 from fastcore.basics import patch
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
@@ -197,7 +198,9 @@ def recipe(model # A `FineGrainedModel`
     "How `model` is built, in plain values; an error where it cannot be said so"
     check(isinstance(model, FineGrainedModel) and hasattr(model, 'recipe'), f"A bundle keeps models of `fine_grained_model` or `fine_grained_learner`, which know how they were made; this {type(model).__name__} does not")
     r,kept = model.recipe,{}
-    kept['library'],kept['arch'] = _arch(r['arch'], model.body.model)
+    bodies = getattr(model.body, 'bodies', [model.body])
+    archs = [_arch(o.arch, o.model) for o in bodies]
+    kept['library'],kept['arch'] = archs[0] if len(archs)==1 else zip(*archs)
     for kind,known in (('pool',pools), ('head',heads)):
         part,name = getattr(model, kind),r[kind]
         same = name in known and (not isinstance(known[name], type) or type(part) is known[name])
@@ -205,7 +208,8 @@ def recipe(model # A `FineGrainedModel`
             f"Put your class there, {kind}s['mine'] = ..., and make the model with {kind}='mine'")
         kept[kind] = name
     check(isinstance(model.norm, (Normalise, nn.Identity)), f"The model's `norm` is a {type(model.norm).__name__}: a bundle keeps a mean and a standard deviation for each channel")
-    return kept | dict(drop=r['drop'], img_size=r['img_size'], kwargs=_plain(r['kwargs']))
+    options = {k: _plain(o) for k,o in r['options'].items()}
+    return kept | dict(drop=r['drop'], img_size=r['img_size'], kwargs=_plain(r['kwargs']), options=options, attend=[*r['attend'].items()], branch=r['branch'], closer=r['closer'])
 
 # %% ../nbs/api/91_bundle.ipynb #7db9e67b
 def _cell(o): return ' '.join(str(o).split()).replace('|', '\\|').replace('<', '&lt;')
@@ -236,9 +240,10 @@ def model_card(cfg:dict, # As in config.json
     m,t,v,d = cfg['model'],cfg['transforms'],cfg['versions'],data or {}
     (h,w),n = t['size'],len(cfg['labels'])
     seen = 'the middle of the picture' + f" (trained on the object's box with a margin of {100*t['margin']:.0f} %: give `boxes=` to do so here)"*bool(t['crop'])
-    made = dict(architecture=f"{m['arch']} ({m['library']}), pool {m['pool']}, head {m['head']}", parameters=f'{params:,}', sees=f'{w} × {h} px (width × height): {seen}') | (training or {})
+    arch,lib = (' + '.join(dict.fromkeys(m[k]) if k=='library' else m[k]) if isinstance(m[k], list) else m[k] for k in ('arch','library'))
+    made = dict(architecture=f"{arch} ({lib}), pool {m['pool']}, head {m['head']}", parameters=f'{params:,}', sees=f'{w} × {h} px (width × height): {seen}') | (training or {})
     known = [(k, d[k]) for k in ('title','url','citation','licence','notes') if d.get(k)]
-    return f"""# {d.get('title') or 'A model'}: {n:,} labels told apart by {m['arch']}
+    return f"""# {d.get('title') or 'A model'}: {n:,} labels told apart by {arch}
 
 ## Use
 
@@ -307,19 +312,25 @@ def _check_file(folder, name, bytes, sha256):
     check(_sha(fn)==sha256, f"'{fn}' was changed since the bundle was written (its SHA-256 is another): copy the bundle again")
 
 # %% ../nbs/api/91_bundle.ipynb #b042ff7e
+def _builder(lib, arch):
+    "What builds the model `arch` of the library `lib`"
+    if lib=='torchvision':
+        check(arch in torchvision.models.list_models(torchvision.models), f"torchvision {torchvision.__version__} has no model '{arch}'")
+        return torchvision.models.get_model_builder(arch)
+    check(lib=='timm' and ':' not in arch, f"config.json asks for the model '{arch}' of '{lib}': only names of timm and torchvision are built")
+    return arch
+
 def _built(cfg):
     "The model of `cfg` with random weights"
     m = cfg['model']
     for kind,known in (('pool',pools), ('head',heads)): check(m[kind] in known, f"The bundle's {kind} is '{m[kind]}', which is not among {listing(known)}: put its class into `{kind}s` before you load")
-    arch,lib = m['arch'],m['library']
     bad = [k for k in m['kwargs'] if k in _elsewhere]
     check(not bad, f"config.json asks for weights from elsewhere ({listing(bad)}): do not use this bundle")
-    if lib=='torchvision':
-        check(arch in torchvision.models.list_models(torchvision.models), f"torchvision {torchvision.__version__} has no model '{arch}'")
-        arch = torchvision.models.get_model_builder(arch)
-    else: check(lib=='timm' and ':' not in arch, f"config.json asks for the model '{arch}' of '{lib}': only names of timm and torchvision are built")
+    arch = _builder(m['library'], m['arch']) if isinstance(m['arch'], str) else [*map(_builder, m['library'], m['arch'])]
+    pool,head = (partial(known[m[k]], **m.get('options', {}).get(k, {})) for k,known in (('pool',pools), ('head',heads)))
+    more = dict(attend=dict(m.get('attend', [])), branch=m.get('branch'), closer=m.get('closer', False)) # a bundle of before they were there has none
     with torch.random.fork_rng(devices=[]): # the caller's next random numbers stay the same
-        return fine_grained_model(arch, len(cfg['labels']), m['pool'], m['head'], m['drop'], (cfg['stats']['mean'], cfg['stats']['std']), pretrained=False, img_size=m['img_size'], **m['kwargs'])
+        return fine_grained_model(arch, len(cfg['labels']), pool, head, m['drop'], (cfg['stats']['mean'], cfg['stats']['std']), pretrained=False, img_size=m['img_size'], **more, **m['kwargs'])
 
 def _with_weights(cfg, fn):
     "The model of `cfg` with the weights in `fn`"
