@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['signed_sqrt', 'BilinearPool', 'CompactPool', 'newton_schulz', 'CovPool']
 
-# %% ../../nbs/api/11b_models.second.ipynb #43a34aba
+# %% ../../nbs/api/11b_models.second.ipynb #fa0f7ddd
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..core import check
 from .pool import pools
 
-# %% ../../nbs/api/11b_models.second.ipynb #eb3a3808
+# %% ../../nbs/api/11b_models.second.ipynb #0b2bd37b
 class _Gram(Function):
     "`x` (B, C, n) times its transpose, (B, C, C), with the mean over places taken off first if `centred`"
     @staticmethod
@@ -35,7 +35,7 @@ class _Gram(Function):
             res[i:i+4] = (h+h.mT) @ o
         return res, None
 
-# %% ../../nbs/api/11b_models.second.ipynb #c388c71d
+# %% ../../nbs/api/11b_models.second.ipynb #09bfdb4e
 class _Upper(Function):
     "The upper triangle of symmetric matrices `G` (B, d, d) as rows; the gradient comes back symmetric"
     @staticmethod
@@ -61,7 +61,7 @@ class _Triangle(nn.Module):
 
     def forward(self, G): return _Upper.apply(G, self.up, self.back, self.share)
 
-# %% ../../nbs/api/11b_models.second.ipynb #62b70830
+# %% ../../nbs/api/11b_models.second.ipynb #1832ecc9
 def signed_sqrt(
     x, # Rows (B, n)
     eps:float=1e-3 # What is smaller than this part of the row's mean size counts as nearly zero
@@ -70,14 +70,14 @@ def signed_sqrt(
     size = x.abs()
     return x / (size + eps*size.mean(1, keepdim=True) + 1e-12).sqrt() # the last for rows of zeros
 
-# %% ../../nbs/api/11b_models.second.ipynb #eb3d51d0
+# %% ../../nbs/api/11b_models.second.ipynb #a347265e
 def _narrow(nf, dim, *after):
     "A 1 × 1 convolution from `nf` channels to `dim`, then `after`; nothing where that is no fewer"
     return nn.Identity() if dim is None or nf<=dim else nn.Sequential(nn.Conv2d(nf, dim, 1, bias=False), *after)
 
 def _wide(maps): return maps.to(torch.promote_types(maps.dtype, torch.float32))
 
-# %% ../../nbs/api/11b_models.second.ipynb #40cd7fab
+# %% ../../nbs/api/11b_models.second.ipynb #db50abf3
 def _whole(k, v): check(isinstance(v, int) and v>0, f'{k}={v!r}: give a whole number of 1 or more')
 
 def _split(nf, streams):
@@ -86,7 +86,7 @@ def _split(nf, streams):
     check(ok, f'streams={streams}: give the numbers of channels of two bodies, together the {nf} of the map')
     return list(streams or [nf])
 
-# %% ../../nbs/api/11b_models.second.ipynb #8f98c00d
+# %% ../../nbs/api/11b_models.second.ipynb #b7fa0c1a
 class BilinearPool(nn.Module):
     "Every pair of channels, or of a channel of one body and one of another, summed over the map; signed root, then length 1"
     def __init__(self,
@@ -109,7 +109,7 @@ class BilinearPool(nn.Module):
             else: rows = signed_sqrt((xs[0] @ xs[1].mT).flatten(1))
             return F.normalize(rows, eps=1e-6) # (B, nf)
 
-# %% ../../nbs/api/11b_models.second.ipynb #e8a57479
+# %% ../../nbs/api/11b_models.second.ipynb #a2c515cb
 class CompactPool(nn.Module):
     "A sketch in `dim` numbers of what `BilinearPool` would give of all channels; signed root, then length 1"
     def __init__(self,
@@ -134,7 +134,7 @@ class CompactPool(nn.Module):
             a,b = xs[0],xs[-1]
             return (self._pairs if a.shape[1]*b.shape[1] <= self.nf*a.shape[2] else self._places)(a, b)
 
-# %% ../../nbs/api/11b_models.second.ipynb #c382aa57
+# %% ../../nbs/api/11b_models.second.ipynb #4d048a30
 @patch
 def _pairs(self:CompactPool, a, b):
     "By the matrix of all pairs: its entries go into `dim` bins for those of positive sign, and `dim` for the others"
@@ -151,7 +151,7 @@ def _places(self:CompactPool, a, b):
     s = spectra(a, self.bin_a, self.sign_a) * spectra(b, self.bin_b, self.sign_b)
     return torch.fft.irfft(s.sum(2), n=self.nf)
 
-# %% ../../nbs/api/11b_models.second.ipynb #35decd91
+# %% ../../nbs/api/11b_models.second.ipynb #97b77604
 def _products(A, iters, inverse):
     "`newton_schulz` as it is written, in matrix products"
     tr = A.diagonal(dim1=1, dim2=2).sum(1)[:,None,None] + 1e-12 # an even map has no variance
@@ -163,7 +163,7 @@ def _products(A, iters, inverse):
         Y,Z = Y@T,T@Z
     return Z/tr.sqrt() if inverse else Y*tr.sqrt()
 
-# %% ../../nbs/api/11b_models.second.ipynb #a9b7deff
+# %% ../../nbs/api/11b_models.second.ipynb #6ddb5427
 def _steps(p, iters, inverse):
     "What `iters` steps make of eigenvalues `p` that sum to one, and its derivative"
     y,dy,dp = torch.ones_like(p) if inverse else p,torch.full_like(p, not inverse),torch.ones_like(p)
@@ -200,7 +200,7 @@ class _Spectral(Function):
             torch.matmul(v@S, v.T * tr**(ctx.power-1), out=out)
         return res, None, None
 
-# %% ../../nbs/api/11b_models.second.ipynb #5cacbc90
+# %% ../../nbs/api/11b_models.second.ipynb #2694e73e
 def newton_schulz(
     A, # Symmetric matrices (B, d, d) without negative eigenvalues
     iters:int=5, # Steps
@@ -210,7 +210,7 @@ def newton_schulz(
     quick = A.device.type=='cpu' and not torch.compiler.is_compiling() and bool(A.isfinite().all())
     return (_Spectral.apply if quick else _products)(A, iters, inverse)
 
-# %% ../../nbs/api/11b_models.second.ipynb #10048adc
+# %% ../../nbs/api/11b_models.second.ipynb #0a62188b
 class CovPool(nn.Module):
     "The covariance of channels over the map, its square root by `iters` steps of Newton–Schulz, and of that the upper triangle"
     def __init__(self,
@@ -236,5 +236,5 @@ class CovPool(nn.Module):
                 root = x @ newton_schulz(_Gram.apply(x.mT), self.iters, inverse=True) @ x.mT
             return self.triangle(root) * (self.triangle.root2*n**-.5) # (B, nf)
 
-# %% ../../nbs/api/11b_models.second.ipynb #55c8a286
+# %% ../../nbs/api/11b_models.second.ipynb #761165a5
 pools.update(bilinear=BilinearPool, compact=CompactPool, cov=CovPool)
