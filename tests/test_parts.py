@@ -188,6 +188,9 @@ def test_each_picture_draws_its_own_threshold():
     assert t.min()>=.199 and t.max()<=.501 and t.std()>.07 and abs(t.mean()-.35)<.03
     fixed = (attend_drop(x, ramp, .3)!=x).any(1).float().mean((1,2))
     assert (fixed-.7).abs().max()<.002
+    state = torch.get_rng_state()
+    attend_drop(x, ramp, .3)
+    assert torch.equal(torch.get_rng_state(), state) # evaluation leaves the generator alone
     torch.manual_seed(3)
     a = attend_drop(x, ramp)
     assert not torch.equal(a, attend_drop(x, ramp))

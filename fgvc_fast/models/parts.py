@@ -64,7 +64,7 @@ def _lit(x, attention, thresh):
     a = F.interpolate(attention.detach().float()[:,None], x.shape[-2:], mode='bilinear', align_corners=False)[:,0]
     a = a - a.amin((1,2), keepdim=True)
     a = a / a.amax((1,2), keepdim=True).clamp(min=1e-7)
-    return a > lo + (hi-lo)*torch.rand(len(x), 1, 1, device=x.device)
+    return a > (lo + (hi-lo)*torch.rand(len(x), 1, 1, device=x.device) if lo<hi else lo) # a fixed one draws nothing
 
 # %% ../../nbs/api/13b_models.parts.ipynb #e09528f7
 def attend_drop(
