@@ -64,7 +64,7 @@ def _lit(x, attention, thresh):
     a = F.interpolate(attention.detach().float()[:,None], x.shape[-2:], mode='bilinear', align_corners=False)[:,0]
     a = a - a.amin((1,2), keepdim=True)
     a = a / a.amax((1,2), keepdim=True).clamp(min=1e-7)
-    return a > lo + (hi-lo)*torch.rand(len(x), 1, 1, device=x.device)
+    return a > (lo + (hi-lo)*torch.rand(len(x), 1, 1, device=x.device) if lo<hi else lo) # a fixed one draws nothing
 
 # %% ../../nbs/api/13b_models.parts.ipynb #e09528f7
 def attend_drop(
@@ -98,7 +98,7 @@ def attend_crop(
     grid = torch.stack(torch.broadcast_tensors(xs[:,None], ys[:,:,None]), -1) # (B, H, W, 2)
     return F.grid_sample(x.float(), grid, align_corners=False).to(x.dtype)
 
-# %% ../../nbs/api/13b_models.parts.ipynb #b5d302bd
+# %% ../../nbs/api/13b_models.parts.ipynb #e976c9ee
 class CloserLook:
     "Learn from crops and drops of the parts that a pool attends to, and look twice at evaluation"
     def __init__(self,
@@ -106,7 +106,7 @@ class CloserLook:
         drop:float=1., # Weight of the loss on drops; 0: none are made
         crop_at=(.4,.6), # Threshold of crops, a number or a range
         drop_at=(.2,.5), # Threshold of drops, a number or a range
-        whole_at:float=.1, # Threshold of the second look at evaluation
+        whole_at:float=.3, # Threshold of the second look at evaluation
         pad:float=.1 # Room round a crop, of the picture's side
     ):
         self.crop,self.drop,self.crop_at,self.drop_at,self.whole_at,self.pad = crop,drop,crop_at,drop_at,whole_at,pad
