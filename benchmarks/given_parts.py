@@ -1,4 +1,4 @@
-"Do marked parts help on toy birds, and are they found? (`python benchmarks/given_parts.py [--seeds 3] [--epochs 10]`)"
+"Do marked parts help on toy birds, and are they found? (`python benchmarks/given_parts.py [--seeds 3] [--epochs 8] [--per_class 10]`)"
 import argparse, time
 import numpy as np, torch
 from fgvc_fast.all import GivenPartPool, Phase, fine_grained_data, fine_grained_learner, partial
@@ -24,10 +24,12 @@ def trained(data, pool, seed, epochs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--seeds', type=int, default=1)
-    parser.add_argument('--epochs', type=int, default=10)
+    parser.add_argument('--epochs', type=int, default=8)
+    parser.add_argument('--per_class', type=int, help='training pictures of each class; all, unless said')
     parser.add_argument('--given', type=float, nargs='+', default=[0,.5,1])
     args = parser.parse_args()
     data,rows = fine_grained_data('toy_birds'),[]
+    if args.per_class: data = data.subset(per_class=args.per_class)
     n = data.parts.part.nunique()
     pools = {'avg': 'avg'} | {f'given_parts, given={o:g}': partial(GivenPartPool, parts=n, given=o) for o in args.given}
     for name,pool in pools.items():

@@ -132,6 +132,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'fgvc_fast/data/block.py'),
                                       'fgvc_fast.data.block.PartsOf.__repr__': ( 'api/data.block.html#partsof.__repr__',
                                                                                  'fgvc_fast/data/block.py'),
+                                      'fgvc_fast.data.block.PartsOf.array': ( 'api/data.block.html#partsof.array',
+                                                                              'fgvc_fast/data/block.py'),
                                       'fgvc_fast.data.block.PictureOf': ('api/data.block.html#pictureof', 'fgvc_fast/data/block.py'),
                                       'fgvc_fast.data.block.PictureOf.__call__': ( 'api/data.block.html#pictureof.__call__',
                                                                                    'fgvc_fast/data/block.py'),

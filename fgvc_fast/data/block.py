@@ -164,7 +164,7 @@ def place(self:CropResize, parts # (K, 2) in pixels of the file as stored; (4,) 
         inside = box is not None and box[0]<box[2] and box[1]<box[3]
         res = np.array([box[0]/w, box[1]/h, box[2]/w, box[3]/h] if inside else [np.nan]*4)
     else:
-        xy = np.asarray(parts)
+        xy = np.asarray(parts, float)
         res = ((x.upright(xy) if isinstance(x, LazyImage) else xy)-(x0,y0))/(x1-x0,y1-y0)
         if mirrored: res = (res*(-1,1)+(1,0))[self.twins]
         res[((res<0)|(res>1)).any(1)] = np.nan
@@ -196,14 +196,15 @@ class PictureOf:
 class PartsOf:
     "What a row number of a data set stands for: where the parts of what it shows are, in pixels of the file as stored, NaN where they cannot be seen; or a blank `box`, which goes with the picture"
     def __init__(self, data, box:bool=False):
-        if box: self.names,self.blank,self.xy = ['box'],torch.full((4,), torch.nan),None
+        if box: self.names,self.xy,self.blank = ['box'],None,np.full(4, np.nan, np.float32)
         else:
             seen = data.parts[data.parts.visible>0]
             self.names = list(pd.unique(data.parts.part))
             self.xy = np.full((len(data),len(self.names),2), np.nan, np.float32)
             self.xy[seen.item,pd.Index(self.names).get_indexer(seen.part)] = seen[['x','y']]
-            self.blank = torch.full((len(self.names),2), torch.nan)
-    def __call__(self, o): return (torch.from_numpy(self.xy[o]) if self.xy is not None and isinstance(o, (int, np.integer)) else self.blank.clone()).as_subclass(TensorParts)
+            self.blank = np.full((len(self.names),2), np.nan, np.float32)
+    def array(self, o): return self.xy[o] if self.xy is not None and isinstance(o, (int, np.integer)) else self.blank
+    def __call__(self, o): return torch.from_numpy(self.array(o)).as_subclass(TensorParts)
     def __repr__(self): return 'row → parts'
 
 class LabelOf:
@@ -268,7 +269,7 @@ class _Quick:
         row,cut = dl.dataset.items[i],dl.after_item.fs[0]
         cut.train = not dl.after_item.split_idx
         x = cut.cut(open_lazily(self.picture(row)))
-        return x,*([] if self.parts is None else [cut.place(self.parts(row))]),TensorCategory(int(self.codes[row])) # as fastai's: class numbers of 16 bits overflow when somebody counts pairs
+        return x,*([] if self.parts is None else [cut.place(self.parts.array(row))]),TensorCategory(int(self.codes[row])) # as fastai's: class numbers of 16 bits overflow when somebody counts pairs
 
 # %% ../../nbs/api/06_data.block.ipynb #98a2a369
 def _keep_places(dl):

@@ -71,7 +71,7 @@ class LazyImage(PILImage):
         ):
         "Points in pixels of the file as stored, in those of the upright picture"
         self._look()
-        return xy if self._turned is None else np.stack(_turn_box((*xy.T, *xy.T), *self._turned)[:2], 1)
+        return xy if self._turned is None or self._turned[1]==1 else np.stack(_turn_box((*xy.T, *xy.T), *self._turned)[:2], 1)
 
     def load(self):
         if self._im is None: self._im = read_image(self.fn, (0,0,*self.size) if self.banner else None).im

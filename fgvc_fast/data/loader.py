@@ -12,6 +12,7 @@ from copy import deepcopy
 from fastai.data.core import TfmdDL, show_results
 from fastai.data.load import fa_collate
 from fastai.torch_core import TensorImage, get_random_states, set_random_states
+from fastcore.basics import patch
 from torch.utils.data import get_worker_info
 
 # %% ../../nbs/api/05_data.loader.ipynb #6c17fdf6
@@ -99,16 +100,6 @@ class FineGrainedDL(TfmdDL):
         super().before_iter()
         self._sooner = self.quick if self.quick is not None and self.quick.fits(self) else None
 
-    def _pre_show_batch(self, b, max_n=9):
-        x,y,its = super()._pre_show_batch(b, max_n)
-        return x[0] if isinstance(x, tuple) else x,y,its # the picture says how all is shown
-
-    def show_results(self, b, out, max_n=9, ctxs=None, show=True, **kwargs):
-        if self.n_inp==1 or not show: return super().show_results(b, out, max_n, ctxs, show, **kwargs)
-        x,y,its,outs = super().show_results(b, out, max_n, show=False)
-        ctxs = show_results(x, y, its.map(lambda o: (o[0],*o[self.n_inp:])), outs, ctxs=ctxs, max_n=max_n, **kwargs)
-        for o,ctx in zip(its, ctxs): [p.show(ctx=ctx) for p in o[1:self.n_inp]]
-
     def create_batch(self, b):
         x = None if self.prebatched or not isinstance(b[0], tuple) else _stacked([o[0] for o in b])
         return super().create_batch(b) if x is None else (x,*fa_collate([o[1:] for o in b]))
@@ -122,3 +113,17 @@ class FineGrainedDL(TfmdDL):
                 try: b = next(batches)
                 except StopIteration: return
             yield b
+
+# %% ../../nbs/api/05_data.loader.ipynb #93a8b741
+@patch
+def _pre_show_batch(self:FineGrainedDL, b, max_n=9):
+    x,y,its = TfmdDL._pre_show_batch(self, b, max_n)
+    return x[0] if isinstance(x, tuple) else x,y,its
+
+@patch
+def show_results(self:FineGrainedDL, b, out, max_n=9, ctxs=None, show=True, **kwargs):
+    "As fastai's, for any number of inputs"
+    if self.n_inp==1 or not show: return TfmdDL.show_results(self, b, out, max_n, ctxs, show, **kwargs)
+    x,y,its,outs = TfmdDL.show_results(self, b, out, max_n, show=False)
+    ctxs = show_results(x, y, its.map(lambda o: (o[0],*o[self.n_inp:])), outs, ctxs=ctxs, max_n=max_n, **kwargs)
+    for o,ctx in zip(its, ctxs): [p.show(ctx=ctx) for p in o[1:self.n_inp]]

@@ -6,8 +6,7 @@
 __all__ = ['part_targets', 'GivenPartPool']
 
 # %% ../../nbs/api/13c_models.given.ipynb #aea130ac
-import torch
-import torch.nn.functional as F
+import torch, torch.nn.functional as F
 from ..core import check
 from .pool import pools
 from torch import nn
