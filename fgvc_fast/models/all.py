@@ -1,4 +1,5 @@
 "Everything about models"
+from .attention import *
 from .body import *
 from .head import *
 from .model import *
