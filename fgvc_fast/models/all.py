@@ -1,4 +1,5 @@
 "Everything about models"
+from .attention import *
 from .body import *
 from .given import *
 from .head import *

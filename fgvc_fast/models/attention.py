@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['attends', 'Attended', 'AttentionPool', 'ClassAttentionPool']
 
-# %% ../../nbs/api/13_models.attention.ipynb #4028bb18
+# %% ../../nbs/api/13_models.attention.ipynb #ff486484
 import torch
 from timm.layers import AttentionPoolLatent, EcaModule, SEModule
 from timm.layers.cbam import CbamModule
@@ -14,7 +14,7 @@ from torch import nn
 from ..core import check, listing
 from .pool import pools
 
-# %% ../../nbs/api/13_models.attention.ipynb #b8b0fdbf
+# %% ../../nbs/api/13_models.attention.ipynb #0c832f61
 attends = dict(se=SEModule, eca=EcaModule, cbam=CbamModule)
 
 class Attended(nn.Module):
@@ -30,7 +30,7 @@ class Attended(nn.Module):
 
     def forward(self, x): return x + self.a*(self.block(x)-x)
 
-# %% ../../nbs/api/13_models.attention.ipynb #d6e7c747
+# %% ../../nbs/api/13_models.attention.ipynb #9956cf84
 def _places(x): return x.flatten(2).transpose(1, 2) # (B, nf, h, w) to (B, h*w, nf)
 
 def _split(nf, heads):
@@ -41,10 +41,10 @@ def _split(nf, heads):
 def _looks(q, k, heads, shape):
     "How much queries `q` (B, nf) look at each of the keys `k` (B, h*w, nf), head by head: (B, heads, h, w) for the map of `shape`"
     q,k = q.float().unflatten(-1, (heads,-1)),k.float().unflatten(-1, (heads,-1))
-    a = torch.einsum('bmd,bnmd->bmn', q, k) / q.shape[-1]**.5
-    return a.softmax(-1).unflatten(-1, shape[2:])
+    a = (q[:,None]*k).sum(-1) / q.shape[-1]**.5 # (B, h*w, heads); no matrix product, which autocast would make in half precision
+    return a.softmax(1).transpose(1, 2).unflatten(-1, shape[2:])
 
-# %% ../../nbs/api/13_models.attention.ipynb #0953e6e0
+# %% ../../nbs/api/13_models.attention.ipynb #715a9061
 class AttentionPool(nn.Module):
     "A weighted mean over the map: learned queries decide, head by head, how much each place counts"
     def __init__(self,
@@ -63,7 +63,7 @@ class AttentionPool(nn.Module):
         k = self.look.kv(self.norm(_places(x)))[..., :self.nf]
         return _looks(self.look.latent[:,0].expand(len(x), -1), k, self.heads, x.shape)
 
-# %% ../../nbs/api/13_models.attention.ipynb #3364c568
+# %% ../../nbs/api/13_models.attention.ipynb #1637ee52
 class ClassAttentionPool(nn.Module):
     "CaiT's class attention: a learned token looks at the map `depth` times, each time knowing what it has found"
     def __init__(self,
@@ -95,5 +95,5 @@ class ClassAttentionPool(nn.Module):
         q = look.attn.q(look.norm1(self.token[:,0])).expand(len(x), -1)
         return _looks(q, look.attn.k(look.norm1(z)), self.heads, x.shape)
 
-# %% ../../nbs/api/13_models.attention.ipynb #2918eecb
+# %% ../../nbs/api/13_models.attention.ipynb #bcb31fe8
 pools.update(attention=AttentionPool, class_attention=ClassAttentionPool)
