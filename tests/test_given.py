@@ -5,7 +5,7 @@ from functools import partial
 from PIL import Image
 from fgvc_fast.augment.mix import CutMix, MixUp
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.block import PartsOf, TensorParts, _twins
+from fgvc_fast.data.block import CropResize, PartsOf, TensorParts, _twins
 from fgvc_fast.data.table import FineGrainedData
 from fgvc_fast.data.toy import toy_birds
 from fgvc_fast.learner import fine_grained_learner
@@ -145,8 +145,10 @@ def test_wrong_asks(tmp_path):
     with pytest.raises(FineGrainedError, match="parts='eyes' is unknown"): data.dls(parts='eyes')
     bare = FineGrainedData(data.items[['path','label','split']], tmp_path, card=dict(title='Dots'))
     with pytest.raises(FineGrainedError, match='parts=True needs the places of parts, and Dots has none'): bare.dls(parts=True)
+    with pytest.raises(FineGrainedError, match='Dots has none'): FineGrainedData(bare.items, tmp_path, parts=data.parts[:0], card=bare.card).dls(parts=True)
     with pytest.raises(FineGrainedError, match="parts='box' needs boxes, and Dots has none"): bare.dls(parts='box')
-    with pytest.raises(FineGrainedError, match='leave `item_tfms` out'): data.dls(parts=True, item_tfms=Resize(64))
+    for tfms in (Resize(64), [Resize(64)], CropResize(64)):
+        with pytest.raises(FineGrainedError, match='leave `item_tfms` out'): data.dls(parts=True, item_tfms=tfms)
     for tfms in (aug_transforms(max_rotate=20), aug_transforms(size=32, min_scale=.5)):
         with pytest.raises(FineGrainedError, match='would move the pictures of a batch and not their parts'): data.dls(parts=True, batch_tfms=tfms)
     a,b = [data.dls(size, bs=8, parts=True, batch_tfms=o, num_workers=0, seed=0).one_batch() for o in (None, Brightness(.5, p=1.))]

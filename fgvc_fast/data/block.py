@@ -272,10 +272,10 @@ class _Quick:
         return x,*([] if self.parts is None else [cut.place(self.parts.array(row))]),TensorCategory(int(self.codes[row])) # as fastai's: class numbers of 16 bits overflow when somebody counts pairs
 
 # %% ../../nbs/api/06_data.block.ipynb #98a2a369
-def _keep_places(dl):
-    "Stop where a transform of `dl` would move what is in the pictures, and not their parts"
-    check(any(isinstance(t, CropResize) for t in dl.after_item.fs), "parts need `CropResize`, which moves them with the picture: leave `item_tfms` out, or `parts`")
-    moving = [t.name for t in dl.after_batch.fs if isinstance(t, (AffineCoordTfm, RandomResizedCropGPU))]
+def _keep_places(block):
+    "Stop where a transform of `block` would move what is in the pictures, and not their parts"
+    check(any(isinstance(t, CropResize) and t.twins is not None for t in block.item_tfms), "parts need the block's own `CropResize`, which moves them with the picture: leave `item_tfms` out, or `parts`")
+    moving = [t.name for t in block.batch_tfms if isinstance(t, (AffineCoordTfm, RandomResizedCropGPU))]
     check(not moving, f"{listing(moving)} would move the pictures of a batch and not their parts: leave it out of `batch_tfms`, or `parts` out (`min_scale`, `flip` and `margin` move both; `aug_transforms(do_flip=False, max_rotate=0., max_zoom=1., max_warp=0.)` moves nothing)")
 
 class FineGrainedBlock(DataBlock):
@@ -288,12 +288,11 @@ class FineGrainedBlock(DataBlock):
     def dataloaders(self, source=None, **kwargs):
         "The `FineGrainedLoaders` of this block's data set; `kwargs` as fastai's (`bs`, `num_workers`, `device`, ...)"
         check(source is None or source is self.data, "This block belongs to another data set: make one with `data.block(...)`")
+        if self.n_inp==2: _keep_places(self)
         dls = super().dataloaders(self.data, path=self.data.root, **kwargs)
         dls = FineGrainedLoaders(*dls.loaders, path=dls.path, device=dls.device)
         dls.data = self.data
-        if self.n_inp==2:
-            for dl in dls.loaders: _keep_places(dl)
-            dls.parts = self.getters[1].names
+        if self.n_inp==2: dls.parts = self.getters[1].names
         for dl in dls.loaders: dl.quick = _Quick(*self.getters)
         return dls
 
@@ -315,16 +314,16 @@ def block(self:FineGrainedData,
     "A fastai `DataBlock` over this data set"
     check(crop is None or self.has_boxes, f"crop='{crop}' needs boxes, and {self.card.get('title') or self.root} has none: leave `crop` out")
     check(parts in (False,True,'box'), f"parts={parts!r} is unknown: use True (the points of the parts), 'box', or False")
-    check(not parts or (self.has_boxes if parts=='box' else self.parts is not None),
+    check(not parts or (self.has_boxes if parts=='box' else self.parts is not None and len(self.parts)),
         f"parts={parts!r} needs {'boxes' if parts=='box' else 'the places of parts'}, and {self.card.get('title') or self.root} has none: leave `parts` out")
     for s in ('train', valid): self._must_be_labelled(s)
     rows = [np.flatnonzero(self.items.split==s) for s in ('train', valid)]
+    places = [PartsOf(self, parts=='box')] if parts else []
     to_item,to_batch = _augment(aug, device or default_device())
     if item_tfms is None:
         item_tfms = CropResize(size, crop, **{**to_item, **kwargs})
+        for o in places: item_tfms.twins = _twins(o.names)
         if cache: item_tfms.cache = self._cache(item_tfms, rows, cache, max_gb)
-    places = [PartsOf(self, parts=='box')] if parts else []
-    for o in places: item_tfms.twins = _twins(o.names)
     res = FineGrainedBlock(
         blocks=(TransformBlock(type_tfms=open_lazily, batch_tfms=ToFloat, dl_type=FineGrainedDL), *[TransformBlock()]*len(places), CategoryBlock(vocab=self.vocab, sort=False)),
         get_items=lambda _: np.concatenate(rows), splitter=lambda o: [slice(len(rows[0])), slice(len(rows[0]), len(o))],
