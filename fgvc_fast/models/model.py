@@ -204,8 +204,7 @@ def fine_grained_model(
     pool,head = _part(pool, pools, 'pool'),_part(head, heads, 'head') # a wrong name is said before anything is loaded
     body = (TwoStreams if isinstance(arch, (tuple,list)) else Body)(arch, pretrained, weights, img_size, **kwargs)
     attend = dict(attend or {})
-    for stage,kind in attend.items():
-        body.put_after(stage, Attended(body.stages[body.stage_index(stage)].channels, kind))
+    for stage,kind in attend.items(): body.put_after(stage, Attended(body.stages[body.stage_index(stage)].channels, kind))
     if not isinstance(pool, nn.Module): pool = _build(pool, body.nf, body=body, streams=getattr(body, 'streams', None))
     elif not getattr(pool, 'wants', None): _fits(pool, (body.nf,7,7), pool.nf, 'pool')
     if not isinstance(head, nn.Module): head = _build(head, pool.nf, n_out, drop, parents=parents)

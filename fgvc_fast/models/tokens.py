@@ -11,8 +11,11 @@ from torch import nn
 from ..core import check
 from .pool import pools
 
-# %% ../../nbs/api/14b_models.tokens.ipynb #1787aa93
-def _must_have_token(body, pool): check(getattr(body, '_prefix', 0), f"pool='{pool}' reads the class token, and '{body.name}' has none: use a ViT that has one, or a pool over the map such as 'avg'")
+# %% ../../nbs/api/14b_models.tokens.ipynb #c33f965f
+def _must_have_token(body, pool):
+    net = getattr(body, 'model', None)
+    has = any(getattr(net, o, None) is not None for o in ('cls_token','class_token')) # registers alone are no class token
+    check(has, f"pool='{pool}' reads the class token, and '{body.name}' has none: use a ViT that has one, or a pool over the map such as 'avg'")
 
 class ClassTokenPool(nn.Module):
     "The class token, as a ViT was trained to be read"
