@@ -72,9 +72,7 @@ class SideLosses(Callback):
         get_model(self.model).said = []
     def after_loss(self): self.learn.loss_grad = self.loss_grad + self.besides
 
-# %% ../nbs/api/42_learner.ipynb #c9c34775
-_learner_args = set(inspect.signature(Learner).parameters)
-
+# %% ../nbs/api/42_learner.ipynb #c9c34701
 def _is(o, known, cls): return isinstance(o, str) and known.get(o) is cls or o is cls or isinstance(o, partial) and o.func is cls
 
 def _with_parts(pool, dls):
@@ -89,6 +87,16 @@ def _parents(head, dls):
     tree = _levels_of(dls)
     check(tree is not None, "head='levels' needs the levels above the labels: say which columns hold them, as in `fine_grained_data(df, levels=['family','label'])`")
     return [torch.unique(tree.up[o], return_inverse=True)[1].tolist() for o in tree.levels[:-1]]
+
+# %% ../nbs/api/42_learner.ipynb #c9c34702
+def _groups(model): return model.groups()
+def _name(o):
+    if isinstance(o, (tuple,list)): return ' + '.join(map(_name, o))
+    if isinstance(o, partial): return f"{_name(o.func)}({', '.join(f'{k}={v}' for k,v in o.keywords.items())})"
+    return o if isinstance(o, str) else getattr(o, '__name__', type(o).__name__)
+
+# %% ../nbs/api/42_learner.ipynb #c9c34775
+_learner_args = set(inspect.signature(Learner).parameters)
 
 @delegates(Learner.__init__)
 def fine_grained_learner(
@@ -123,12 +131,6 @@ def fine_grained_learner(
     learn.made_of = dict(arch=_name(arch), pool=_name(pool), head=_name(head), **{k: str(v) for k,v in more.items() if v is not None}, weights=str(weights or ('pretrained' if pretrained else 'random')),
         image_size='×'.join(map(str, size)), normalised='by the loaders' if normalised else 'by the model', channels_last=channels_last, precision=precision)
     return learn
-
-def _groups(model): return model.groups()
-def _name(o):
-    if isinstance(o, (tuple,list)): return ' + '.join(map(_name, o))
-    if isinstance(o, partial): return f"{_name(o.func)}({', '.join(f'{k}={v}' for k,v in o.keywords.items())})"
-    return o if isinstance(o, str) else getattr(o, '__name__', type(o).__name__)
 
 # %% ../nbs/api/42_learner.ipynb #b21d3e57
 @patch

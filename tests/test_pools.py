@@ -2,7 +2,6 @@
 import copy, json, pickle
 from functools import lru_cache, partial
 import pytest, torch, torchvision
-from torch import nn
 from torch.nn import functional as F
 from fgvc_fast.bundle import load_bundle, write_bundle
 from fgvc_fast.core import FineGrainedError

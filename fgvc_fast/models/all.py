@@ -6,5 +6,9 @@ from .head import *
 from .model import *
 from .parts import *
 from .pool import *
+from .pyramid import *
 from .second import *
+from .stages import *
+from .streams import *
+from .tokens import *
 from .toy import *

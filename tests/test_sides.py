@@ -1,0 +1,44 @@
+"What a model learns besides its label: added to what is learned, judged as the logits are, mixed as they are"
+import copy
+from functools import partial
+import pytest, torch
+from fastai.callback.core import Callback
+from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
+from torch.nn import functional as F
+from fgvc_fast.all import CutMix, Mix, MixUp, PartPool, fine_grained_data, fine_grained_learner
+
+class Before(Callback):
+    "Sees the batch before anybody has taken what was said"
+    order,run_valid = -100,False
+    def after_pred(self): self.said,self.out,self.y,self.mixed = list(self.model.said),self.pred,self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
+
+class After(Callback):
+    "Compares what is about to be learned with the sum"
+    order,run_valid,n = 100,False,0
+    def after_loss(self):
+        b,n = self.before,0
+        perm,lam = b.mixed or (torch.arange(len(b.y)),1.)
+        def judge(v): return v if v.ndim==0 else lam*self.loss_func(v, b.y)+(1-lam)*self.loss_func(v, b.y[perm])
+        torch.testing.assert_close(self.loss_grad, judge(b.out)+sum(w*judge(v) for _,w,v in b.said))
+        torch.testing.assert_close(self.loss, judge(b.out)) # what is printed can be compared with validation
+        assert len(b.said)==5
+        After.n += 1
+
+@pytest.fixture(scope='module')
+def dls(tmp_path_factory):
+    return fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=64).dls(64, bs=8, num_workers=0)
+
+@pytest.mark.parametrize('cb', (None, MixUp, CutMix))
+@pytest.mark.parametrize('loss', (CrossEntropyLossFlat, partial(LabelSmoothingCrossEntropyFlat, eps=.2)), ids=('plain','smooth'))
+def test_learned_is_the_sum(dls, cb, loss):
+    learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(PartPool, parts=2), head='levels', branch=-2, closer=True, loss_func=loss())
+    After.n = 0
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=[Before(), After(), *([cb()] if cb else [])])
+    assert After.n==len(dls.train)
+    copy.deepcopy(learn.model) # nothing of a batch hangs on
+
+def test_evaluation_says_nothing(dls):
+    learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(PartPool, parts=2), branch=-2, closer=True)
+    with learn.no_bar(), learn.no_logging(): preds,_ = learn.get_preds()
+    assert learn.model.said==[]
+    torch.testing.assert_close(preds.sum(1), torch.ones(len(preds))) # log-probabilities of the closer look are logits like any other
