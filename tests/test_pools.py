@@ -10,7 +10,6 @@ from fgvc_fast.models.body import Body
 from fgvc_fast.models.head import LinearHead
 from fgvc_fast.models.model import FineGrainedModel, Normalise, _build, fine_grained_model
 from fgvc_fast.models.pool import pools
-from fgvc_fast.models.toy import toy_resnet
 
 tv = torchvision.models
 bodies = ['toy_resnet', 'resnet10t', tv.mobilenet_v3_small, 'mobilenetv2_100', 'convnext_atto', 'hrnet_w18_small', # maps
@@ -38,14 +37,12 @@ def model_of(arch, pool, size):
     pool = _build(partial(pools[pool], **options.get(pool, {})), body.nf, body=body)
     return FineGrainedModel(Normalise(*[[.5]*3]*2), body, pool, LinearHead(pool.nf, 5))
 
-
 def has_token(arch): return 'deit' in name(arch) # the ViT has a register, which is no class token
 
 @pytest.mark.parametrize('pool', pools)
 @pytest.mark.parametrize('size', (32, 64))
 @pytest.mark.parametrize('arch', bodies, ids=name) # the slowest to change, since a body takes longest to build
 def test_every_pool_on_every_body(arch, pool, size):
-
     if pool in tokens and not has_token(arch):
         with pytest.raises(FineGrainedError, match='reads the class token'): model_of(arch, pool, size)
         return

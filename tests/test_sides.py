@@ -4,7 +4,6 @@ from functools import partial
 import pytest, torch
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
-from torch.nn import functional as F
 from fgvc_fast.all import CutMix, Mix, MixUp, PartPool, fine_grained_data, fine_grained_learner
 
 class Before(Callback):
@@ -25,8 +24,7 @@ class After(Callback):
         After.n += 1
 
 @pytest.fixture(scope='module')
-def dls(tmp_path_factory):
-    return fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=64).dls(64, bs=8, num_workers=0)
+def dls(): return fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=64).dls(64, bs=8, num_workers=0)
 
 @pytest.mark.parametrize('cb', (None, MixUp, CutMix))
 @pytest.mark.parametrize('loss', (CrossEntropyLossFlat, partial(LabelSmoothingCrossEntropyFlat, eps=.2)), ids=('plain','smooth'))
