@@ -110,7 +110,7 @@ def fine_grained_learner(
     stats=None,           # (mean, std) of the input; None: the model's own, else ImageNet's
     channels_last:bool=True, # Memory format; as fast or faster nearly everywhere
     amp:str='auto',       # 'auto': mixed precision on a GPU (bf16 where it has it, else fp16), never on a CPU; or 'bf16', 'fp16', None
-    attend:dict=None,     # Stage → attention block after it: {'layer3': 'cbam', -1: 'se'}
+    attend:dict=None,     # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
     branch=None,          # Stage with a classifier and a loss of its own, as -2
     closer:bool=False,    # Learn from crops and drops of what the pool attends to, and look twice at evaluation
     **kwargs              # Of `Learner`; what it does not know goes to the model (`pad_type`, `drop_path_rate`, `output_stride`, ...)
