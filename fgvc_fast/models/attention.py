@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['attends', 'Attended', 'AttentionPool', 'ClassAttentionPool']
 
-# %% ../../nbs/api/13_models.attention.ipynb #ff486484
+# %% ../../nbs/api/13_models.attention.ipynb #fee1f85c
 import torch
 from timm.layers import AttentionPoolLatent, EcaModule, SEModule
 from timm.layers.cbam import CbamModule
 from timm.models.cait import LayerScaleBlockClassAttn
 from torch import nn
+from torch.nn import functional as F
 from ..core import check, listing
 from .pool import pools
 
-# %% ../../nbs/api/13_models.attention.ipynb #0c832f61
+# %% ../../nbs/api/13_models.attention.ipynb #b0c705a6
 attends = dict(se=SEModule, eca=EcaModule, cbam=CbamModule)
 
 class Attended(nn.Module):
@@ -30,7 +31,7 @@ class Attended(nn.Module):
 
     def forward(self, x): return x + self.a*(self.block(x)-x)
 
-# %% ../../nbs/api/13_models.attention.ipynb #9956cf84
+# %% ../../nbs/api/13_models.attention.ipynb #9bd27928
 def _places(x): return x.flatten(2).transpose(1, 2) # (B, nf, h, w) to (B, h*w, nf)
 
 def _split(nf, heads):
@@ -44,7 +45,7 @@ def _looks(q, k, heads, shape):
     a = (q[:,None]*k).sum(-1) / q.shape[-1]**.5 # (B, h*w, heads); no matrix product, which autocast would make in half precision
     return a.softmax(1).transpose(1, 2).unflatten(-1, shape[2:])
 
-# %% ../../nbs/api/13_models.attention.ipynb #715a9061
+# %% ../../nbs/api/13_models.attention.ipynb #c29f76c9
 class AttentionPool(nn.Module):
     "A weighted mean over the map: learned queries decide, head by head, how much each place counts"
     def __init__(self,
@@ -63,7 +64,18 @@ class AttentionPool(nn.Module):
         k = self.look.kv(self.norm(_places(x)))[..., :self.nf]
         return _looks(self.look.latent[:,0].expand(len(x), -1), k, self.heads, x.shape)
 
-# %% ../../nbs/api/13_models.attention.ipynb #1637ee52
+# %% ../../nbs/api/13_models.attention.ipynb #d805dc5b
+class _EvenHeads(nn.Module):
+    "Each head's part of a query or key, standardised"
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x):
+        d = x.shape[-1]//self.heads
+        return F.layer_norm(x.unflatten(-1, (self.heads,d)), (d,)).flatten(-2)
+
+# %% ../../nbs/api/13_models.attention.ipynb #160fb71b
 class ClassAttentionPool(nn.Module):
     "CaiT's class attention: a learned token looks at the map `depth` times, each time knowing what it has found"
     def __init__(self,
@@ -83,6 +95,7 @@ class ClassAttentionPool(nn.Module):
         self.token = nn.Parameter(torch.zeros(1, 1, self.nf))
         nn.init.trunc_normal_(self.token, std=.02)
         self.looks = nn.ModuleList([LayerScaleBlockClassAttn(self.nf, self.heads, mlp, init_values=scale) for _ in range(depth)])
+        for o in self.looks: o.attn.q,o.attn.k = nn.Sequential(o.attn.q, _EvenHeads(self.heads)),nn.Sequential(o.attn.k, _EvenHeads(self.heads))
 
     def forward(self, x):
         z,t = self.narrow(_places(x)),self.token.expand(len(x), -1, -1)
@@ -95,5 +108,5 @@ class ClassAttentionPool(nn.Module):
         q = look.attn.q(look.norm1(self.token[:,0])).expand(len(x), -1)
         return _looks(q, look.attn.k(look.norm1(z)), self.heads, x.shape)
 
-# %% ../../nbs/api/13_models.attention.ipynb #bcb31fe8
+# %% ../../nbs/api/13_models.attention.ipynb #52c9471c
 pools.update(attention=AttentionPool, class_attention=ClassAttentionPool)
