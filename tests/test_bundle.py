@@ -18,13 +18,7 @@ import fgvc_fast.save # chkstyle: ignore (now learners can save bundles)
 shared = Path(os.environ.get('FGVC_SHARED', '../shared'))
 weights = shared/'weights'/'mobilenetv2_100.imagenet1k.safetensors'
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "Small batches on many threads wait for each other"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 @pytest.fixture(scope='module')
 def birds(tmp_path_factory): return fine_grained_data('toy_birds', path=tmp_path_factory.mktemp('birds'), families=2, species=2, per_class=12, size=64)

@@ -7,8 +7,9 @@ from fastai.torch_core import TensorImage
 from fgvc_fast.data.all import toy_birds
 from fgvc_fast.interpret.cam import cam
 from fgvc_fast.models.model import fine_grained_model
-from test_models import every, label, one_thread, quick # chkstyle: ignore
+from test_models import every, label, quick # chkstyle: ignore
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 square = {'tv_vit_b_16'}
 
 @pytest.fixture(scope='module')

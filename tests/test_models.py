@@ -16,13 +16,7 @@ from fgvc_fast.models.pool import pools
 
 tv = torchvision.models
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "Small batches on many threads wait for each other: twenty times slower on a busy machine"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 cnns = [('resnet18',64), ('resnet50',64), ('vgg16',64), ('inception_v3',96), ('densenet121',64), ('mobilenetv2_100',64), ('efficientnet_b0',64),
     ('convnext_atto',64), ('hrnet_w18_small',64), (tv.resnet50,64), (tv.vgg16,64), (tv.inception_v3,96), (tv.densenet121,64)]

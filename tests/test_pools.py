@@ -19,13 +19,7 @@ shallow = dict(swin_tiny_patch4_window7_224=dict(depths=(1,1,2,1), embed_dim=32,
 tokens = 'class_token','tokens','part_tokens'
 def name(o): return ('tv_'*callable(o)) + getattr(o, '__name__', str(o))
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "Small batches on many threads wait for each other"
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 @lru_cache(2)
 def body_of(arch, size): return Body(arch, False, img_size=size, **shallow.get(arch, {}))
@@ -102,6 +96,9 @@ def test_bundles_keep_every_combination(kw, tmp_path):
     b = load_bundle(write_bundle(tmp_path/'b', model, 'abcde'), 'cpu')
     for o in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), b.model):
         with torch.inference_mode(): torch.testing.assert_close(o.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+    with torch.no_grad(): # what is explained is what is answered, branch and closer look included
+        maps,decide = model.halves(x)
+        torch.testing.assert_close(decide(maps), model(x), rtol=1e-4, atol=1e-4)
     assert json.loads((tmp_path/'b'/'config.json').read_text())['model']['pool']==model.recipe['pool']
     groups = model.groups()
     assert sorted(map(id, model.parameters()))==sorted(id(p) for g in groups for p in g) and len(groups)==len(model.group_names())

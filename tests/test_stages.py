@@ -34,7 +34,7 @@ def test_tokens_are_those_of_forward_intermediates():
     assert len(pairs)>=3
     for o,t in pairs: torch.testing.assert_close(o, t)
 
-@pytest.mark.parametrize('arch', ('resnet18', torchvision.models.resnet18, 'vit_tiny_patch16_224', 'hrnet_w18_small'), ids=str)
+@pytest.mark.parametrize('arch', ('resnet18', torchvision.models.resnet18, 'vit_tiny_patch16_224', 'hrnet_w18_small'), ids=lambda o: getattr(o, '__name__', o))
 def test_looking_leaves_nothing_behind(arch):
     body = Body(arch, False, img_size=64).eval()
     def hooks(): return sum(len(m._forward_pre_hooks)+len(m._forward_hooks) for m in body.modules())
