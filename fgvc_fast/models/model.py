@@ -106,21 +106,29 @@ def forward(self:FineGrainedModel, x, # Pictures (B, 3, H, W) from 0 to 1
     return logits
 
 # %% ../../nbs/api/16_models.model.ipynb #3bb60e28
+def _repeated(o, n): return [_repeated(t, n) for t in o] if isinstance(o, list) else o.repeat_interleave(n, 0)
+
 @patch
 def halves(self:FineGrainedModel, x # Pictures (B, 3, H, W) from 0 to 1
     ):
     "The map (B, C, h, w) that explains what the model says of `x`, and a function from such maps to logits"
-    wants = getattr(self.pool, 'wants', {})
-    if 'prefix' not in wants:
-        maps,seen,_ = self.see(x)
-        def wide(o, n): return [wide(t, n) for t in o] if isinstance(o, list) else o.repeat_interleave(n, 0)
-        return maps,lambda m: self.head(self.pool(m, **{k: wide(o, len(m)//len(maps)) for k,o in seen.items()}))
-    maps,go_on = self.body.from_last_block(self.norm(_plain(x)), **wants)
+    x,wants = _plain(x),getattr(self.pool, 'wants', {})
+    if 'prefix' in wants: (maps,go_on),mid = self.body.from_last_block(self.norm(x), **wants),None if self.branch is None else self.see(x)[2]
+    else:
+        maps,seen,mid = self.see(x)
+        def go_on(m): return m,{k: _repeated(o, len(m)//len(maps)) for k,o in seen.items()}
     def decide(m):
-        check(m.shape==maps.shape, f"{type(self.pool).__name__} reads tokens that have met, so no place can be asked by itself: use method='gradcam'")
-        last,seen = go_on(m)
-        return self.head(self.pool(last, **seen))
+        whole = m.shape==maps.shape
+        check(whole or 'prefix' not in wants, f"{type(self.pool).__name__} reads tokens that have met, so no place can be asked by itself: use method='gradcam'")
+        last,more = go_on(m)
+        logits = self.head(self.pool(last, **more))
+        if mid is not None: logits = logits + self.branch(_repeated(mid, len(m)//len(mid)))
+        return self.closer.refine(x, m, self.pool, logits, self._again) if self.closer and whole else logits
     return maps,decide
+
+@patch
+@torch.no_grad()
+def _again(self:FineGrainedModel, x): return self._whole(x)[0] # of a closer look; nothing of it depends on the map
 
 # %% ../../nbs/api/16_models.model.ipynb #cca9d83e
 @patch

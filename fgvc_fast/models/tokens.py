@@ -11,46 +11,39 @@ from torch import nn
 from ..core import check
 from .pool import pools
 
-# %% ../../nbs/api/14b_models.tokens.ipynb #c33f965f
-def _must_have_token(body, pool):
-    net = getattr(body, 'model', None)
-    has = any(getattr(net, o, None) is not None for o in ('cls_token','class_token')) # registers alone are no class token
-    check(has, f"pool='{pool}' reads the class token, and '{body.name}' has none: use a ViT that has one, or a pool over the map such as 'avg'")
-
+# %% ../../nbs/api/14b_models.tokens.ipynb #ced88627
 class ClassTokenPool(nn.Module):
     "The class token, as a ViT was trained to be read"
     wants = dict(prefix=True)
     def __init__(self, body # A `Body` of tokens
     ):
         super().__init__()
-        _must_have_token(body, 'class_token')
+        has = any(getattr(getattr(body, 'model', None), o, None) is not None for o in ('cls_token','class_token')) # registers alone are no class token
+        check(has, f"{type(self).__name__} reads the class token, and '{body.name}' has none: use a ViT that has one, or a pool over the map such as 'avg'")
         self.nf = body.nf
 
     def forward(self, maps, prefix): return prefix[:,0] # (B, nf)
 
-# %% ../../nbs/api/14b_models.tokens.ipynb #9ce2c2b1
-class TokenPool(nn.Module):
+# %% ../../nbs/api/14b_models.tokens.ipynb #b22421e9
+class TokenPool(ClassTokenPool):
     "The class token and the mean of the image's tokens, side by side"
-    wants = dict(prefix=True)
     def __init__(self, body # A `Body` of tokens
     ):
-        super().__init__()
-        _must_have_token(body, 'tokens')
+        super().__init__(body)
         self.nf = 2*body.nf
 
     def forward(self, maps, prefix): return torch.cat([prefix[:,0], maps.mean((2,3))], 1) # (B, nf)
 
-# %% ../../nbs/api/14b_models.tokens.ipynb #75e68dcd
-class PartTokenPool(nn.Module):
+# %% ../../nbs/api/14b_models.tokens.ipynb #fca9cdaf
+class PartTokenPool(TokenPool):
     "The class token, and the mean of the image's tokens that attention went to most, side by side"
     wants = dict(prefix=True, rollout=True)
     def __init__(self, body, # A `Body` of tokens
         parts:int=12 # Tokens chosen; all, where a picture has fewer
     ):
-        super().__init__()
-        _must_have_token(body, 'part_tokens')
+        super().__init__(body)
         check(isinstance(parts, int) and parts>0, f'parts={parts!r}: give the number of tokens to choose')
-        self.parts,self.nf = parts,2*body.nf
+        self.parts = parts
 
     def chosen(self, rollout):
         "Numbers of the places that are chosen (B, parts)"
