@@ -3,8 +3,8 @@
     python benchmarks/heads.py --minutes 2 --seeds 1 --log heads.jsonl
     python benchmarks/heads.py --data toy --seeds 3
 
-Each run is a process of its own: it times a training step, trains by the default plan for as many epochs as fit the budget (steps alone are counted, at least one epoch), and reads the test split once.
-A finished run is a line in the log, and is not done again. Wait until nothing else runs: who is slowed down gets fewer epochs.
+Each run is a process of its own: it times a training step, trains by the default plan for the number of epochs nearest to the budget (steps alone are counted, at least one epoch), and reads the test split once.
+A finished run is a line in the log, and is not done again. Wait until nothing else runs: what is slowed down gets fewer epochs.
 """
 import argparse, json, numpy as np, resource, subprocess, sys, time
 from pathlib import Path
@@ -65,7 +65,7 @@ def one(name, seed, data, size, minutes):
     def learner(): return fine_grained_learner(dls, arch, metrics=accuracy, **fixed, **kw)
     learn,before = learner(),peak_mb()
     secs = step_seconds(learn)
-    epochs = max(1, int(60*minutes/(secs*len(dls.train))))
+    epochs = max(1, round(60*minutes/(secs*len(dls.train))))
     set_seed(seed)
     learn,start = learner(),time.perf_counter()
     with learn.no_bar(), learn.no_logging():

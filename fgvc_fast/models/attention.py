@@ -57,7 +57,7 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(nf)
         self.look = AttentionPoolLatent(nf, 0, num_heads=self.heads, q_proj=False) # 0: without the MLP that may follow
 
-    def forward(self, x): return self.look(self.norm(_places(x))) # (B, nf)
+    def forward(self, x): return self.look(self.norm(_places(x)))
 
     def attention(self, x):
         "Where each head looks: (B, heads, h, w), each map sums to 1"

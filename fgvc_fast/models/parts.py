@@ -31,7 +31,7 @@ class PartPool(nn.Module):
         self.reduce = nn.Sequential(nn.Conv2d(nf, dim, 1, bias=False), nn.BatchNorm2d(dim)) if dim else nn.Identity()
         self.register_buffer('centres', torch.zeros(self.nf))
 
-    def attention(self, maps): return self.look(maps) # (B, parts, h, w)
+    def attention(self, maps): return self.look(maps)
 
     def forward(self, maps):
         a,maps = self.attention(maps),self.reduce(maps)

@@ -17,7 +17,7 @@ class AvgPool(nn.Module):
         super().__init__()
         self.nf = nf
 
-    def forward(self, x): return x.mean((2,3)) # (B, nf)
+    def forward(self, x): return x.mean((2,3))
 
 # %% ../../nbs/api/11_models.pool.ipynb #58d521e7
 class GeM(nn.Module):

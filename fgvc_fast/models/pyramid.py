@@ -40,7 +40,7 @@ class StagePool(nn.Module):
         self.pools = nn.ModuleList(_inner(pool, body.stages[i].channels) for i in (*idx, -1))
         self.nf = sum(o.nf for o in self.pools)
 
-    def forward(self, maps, stages): return torch.cat([f(o) for f,o in zip(self.pools, (*stages, maps))], 1) # (B, nf)
+    def forward(self, maps, stages): return torch.cat([f(o) for f,o in zip(self.pools, (*stages, maps))], 1)
 
 # %% ../../nbs/api/14_models.pyramid.ipynb #dfddc71f
 class PyramidPool(nn.Module):
@@ -70,7 +70,7 @@ class PyramidPool(nn.Module):
             res.insert(0, smooth(top))
         return res
 
-    def forward(self, maps, stages): return torch.cat([f(o) for f,o in zip(self.pools, self.levels(maps, stages))], 1) # (B, nf)
+    def forward(self, maps, stages): return torch.cat([f(o) for f,o in zip(self.pools, self.levels(maps, stages))], 1)
 
 # %% ../../nbs/api/14_models.pyramid.ipynb #8c540ae3
 class Branch(nn.Module):
@@ -86,7 +86,7 @@ class Branch(nn.Module):
         self.look = nn.Sequential(nn.Conv2d(body.stages[self.stage].channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.fc = nn.Linear(width, n_out)
 
-    def forward(self, x): return self.fc(self.look(x).amax((2,3))) # (B, n_out)
+    def forward(self, x): return self.fc(self.look(x).amax((2,3)))
 
 # %% ../../nbs/api/14_models.pyramid.ipynb #dd1a2dcf
 pools.update(stages=StagePool, pyramid=PyramidPool)

@@ -125,7 +125,7 @@ class CompactPool(nn.Module):
             self.register_buffer(f'bin_{k}', torch.randint(dim, (c,), generator=rng, device='cpu'))
             self.register_buffer(f'sign_{k}', torch.randint(2, (c,), generator=rng, device='cpu')*2. - 1)
 
-    def forward(self, maps): return F.normalize(signed_sqrt(self.sketch(maps)), eps=1e-6) # (B, dim)
+    def forward(self, maps): return F.normalize(signed_sqrt(self.sketch(maps)), eps=1e-6)
 
     def sketch(self, maps):
         "The sums alone: their inner products are nearly those of Gram matrices"
