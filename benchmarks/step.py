@@ -12,8 +12,8 @@ from _table import goals, table
 
 class Same:
     "A loader that gives one batch `n` times"
-    n_inp,device = 1,torch.device('cpu')
-    def __init__(self, b, n): self.b,self.n,self.bs = b,n,len(b[0])
+    device = torch.device('cpu')
+    def __init__(self, b, n): self.b,self.n,self.bs,self.n_inp = b,n,len(b[0]),len(b)-1
     def __len__(self): return self.n
     def __iter__(self): return iter([self.b]*self.n)
 
