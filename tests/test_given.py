@@ -5,6 +5,7 @@ from functools import partial
 from PIL import Image
 from fgvc_fast.augment.mix import CutMix, MixUp
 from fgvc_fast.core import FineGrainedError
+from fgvc_fast.data import lazy
 from fgvc_fast.data.block import CropResize, PartsOf, TensorParts, _twins
 from fgvc_fast.data.table import FineGrainedData
 from fgvc_fast.data.toy import toy_birds
@@ -96,6 +97,14 @@ def test_box(tmp_path, cache, crop):
                     at = (torch.as_tensor(x).amax(0)>.16).nonzero() # lighter than the ground
                     (y0,x0),(y1,x1) = at.min(0).values,at.max(0).values+1
                     assert (torch.as_tensor(box)*size-torch.tensor([x0,y0,x1,y1])).abs().max()<1.6
+
+def test_what_is_kept_is_not_opened(tmp_path, monkeypatch):
+    "Later epochs know from the cache how a picture was turned"
+    dls = dotted(tmp_path).dls(size, bs=8, parts=True, num_workers=0)
+    for dl in dls.loaders: list(dl)
+    def opened(fn): raise AssertionError(f'{fn} was opened')
+    monkeypatch.setattr(lazy, '_open', opened)
+    for dl in dls.loaders: assert all(p.isfinite().any() for _,p,_ in dl)
 
 def test_unseen(tmp_path):
     "What is not visible, of no row, or without a box is NaN"

@@ -93,7 +93,7 @@ class CropResize(RandTransform):
     def encodes(self, x:TensorParts): return self.place(x)
 
     def cut(self, x):
-        (h,w),whole = self.size,x
+        h,w = self.size
         if self.cache and isinstance(x, LazyImage): x = self.cache.get(x, 'train' if self.train else 'valid', self.plan)
         region = self.region(x, w/h)
         out,mirrored = self._pixels(x, region, (w,h)),self.train and random.random()<self.flip
@@ -101,7 +101,7 @@ class CropResize(RandTransform):
         if self.train and self.light: out = _lit(out, self.light)
         out = out.as_subclass(TensorImage)
         out.box = self._box(getattr(x, 'box', None), region, mirrored)
-        if self.twins is not None: self.last = whole,region,mirrored,out.box
+        if self.twins is not None: self.last = x,region,mirrored,out.box
         return out
 
     def _pixels(self, x, region, size):
@@ -165,7 +165,7 @@ def place(self:CropResize, parts # (K, 2) in pixels of the file as stored; (4,) 
         res = np.array([box[0]/w, box[1]/h, box[2]/w, box[3]/h] if inside else [np.nan]*4)
     else:
         xy = np.asarray(parts, float)
-        res = ((x.upright(xy) if isinstance(x, LazyImage) else xy)-(x0,y0))/(x1-x0,y1-y0)
+        res = ((x.upright(xy) if isinstance(x, (LazyImage,Presized)) else xy)-(x0,y0))/(x1-x0,y1-y0)
         if mirrored: res = (res*(-1,1)+(1,0))[self.twins]
         res[((res<0)|(res>1)).any(1)] = np.nan
     return torch.from_numpy(res.astype(np.float32)).as_subclass(TensorParts)

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from PIL import Image
 from zlib import crc32
-from .lazy import _pixels, jpeg_pixels, resized
+from .lazy import _pixels, _upright_points, jpeg_pixels, resized
 
 # %% ../../nbs/api/05_data.cache.ipynb #435d4a36
 class Presized:
@@ -22,8 +22,9 @@ class Presized:
     def __init__(self, kept, # (3, h, w) uint8
         base, # x0, y0, x1, y1 in pixels of the upright picture
         size, # Its width and height
-        box=None): # In its pixels
-        self.kept,self.base,self.size,self.box = kept,base,size,box
+        box=None, # In its pixels
+        turned=None): # Width, height and EXIF orientation of the file as stored
+        self.kept,self.base,self.size,self.box,self.turned = kept,base,size,box,turned
 
     def pixels(self, region, size):
         "`region` of the picture, resized to `size`: uint8 (3, height, width)"
@@ -31,10 +32,12 @@ class Presized:
         sx,sy = w/(x1-x0),h/(y1-y0)
         return resized(self.kept, ((region[0]-x0)*sx, (region[1]-y0)*sy, (region[2]-x0)*sx, (region[3]-y0)*sy), size)
 
+    def upright(self, xy): return _upright_points(xy, self.turned)
+
 # %% ../../nbs/api/05_data.cache.ipynb #4ff67eb0
 _entry = np.dtype([('key','<u8'), ('bytes','<u8'), ('mtime','<i8'), ('ctime','<i8'), ('boxed','<u4'), # which file
     ('at','<u8'), ('n','<u4'), ('w','<u4'), ('h','<u4'), ('jpeg','<u4'),                              # where its pixels are
-    ('size','<u4',2), ('base','<f8',4), ('box','<f8',4), ('mark','<u4')])                             # what they are of
+    ('size','<u4',2), ('base','<f8',4), ('box','<f8',4), ('turned','<u4',3), ('mark','<u4')])      # what they are of
 _page = 4096
 
 def _mark(entry, kept):
@@ -119,7 +122,7 @@ def get(self:CachedImages, im, # A `LazyImage`
 def _read(self:CachedImages, i, who):
     "Entry `i`, if it is whole, and of the file `who`"
     raw = self._entries[i].tobytes() # a copy: others may write
-    *of,at,n,w,h,jpeg,size,base,box,mark = np.frombuffer(raw, _entry)[0].item()
+    *of,at,n,w,h,jpeg,size,base,box,turned,mark = np.frombuffer(raw, _entry)[0].item()
     if not at or tuple(of)!=who: return None
     if at+n>len(self._kept):
         try: self._map()
@@ -127,7 +130,7 @@ def _read(self:CachedImages, i, who):
     kept = self._kept[at:at+n]
     if len(kept)<n or mark!=_mark(raw, kept): return None
     pixels = jpeg_pixels(kept) if jpeg else torch.from_numpy(kept.reshape(h, w, 3)).permute(2,0,1)
-    return Presized(pixels, base, size, None if np.isnan(box[0]) else box)
+    return Presized(pixels, base, size, None if np.isnan(box[0]) else box, turned)
 
 # %% ../../nbs/api/05_data.cache.ipynb #d790211f
 def _as_jpeg(pixels):
@@ -144,8 +147,8 @@ def _make(self:CachedImages, i, who, im, use, plan):
     kept = _as_jpeg(pixels) if jpeg else np.ascontiguousarray(pixels.permute(1,2,0).numpy()).reshape(-1)
     if jpeg: pixels = jpeg_pixels(kept.copy()) # the first epoch sees what later ones will
     box = im.box or [np.nan]*4
-    if _who(im, who[0])==who: self._keep(i, kept, (*who, 0, len(kept), w, h, jpeg, im.size, base, box, 0))
-    return Presized(pixels, base, im.size, im.box)
+    if _who(im, who[0])==who: self._keep(i, kept, (*who, 0, len(kept), w, h, jpeg, im.size, base, box, im.turned, 0))
+    return Presized(pixels, base, im.size, im.box, im.turned)
 
 # %% ../../nbs/api/05_data.cache.ipynb #9f3cd6ca
 @patch
@@ -193,7 +196,7 @@ def open_cache(
         small = need[0]*_jpeg_share+need[1]
         if small>limit: return print(f'No cache: the presized pictures would take {small/1e9:,.1f} GB even as JPEG, more than the {limit/1e9:,.1f} GB that they may (max_gb={max_gb:g}, free disk). Every epoch decodes them anew.')
         compress = sum(need)>limit
-        about = {**about, 'compress': compress, 'version': 1}
+        about = {**about, 'compress': compress, 'version': 2}
         text = json.dumps(about, indent=1, default=str)
         folder = home/f"{Path(about['root']).name}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
         _make_room(home, folder, limit-max(small if compress else sum(need), _bytes(folder) if folder.exists() else 0))

@@ -35,9 +35,15 @@ def resized(x:Tensor, # (3, H, W) uint8; quickest when its channels are last in 
     return F.interpolate(x, size=tuple(size)[::-1], mode='bilinear', antialias=True)[0]
 
 # %% ../../nbs/api/04b_data.lazy.ipynb #f6ba5683
+def _upright_points(xy, # (n, 2), x then y, in pixels of the file as stored
+    turned # Its width, height and EXIF orientation; None: upright
+    ):
+    "Points `xy` in pixels of the upright picture"
+    return xy if turned is None or turned[2]==1 else np.stack(_turn_box((*xy.T, *xy.T), turned[:2], turned[2])[:2], 1)
+
 class LazyImage(PILImage):
     "The picture in the file `fn`: opened when its `size` or `box` is asked for, decoded when its pixels are"
-    _opened,_box,_turned,_plain,row,banner = True,None,None,False,None,0 # of a picture that fastai casts back to this type, when a transform made it of one
+    _opened,_box,turned,_plain,row,banner = True,None,None,False,None,0 # of a picture that fastai casts back to this type, when a transform made it of one
     def __init__(self, fn,
         box=None,  # x0, y0, x1, y1 in pixels of the file as stored
         banner=0,  # Rows at the bottom that are not there for anybody
@@ -52,8 +58,8 @@ class LazyImage(PILImage):
             w,h = upright_size(im)
             self._size,box = (w,max(h-self.banner, 1)),self.stored_box
             self._box = None if box is None or np.isnan(box).any() else upright_box(box, im)
-            self._turned = im.size,_orientation(im)
-            self._plain = im.format=='JPEG' and im.mode=='RGB' and _orientation(im)==1
+            self.turned = *im.size,_orientation(im)
+            self._plain = im.format=='JPEG' and im.mode=='RGB' and self.turned[2]==1
         self._opened = True
 
     @property
@@ -71,7 +77,7 @@ class LazyImage(PILImage):
         ):
         "Points in pixels of the file as stored, in those of the upright picture"
         self._look()
-        return xy if self._turned is None or self._turned[1]==1 else np.stack(_turn_box((*xy.T, *xy.T), *self._turned)[:2], 1)
+        return _upright_points(xy, self.turned)
 
     def load(self):
         if self._im is None: self._im = read_image(self.fn, (0,0,*self.size) if self.banner else None).im
