@@ -22,7 +22,7 @@ class ClassTokenPool(nn.Module):
         check(has, f"{type(self).__name__} reads the class token, and '{body.name}' has none: use a ViT that has one, or a pool over the map such as 'avg'")
         self.nf = body.nf
 
-    def forward(self, maps, prefix): return prefix[:,0] # (B, nf)
+    def forward(self, maps, prefix): return prefix[:,0]
 
 # %% ../../nbs/api/14b_models.tokens.ipynb #b22421e9
 class TokenPool(ClassTokenPool):
@@ -32,7 +32,7 @@ class TokenPool(ClassTokenPool):
         super().__init__(body)
         self.nf = 2*body.nf
 
-    def forward(self, maps, prefix): return torch.cat([prefix[:,0], maps.mean((2,3))], 1) # (B, nf)
+    def forward(self, maps, prefix): return torch.cat([prefix[:,0], maps.mean((2,3))], 1)
 
 # %% ../../nbs/api/14b_models.tokens.ipynb #fca9cdaf
 class PartTokenPool(TokenPool):
