@@ -86,7 +86,7 @@ class Branch(nn.Module):
         self.look = nn.Sequential(nn.Conv2d(body.stages[self.stage].channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.fc = nn.Linear(width, n_out)
 
-    def forward(self, x): return self.fc(self.look(x).amax((2,3)))
+    def forward(self, x): return self.fc(self.look(x).amax((2,3))/4)
 
 # %% ../../nbs/api/14_models.pyramid.ipynb #dd1a2dcf
 pools.update(stages=StagePool, pyramid=PyramidPool)
