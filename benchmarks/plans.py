@@ -6,6 +6,7 @@ import argparse, numpy as np, sys, time
 from fastai.vision.all import accuracy, set_seed
 from fgvc_fast.all import Phase, fine_grained_data, fine_grained_learner
 from fgvc_fast.train.phases import default_plan
+from torch import nn
 from _table import goals, shared, table
 
 def body(lr, ratio, keep): return [Phase('head', 1, lr=1e-2), Phase('all', 4, lr=lr, ratio=ratio, keep_stats=keep)]
@@ -13,6 +14,7 @@ def body(lr, ratio, keep): return [Phase('head', 1, lr=1e-2), Phase('all', 4, lr
 plans = {'head alone': [Phase('head', 5, lr=1e-2)],
     'head, all at 1e-3, ratio 10': body(1e-3, 10, False),
     'the same, statistics kept (the default)': default_plan(5),
+    'the same, rows of the head not scaled': default_plan(5),
     'kept, all at 2e-3, ratio 10': body(2e-3, 10, True),
     'kept, all at 2e-4, ratio 3': body(2e-4, 3, True),
     'kept, all at 5e-4, ratio 3': body(5e-4, 3, True)}
@@ -30,6 +32,7 @@ def main():
             set_seed(seed)
             dls = data.split(valid=.3, seed=seed).dls(size=args.size)
             learn = fine_grained_learner(dls, 'mobilenetv2_100', weights=weights, stats=([.5]*3, [.5]*3), pad_type='same', metrics=accuracy)
+            if 'not scaled' in name: learn.model.head.norm = nn.BatchNorm1d(learn.model.pool.nf)
             with learn.no_bar(), learn.no_logging(): learn.fit_phases(plan)
             accs.append(100*learn.phase_log.accuracy.iloc[-1])
         rows.append({'plan': name, 'valid accuracy %': f'{np.mean(accs):.1f} ± {np.std(accs):.1f}', 'seconds': round((time.perf_counter()-start)/args.seeds), 'seeds': args.seeds})
