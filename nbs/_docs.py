@@ -103,7 +103,8 @@ class Names:
         def one(m):
             if m['keep']: return m[0] if m['fence'] else re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+\.ipynb)', to_page, m[0])
             if m['code']: return self.link(m['code'], page, skip)
-            return convert(m['block'] or m['inline'], display='block' if m['block'] else 'inline')
+            if m['block']: return convert(m['block'], display='block')
+            return f"<span>{convert(m['inline'])}</span>" # bare, at the start of a line, it would end the paragraph
         return _re_md.sub(one, md)
 
 def escaped(s):

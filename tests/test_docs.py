@@ -17,6 +17,7 @@ class Html(HTMLParser):
     def __init__(self, fn):
         super().__init__()
         self.ids,self.refs,self.loads,self.rows,self.text,self.prose,self.stack = set(),[],[],[],[],[],[]
+        self.loose = 0 # formulas outside of any sentence
         self.feed(fn.read_text(encoding='utf-8'))
         self.text = ' '.join(''.join(self.text).split())
 
@@ -25,6 +26,7 @@ class Html(HTMLParser):
         if 'id' in a: self.ids.add(a['id'])
         if tag=='a' and 'href' in a: self.refs.append(a['href'])
         if 'src' in a or (tag=='link' and a.get('rel') in ('stylesheet','icon')): self.loads.append(a.get('src', a.get('href')))
+        if tag=='math' and a.get('display')=='inline' and not {'p','li','td'} & {o for o,_ in self.stack}: self.loose += 1
         if tag=='tr': self.rows.append([])
         if tag=='td' and self.rows: self.rows[-1].append('')
         if tag not in ('area','base','br','col','hr','img','input','link','meta','path','source','circle','rect'): self.stack.append((tag, a.get('class') or ''))
@@ -56,6 +58,8 @@ def pages(site): return {fn.relative_to(site).as_posix(): Html(fn) for fn in sit
 def test_a_page_for_each_notebook(pages):
     want = {re.sub(r'(^|/)\d+\w?_', r'\1', fn.relative_to(root/'nbs').with_suffix('.html').as_posix()) for o in ('.','api','lessons') for fn in (root/'nbs'/o).glob('*.ipynb')}
     assert want | {'api/index.html'} == set(pages)
+
+def test_formulas_stand_in_their_sentence(pages): assert not [k for k,o in pages.items() if o.loose]
 
 def test_every_name_has_its_place(pages):
     assert len(public)>150
