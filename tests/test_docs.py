@@ -131,7 +131,8 @@ def test_nothing_raw_is_left(pages):
         assert 'Traceback (most recent call last)' not in page.text, name
         assert not re.search(r'(?m)#\||# chkstyle', page.text), name
         prose = ''.join(page.prose)
-        assert not re.search(r'`|\]\(|\*\*|\{ ?[.#:]|\$|:::|\\[a-z]{2,}', prose), f"{name}: {re.search(r'.{0,40}(`|](|[*][*]|:::).{0,40}', prose)}"
+        raw = re.search(r'.{0,40}(`|\]\(|\*\*|\{ ?[.#:]|\$|:::|\\[a-z]{2,}).{0,40}', prose)
+        assert not raw, f'{name}: {raw[0]}'
 
 def test_one_title_a_page(site):
     for fn in site.rglob('*.html'):
