@@ -237,7 +237,7 @@ class ToFloat(IntToFloatTensor):
 # %% ../../nbs/api/06_data.block.ipynb #cd38652b
 class FineGrainedLoaders(DataLoaders):
     "fastai `DataLoaders` that know their data set and can draw boxes"
-    data = parts = None # the data set; the names of the points in its batches
+    data = parts = made = None # the data set; the names of the points in its batches; what `FineGrainedData.dls` was told
     @property
     def cache(self):
         "Where presized pictures are kept, if they are"
@@ -249,6 +249,12 @@ class FineGrainedLoaders(DataLoaders):
         res = super().test_dl(list(test_items), rm_type_tfms=rm_type_tfms or 0, with_labels=with_labels, **kwargs)
         res.dataset.n_inp = self.n_inp # without labels fastai takes the last input for one
         return res
+
+    def resized(self, size # Pixels: int, or (height, width)
+        ):
+        "Loaders of the same pictures at another `size`, else as these"
+        check(self.made, "These loaders were not made by `data.dls(size)` alone, so nobody knows how to make others of another size")
+        return self.data.dls(size, **self.made)
 
     def show_batch(self, b=None, max_n:int=9, boxes:bool=False, **kwargs):
         "Show `max_n` training pictures as the model sees them, with their `boxes` if asked"
@@ -389,8 +395,9 @@ def dls(self:FineGrainedData,
     check(label_level is None or block is None, "label_level makes a block of its own: give it, or `block`")
     data = self.at_level(label_level) if label_level else self
     for s in ('train', valid): check(len(data[s]), f"There are no rows with split='{s}' in {data.card.get('title') or data.root}: `data.split(valid=.1)` makes some")
+    made = None if block or kwargs.get('item_tfms') is not None else dict(bs=bs, crop=crop, aug=aug, valid=valid, balanced=balanced, seed=seed, num_workers=num_workers, device=device, **kwargs)
     if block is None: block = data.block(size, crop=crop, aug=aug, valid=valid, device=device, **kwargs)
     dls = block.dataloaders(bs=min(bs, len(data['train'])), num_workers=num_workers, device=device, seed=seed)
     if balanced: dls.train.balance = LabelOf(data).codes[dls.train_ds.items]
-    dls.validates_on = valid
+    dls.validates_on,dls.made = valid,made
     return dls

@@ -19,7 +19,8 @@ from torch.utils.data import get_worker_info
 def _seed_all(*seed):
     "Seed Python, NumPy and torch with the numbers `seed`"
     n = hash(seed)%2**32
-    random.seed(n), np.random.seed(n), torch.manual_seed(n)
+    random.seed(n), np.random.seed(n), torch.default_generator.manual_seed(n)
+    if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(n) # `torch.manual_seed` would queue it for later, with a stack trace, for every picture
 
 @contextmanager
 def _seeded(*seed):

@@ -7,7 +7,7 @@ __all__ = ['Stage', 'as_map', 'read_weights', 'Body']
 
 # %% ../../nbs/api/10_models.body.ipynb #80c9b5f4
 import argparse, copy, difflib, math, socket, sys
-from collections import namedtuple
+from collections import Counter, namedtuple
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +17,7 @@ from urllib.request import getproxies
 import timm, torch
 from fastcore.basics import patch
 from safetensors.torch import load_file
+from timm.models import group_parameters
 from torch import nn
 from torch.func import functional_call
 from ..core import FineGrainedError, check, listing
@@ -307,14 +308,14 @@ class Body(nn.Module):
     def __init__(self,
         arch, # A timm name, or a torchvision constructor
         pretrained:bool=True, # Start from published weights?
-        weights=None, # A local weights file instead; for torchvision also one of its weight enums
+        weights=None, # A local weights file instead, or its tensors by name; for torchvision also one of its weight enums
         img_size=None, # Size of the images, pixels or (height, width); None: the model's own
         **kwargs # For `timm.create_model`, or the constructor
     ):
         super().__init__()
         self.arch,self.kwargs,self.name = arch,kwargs,arch if isinstance(arch, str) else arch.__name__
         size = self._size = None if img_size is None else _pair(img_size)
-        path = weights if isinstance(weights, (str,Path)) else None
+        path = weights if isinstance(weights, (str,Path,dict)) else None
         self.model,facts = _build(arch, pretrained if weights is None else weights if path is None else False, size, kwargs)
         self.mean,self.std,self.native_size,self.fixed = (facts[k] for k in ('mean','std','native_size','fixed'))
         self._prefix,self._nhwc = facts['prefix'],facts['nhwc']
@@ -358,21 +359,26 @@ def _door(met, unit, stage):
     whole = stage.channels,stage.reduction
     return called[next((j for j in range(i, -1, -1) if met[j][1]==whole and (j==i or met[j][2]!=whole)), i)] # a pool without parameters may come before
 
+def _traced(body):
+    "What `_trace` says of images of the body's size, or an error that says which sizes go"
+    try: return _trace(body, body.img_size)
+    except FineGrainedError: raise
+    except Exception as e:
+        least = _least(body)
+        more = f'images of {least} px and more go' if least > min(body.img_size) else e
+        raise FineGrainedError(f"'{body.name}' gives no map of images of {_px(body.img_size)}: {more}") from e
+
+# %% ../../nbs/api/10_models.body.ipynb #270693ad
 @patch
 def _look(self:Body, facts, path):
     "Find the stages, leave out what the last map does not need, load a file"
-    try: x,met,unused = _trace(self, self.img_size)
-    except FineGrainedError: raise
-    except Exception as e:
-        least = _least(self)
-        more = f'images of {least} px and more go' if least > min(self.img_size) else e
-        raise FineGrainedError(f"'{self.name}' gives no map of images of {_px(self.img_size)}: {more}") from e
+    x,met,unused = _traced(self)
     spare = set(self.model.state_dict())
     back = _strip(self.model, unused, met)
     try: unused and _trace(self, self.img_size)
     except Exception: back() # it calls what it does not use
     spare -= set(self.model.state_dict())
-    if path is not None: _fit(self.model, read_weights(path), facts['convert'], (*facts['heads'], 'aux', *spare), path)
+    if path is not None: _fit(self.model, path if isinstance(path, dict) else read_weights(path), facts['convert'], (*facts['heads'], 'aux', *spare), 'the tensors given' if isinstance(path, dict) else path)
     last = _ratio(self.img_size, x[0,0].numel())
     self.nf = x.shape[1]
     runs = _runs(self.model, met, last)
@@ -409,13 +415,60 @@ def group_names(self:Body)->list:
 
 # %% ../../nbs/api/10_models.body.ipynb #29e9fa2f
 @patch
+def _like(self:Body, size, weights=None): return Body(self.arch, False, weights, size, **self.kwargs)
+
+@patch
 @torch.no_grad()
 def reinit(self:Body, n:int # How many groups, counted from the deepest
     ):
     "Give the last `n` groups fresh random values, as the architecture's own constructor draws them"
     check(0<=n<=len(self.stages), f"reinit={n}: '{self.name}' has {len(self.stages)} groups ({listing(self.group_names(), 8)})")
     if not n: return self
-    fresh = Body(self.arch, pretrained=False, img_size=self._size, **self.kwargs).model.state_dict()
+    fresh = self._like(self._size).model.state_dict()
     for k,t in self.model.state_dict().items():
         if self.group_of(k) >= len(self.stages)-n: t.copy_(fresh[k])
     return self
+
+# %% ../../nbs/api/10_models.body.ipynb #50372311
+@patch
+def check_size(self:Body, size # Pixels or (height, width)
+    ):
+    "Stop unless the architecture takes images of `size`"
+    with torch.device('meta'): self._like(size)
+
+@patch
+def resize(self:Body, size # Pixels or (height, width)
+    ):
+    "Go on with images of `size`; where the body is built for one size, its position embeddings are resampled"
+    size = _pair(size)
+    if size==self.img_size: return self
+    try: new = self._like(size, self.model.state_dict() if self.fixed else None)
+    except FineGrainedError as e:
+        if 'of another shape' not in str(e): raise
+        raise FineGrainedError(f"'{self.name}' stays at {_px(self.img_size)}: timm cannot resample what it has learned there for {_px(size)}. Leave the size, or choose another architecture") from e
+    if self.fixed: # else there only had to be a map of that size
+        old = dict(self.model.named_parameters())
+        for k,p in new.model.named_parameters(): p.requires_grad_(old[k].requires_grad)
+        if any(p.ndim==4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in old.values()): new.model.to(memory_format=torch.channels_last)
+        new.model.to(next(iter(old.values())).device).train(self.model.training)
+        self.model,self.stages,self._group,self._doors,self._cut = new.model,new.stages,new._group,new._doors,new._cut
+    self._size = self.img_size = size
+    return self
+
+# %% ../../nbs/api/10_models.body.ipynb #10baa105
+def _layer_numbers(body):
+    "For every parameter of `body` a number that grows with its layer's depth: as timm counts layers, else by the units of the stages"
+    net = body.model
+    if hasattr(net, 'group_matcher'): return group_parameters(net, net.group_matcher(coarse=False), reverse=True)
+    def listed(u): return [f'{u}.{k}' for k,_ in net.get_submodule(u).named_children()] if type(net.get_submodule(u)) is nn.Sequential else [u]
+    units = [o for u in body._group for o in listed(u)]
+    return {k: next((i for i,u in enumerate(units) if k.startswith(f'{u}.')), 0) for k,_ in net.named_parameters()}
+
+@patch
+def layers(self:Body)->dict:
+    "Parameters by layer, shallow to deep, by name: a stage's own where it is one layer, else `stage[0]`, `stage[1]`, ..."
+    found,of = {},_layer_numbers(self)
+    for k,p in self.model.named_parameters(): found.setdefault((self.group_of(k), of[k]), []).append(p)
+    res,names,n = {},self.group_names(),Counter(g for g,_ in found)
+    for g,i in sorted(found): res[names[g] if n[g]==1 else f'{names[g]}[{sum(o.startswith(names[g]+"[") for o in res)}]'] = found[g,i]
+    return res

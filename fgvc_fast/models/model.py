@@ -142,10 +142,24 @@ def group_names(self:FineGrainedModel):
     "Short names of the groups, for plots"
     return [*self.body.group_names(), 'head']
 
+# %% ../../nbs/api/16_models.model.ipynb #951ab282
+@patch
+def layers(self:FineGrainedModel):
+    "Parameters by name of their layer, shallow to deep, finer than `groups`; all that is new as one, `head`"
+    return self.body.layers() | dict(head=self.groups()[-1])
+
 @patch
 def reinit(self:FineGrainedModel, n):
     "Give the last `n` groups of the body fresh random values"
     self.body.reinit(n)
+    return self
+
+@patch
+def resize(self:FineGrainedModel, size # Pixels or (height, width)
+    ):
+    "Go on with pictures of `size`"
+    self.body.resize(size)
+    if hasattr(self, 'recipe'): self.recipe['img_size'] = self.body.img_size
     return self
 
 # %% ../../nbs/api/16_models.model.ipynb #ad93a76b

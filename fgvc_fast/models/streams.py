@@ -67,3 +67,15 @@ class TwoStreams(nn.Module):
         "Give the last `n` groups of both fresh random values"
         for o in self.bodies: o.reinit(min(n, len(o.stages)))
         return self
+
+    def layers(self): check(False, f"'{self.name}' has two bodies, and they have no layers in common: cut it by stage, as it is without `splitter=by_layer`")
+
+    def check_size(self, size):
+        "Stop unless both take images of `size`"
+        for o in self.bodies: o.check_size(size)
+
+    def resize(self, size):
+        "Go on with images of `size`"
+        for o in self.bodies: o.resize(size)
+        self.img_size = self.bodies[0].img_size
+        return self

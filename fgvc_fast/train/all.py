@@ -1,3 +1,5 @@
 "Everything about training"
 from .groups import *
 from .phases import *
+from .plans import *
+from .rates import *

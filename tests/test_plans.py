@@ -1,0 +1,169 @@
+"Plans by name, rates by layer, sizes that change between phases, and the rate finder for a phase"
+import numpy as np, pytest, torch
+from fastai.basics import Callback, CrossEntropyLossFlat, Learner, set_seed
+from fgvc_fast.core import FineGrainedError
+from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.learner import fine_grained_learner
+from functools import cache
+from fgvc_fast.train.all import Phase, by_layer, group_names, param_groups, phase_rates, plans
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+@pytest.fixture(scope='module')
+def birds():
+    "Four species; of each 16 pictures to train with, and 4 to validate"
+    data = fine_grained_data('toy_birds')
+    data = data.subset(list(data.vocab[:4]))
+    nth = data.items.groupby(['split','label'], observed=True).cumcount()
+    return data.drop(data.items.index[nth >= data.items.split.map(dict(train=16, valid=4, test=1))])
+
+def learner(birds, arch='toy_resnet', size=32, **kwargs):
+    set_seed(0)
+    learn = fine_grained_learner(birds.dls(size=size, bs=16, num_workers=0, seed=0), arch, **kwargs)
+    learn.remove_cb(learn.progress)
+    return learn
+
+def vit(birds, **kwargs): return learner(birds, 'test_vit', pretrained=False, **kwargs)
+
+def fit(learn, *args, **kwargs):
+    with learn.no_logging(): learn.fit_phases(*args, **kwargs)
+    return learn
+
+class StopAt(Callback):
+    "Press stop in the `n`th training batch"
+    order,run_valid = 200,False
+    def __init__(self, n): self.left = n
+    def after_pred(self):
+        self.left -= 1
+        if self.left==0: raise KeyboardInterrupt
+
+@pytest.mark.parametrize('name', plans)
+def test_every_plan_runs(birds, name):
+    learn = (vit if name=='blocks' else learner)(birds)
+    plan = learn.plan(name, 6)
+    fit(learn, plan)
+    assert len(learn.phase_log)==6 and learn.phase_log.train_loss.notna().all()
+    assert name=='reinit' or learn.phase_log.train_loss.iloc[-1]<learn.phase_log.train_loss.iloc[0]
+
+def test_reinit_plan_keeps_shallow_stages(birds):
+    learn = learner(birds)
+    seen = []
+    class Look(Callback):
+        def before_fit(self): seen.append([g[0].detach().clone() for g in param_groups(self.learn)])
+    plan = learn.plan('reinit', 3, n=2)
+    for p in plan: p.lr = 1e-12 # what moves now was re-initialised
+    fit(learn, plan, cbs=Look())
+    same = [[torch.allclose(a, b, atol=1e-6) for a,b in zip(x, y)] for x,y in zip(seen, seen[1:])]
+    n = len(seen[0])
+    assert same[0]==[i!=n-2 for i in range(n)] and same[1]==[i not in (n-3,n-2) for i in range(n)]
+
+def test_rates_by_layer(birds):
+    learn = vit(birds, splitter=by_layer)
+    names = group_names(learn)
+    assert len(names)==len(learn.model.body.blocks())+2
+    rates = phase_rates(learn, Phase('all', 1, lr=1e-2, decay=.5))[0]
+    np.testing.assert_allclose(rates.max(0), 1e-2*.5**np.arange(len(names)-1, -1, -1), rtol=1e-3)
+    seen = []
+    class Look(Callback):
+        def before_step(self): seen.append([h['lr'] for h in self.opt.hypers])
+    fit(learn, Phase('all', 1, lr=1e-2, decay=.5), cbs=Look())
+    np.testing.assert_allclose(seen, rates, rtol=1e-6)
+    for p in (p for g in param_groups(learn) for p in g): assert p.requires_grad
+
+def test_a_slice_means_what_it_means_in_fastai(birds):
+    learn,seen = learner(birds),[]
+    class Look(Callback):
+        def before_step(self): seen.append([h['lr'] for h in self.opt.hypers])
+    for lr in (slice(1e-4, 1e-2), slice(1e-2)):
+        seen.clear()
+        fit(learn, Phase('all', 1, lr=lr), cbs=Look())
+        ours = np.array(seen)
+        seen.clear()
+        with learn.no_logging(): learn.fit_one_cycle(1, lr, cbs=Look())
+        np.testing.assert_allclose(ours, seen, rtol=1e-6)
+
+def test_keeping_statistics_by_layer_is_by_stage(birds):
+    from fgvc_fast.train.phases import _stats_from
+    from fgvc_fast.train.groups import group_index
+    a,b = learner(birds),learner(birds, splitter=by_layer)
+    def before(learn, n): return {id(p) for g in param_groups(learn)[:group_index(learn, _stats_from(learn, n))] for p in g}
+    for n in range(3): assert len(before(a, n))==len(before(b, n))>0
+
+@pytest.mark.parametrize('bad,say', [(dict(lr=slice(1e-3, 1e-2), decay=.5), 'leave decay'), (dict(decay=0.), 'factor in'), (dict(decay=2.), 'factor in'),
+    (dict(lr=slice(None)), 'slice'), (dict(lr=slice(0., 1e-2)), 'above 0')])
+def test_impossible_rates(bad, say):
+    with pytest.raises(FineGrainedError, match=say): Phase('all', 2, **bad)
+
+# sizes
+
+sizes = [Phase('head', 1, lr=1e-2), Phase('all', 1, lr=1e-3, size=64), Phase('all', 1, lr=1e-3)]
+
+@pytest.mark.parametrize('make', [learner, vit])
+def test_pictures_grow(birds, make):
+    learn,seen = make(birds),[]
+    class Look(Callback):
+        order = 1
+        def before_batch(self): seen.append(tuple(self.xb[0].shape[-2:]))
+    fit(learn, sizes, cbs=Look())
+    n = len(seen)//3
+    assert seen==[(32,32)]*n + [(64,64)]*2*n
+    assert learn.dls.valid.one_batch()[0].shape[-1]==64 and learn.made_of['image_size']=='64×64'
+    assert learn.get_preds()[0].shape[1]==4
+
+def test_position_embeddings_follow(birds):
+    learn = vit(birds)
+    pos = learn.model.body.model.pos_embed
+    old = pos.detach().clone()
+    fit(learn, [Phase('head', 1, lr=1e-6, size=64)])
+    new = learn.model.body.model.pos_embed
+    prefix = learn.model.body._prefix
+    assert new.shape[1]-prefix==4*(old.shape[1]-prefix)
+    grid = int((old.shape[1]-prefix)**.5)
+    def as_map(o, n): return o[:,prefix:].transpose(1, 2).unflatten(2, (n, n))
+    want = torch.nn.functional.interpolate(as_map(old, grid), scale_factor=2, mode='bicubic', antialias=True)
+    torch.testing.assert_close(as_map(new.detach(), 2*grid), want, atol=1e-4, rtol=1e-3)
+
+@pytest.fixture(scope='module')
+def grown(birds):
+    "What comes of an uninterrupted run"
+    return cache(lambda make: fit(make(birds), sizes))
+
+@pytest.mark.parametrize('make', [learner, vit])
+@pytest.mark.parametrize('n', [2, 6, 10])
+def test_resume_finds_the_size(birds, make, n, grown):
+    whole = grown(make)
+    learn = fit(make(birds), sizes, cbs=StopAt(n)) # four batches an epoch
+    assert learn.get_preds()[0].shape[1]==4 # usable, at the size of its best weights
+    fit(learn, resume=True)
+    np.testing.assert_allclose([float(o) for o in learn.recorder.losses], [float(o) for o in whole.recorder.losses], atol=1e-5)
+    for (k,v),w in zip(learn.model.state_dict().items(), whole.model.state_dict().values()): torch.testing.assert_close(v, w, rtol=0, atol=1e-5, msg=k)
+
+def test_impossible_sizes(birds):
+    with pytest.raises(FineGrainedError, match='give multiples of 16'): fit(vit(birds), [Phase('head', 1), Phase('all', 1, size=100)])
+    plain = Learner(birds.dls(size=32, num_workers=0), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*32*32, 4)), loss_func=CrossEntropyLossFlat())
+    with pytest.raises(FineGrainedError, match='nobody knows how to resize'): fit(plain, Phase('all', 1, size=64))
+
+# the rate finder
+
+@pytest.mark.parametrize('phase', [Phase('head', 1), Phase('all', 1, reinit=1, keep_stats=True), Phase('all', 1, lr=slice(1e-5, 1e-3), size=48)])
+def test_rate_finder_leaves_no_trace(birds, phase, tmp_path):
+    learn = learner(birds)
+    learn.path = tmp_path
+    fit(learn, Phase('head', 1))
+    before,opt = {k: v.clone() for k,v in learn.model.state_dict().items()},learn.opt
+    assert 1e-7<learn.lr_find_phase(phase, num_it=20, show_plot=False).valley<10
+    assert learn.opt is opt and learn.dls.valid.one_batch()[0].shape[-1]==32 and not list(tmp_path.rglob('*'))
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k]), k
+    with pytest.raises(KeyboardInterrupt):
+        with learn.added_cbs(StopAt(8)): learn.lr_find_phase(phase, num_it=20, show_plot=False)
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k]), k
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+def test_rate_finder_spreads_rates_as_the_phase(birds):
+    learn,seen = learner(birds),[]
+    class Look(Callback):
+        def before_step(self): seen.append([h['lr'] for h in self.opt.hypers])
+    with learn.added_cbs(Look()): learn.lr_find_phase(Phase('all', 1, decay=.5), num_it=20, show_plot=False)
+    seen = np.array(seen)
+    np.testing.assert_allclose(seen/seen[:,-1:], np.tile(.5**np.arange(seen.shape[1]-1, -1, -1), (len(seen),1)), rtol=1e-6)
+    assert seen[0,-1]==pytest.approx(1e-7) and seen[-1,-1]>seen[0,-1]
