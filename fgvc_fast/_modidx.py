@@ -1046,6 +1046,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'fgvc_fast/train/frozen.py'),
                                         'fgvc_fast.train.frozen.FeatureDL.create_batches': ( 'api/train.frozen.html#featuredl.create_batches',
                                                                                              'fgvc_fast/train/frozen.py'),
+                                        'fgvc_fast.train.frozen.FeatureDL.rng': ( 'api/train.frozen.html#featuredl.rng',
+                                                                                  'fgvc_fast/train/frozen.py'),
                                         'fgvc_fast.train.frozen._Deal': ('api/train.frozen.html#_deal', 'fgvc_fast/train/frozen.py'),
                                         'fgvc_fast.train.frozen._Deal.__init__': ( 'api/train.frozen.html#_deal.__init__',
                                                                                    'fgvc_fast/train/frozen.py'),

@@ -6,15 +6,15 @@
 __all__ = ['FeatureDL', 'frozen_features']
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #611fd2c6
-import math, re, shutil, tempfile, time, torch
+import math, re, shutil, tempfile, torch
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, GatherPredsCallback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import CastToTensor, Learner
 from fastai.torch_core import get_model, one_param, to_device
-from fastcore.basics import GetAttr, chunked, noop, patch
+from fastcore.basics import GetAttr, chunked, noop
 from fastprogress.fastprogress import progress_bar
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,7 @@ class _Layout:
 # %% ../../nbs/api/40c_train.frozen.ipynb #1a5ae927
 def _wants_maps(learn, model):
     "Does anything but a pool that never changes look at the maps?"
+    if getattr(model.body, 'after', None): return True # a block that learns
     pool,keep = model.pool,{k for o in (model, *learn.cbs) for k in getattr(o, 'keep', None) or ()}
     return any(True for _ in pool.parameters()) or hasattr(pool, 'sides') or 'points' in getattr(pool, 'wants', {}) or 'maps' in keep
 
@@ -69,7 +70,7 @@ def _sees(model, x, rows=False):
     return _named(None, dict(rows=model.pool(maps, **seen)), mid) if rows else _named(maps, seen, mid)
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #52f06ebc
-_harmless = CastToTensor,MixedPrecision
+_harmless = CastToTensor,GatherPredsCallback,MixedPrecision
 
 def _touches(cb):
     "Does callback `cb` do something to the pictures of training batches?"
@@ -169,6 +170,10 @@ class FeatureDL(GetAttr):
     def __init__(self, dl, views, more, device):
         self.dl,self.views,self.more,self.where,self.view = dl,views,more,device,0
         self.before_iter = self.after_iter = self.after_batch = noop # what `dl` does there, it does to pictures
+    @property
+    def rng(self): return self.dl.rng
+    @rng.setter
+    def rng(self, o): self.dl.rng = o
     def __len__(self): return len(self.dl)
     def __iter__(self):
         self.randomize()
