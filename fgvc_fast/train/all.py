@@ -1,3 +1,8 @@
 "Everything about training"
 from .groups import *
+from .decay import *
+from .ema import *
+from .l2sp import *
+from .accumulate import *
 from .phases import *
+from .snapshot import *

@@ -56,8 +56,8 @@ def _meet(self:L2SP, named):
 @patch
 def _begun_afresh(self:L2SP):
     "Parameters that the phase at hand began afresh"
-    run = getattr(self.learn, '_phase_run', None)
-    n = 0 if run is None or run.done else run.now.reinit
+    watch = getattr(self.learn, 'phase_watch', None)
+    n = 0 if watch is None else watch.phase_run.now.reinit
     return {p for g in param_groups(self.learn)[-1-n:-1] for p in g} if n else set()
 
 # %% ../../nbs/api/40b_train.l2sp.ipynb #6ca0b1de

@@ -35,7 +35,7 @@ class _Aside:
 # %% ../../nbs/api/40d_train.snapshot.ipynb #025d0374
 def _array(o, at, aside):
     ok = o.dtype.kind in 'biufcmMSU' and o.dtype.itemsize
-    check(ok, f"{at} is a NumPy {type(o).__name__} of {o.dtype}, which is no plain data: numbers, truth values, dates and strings can be kept")
+    check(ok, ok or f"{at} is a NumPy {type(o).__name__} of {o.dtype}, which is no plain data: numbers, truth values, dates and strings can be kept")
     if isinstance(o, np.generic): return {'$scalar': [o.dtype.str, o.tobytes().hex()]}
     return {'$array': [aside.add(torch.frombuffer(bytearray(o.tobytes()), dtype=torch.uint8) if o.size else torch.empty(0, dtype=torch.uint8), at), o.dtype.str, list(o.shape)]}
 
@@ -67,6 +67,7 @@ def _as_tensor(t, dtype, shape):
     dtype = getattr(torch, dtype)
     return t if t.dtype is dtype else t.view(dtype).reshape(shape)
 
+# %% ../../nbs/api/40d_train.snapshot.ipynb #149d7b2b
 def _rng(state):
     res = random.Random()
     res.setstate(state)
@@ -95,12 +96,12 @@ def _file_digest(fn):
         while b := f.read(2**22): h.update(b)
     return h.hexdigest()
 
+# %% ../../nbs/api/40d_train.snapshot.ipynb #5d55948e
 def _packed(o):
     aside = _Aside()
     try: return _plain(o, 'state', aside),aside.tensors
     except RecursionError: raise FineGrainedError('The state holds itself somewhere, or is nested too deeply to be written') from None
 
-# %% ../../nbs/api/40d_train.snapshot.ipynb #ae4909e5
 def write_snapshot(folder:str|Path, # Made if it is not there; holds one snapshot, beside whatever else
     o # Dictionaries, lists, tuples, numbers, strings, `None`, tensors, arrays, `random.Random`, nested as you like
     )->Path:
