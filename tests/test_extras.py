@@ -1,9 +1,9 @@
 "What goes with training: EMA, L2-SP, accumulated gradients and what decays, against slow loops, over phases, stopped and resumed"
 import random, numpy as np, pytest, timm, torch, torchvision
 from copy import deepcopy
-from fastai.basics import (Adam, Callback, CancelFitException, CancelStepException, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, SGD, params)
+from fastai.basics import (Adam, Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, SGD, params)
 from fastai.callback.fp16 import AMPMode, MixedPrecision
-from fastai.callback.schedule import lr_find # noqa: F401 (patches Learner)
+from fastai.callback.schedule import lr_find # chkstyle: ignore (patches Learner)
 from fastai.callback.training import GradientClip
 from functools import partial
 from timm.optim import param_groups_weight_decay
@@ -13,7 +13,6 @@ from torch.utils.data import TensorDataset
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.learner import CPUAutocast, SideLosses, fine_grained_learner
-from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.train.accumulate import Accumulate
 from fgvc_fast.train.decay import DecayWeights, undecayed
 from fgvc_fast.train.ema import EMA
@@ -198,6 +197,14 @@ def test_ema_says_what_it_cannot_average():
     ema = EMA()
     ema.load_state_dict(dict(t=1, inside=False, other=dict(a=torch.ones(1))))
     with pytest.raises(FineGrainedError, match='other weights trained'): quiet(learner(), 'fit', 1, cbs=ema)
+
+def test_who_only_looks_needs_no_optimizer():
+    learn = learner(cbs=[EMA(), L2SP(.1), Accumulate(2), DecayWeights()])
+    was = state(learn.model)
+    learn.get_preds(), learn.validate()
+    close(state(learn.model), was, 0)
+    fit(learn, 1)
+    learn.get_preds(), learn.validate()
 
 # A run that goes on: what a snapshot of phases has to hold besides its own
 

@@ -2,7 +2,7 @@
 import json, pathlib, re, struct, sys, time
 import pandas as pd, pytest, random, torch
 from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, accuracy, params
-from fastai.callback.schedule import lr_find # noqa: F401 (patches Learner)
+from fastai.callback.schedule import lr_find # chkstyle: ignore (patches Learner)
 from torch import nn
 from torch.utils.data import TensorDataset
 from fgvc_fast.core import FineGrainedError
@@ -80,8 +80,7 @@ def curves(folder):
     return {k: [(o.step, o.value) for o in log.Scalars(k)] for k in log.Tags()['scalars']},text
 
 @pytest.fixture
-def tb():
-    pytest.importorskip('tensorboard')
+def tb(): pytest.importorskip('tensorboard')
 
 def assert_whole(got, learn, n=12):
     steps,vals = zip(*got['train_loss'])

@@ -19,7 +19,7 @@ def undecayed(model:nn.Module)->set:
 # %% ../../nbs/api/40b_train.decay.ipynb #b6728997
 class DecayWeights(Callback):
     "Weight decay only for the weights that multiply, unless the learner says `wd_bn_bias=True`"
-    def before_fit(self):
+    def before_train(self): # predicting needs no optimizer
         if self.wd_bn_bias: return
         spared = undecayed(get_model(self.model))
         for p,_,state,_ in self.opt.all_params():

@@ -25,6 +25,7 @@ class L2SP(Callback):
         for k,v in dict(alpha=alpha, beta=beta).items(): check(v is None and k=='beta' or v>=0, f"{k} must be 0 or more, not {v}")
         self.alpha,self.beta,self.start = alpha,beta,None
     def before_fit(self):
+        if self.opt is None: return # nobody trains
         self._possible()
         named = dict(get_model(self.model).named_parameters())
         if self.start is None: self.start = self._meet(named)
