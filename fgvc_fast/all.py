@@ -11,3 +11,4 @@ from .learner import *
 from .interpret.all import *
 from .bundle import *
 from .save import *
+from .track import *

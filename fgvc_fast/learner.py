@@ -26,6 +26,7 @@ from .models.head import LevelHead, heads
 from .models.model import fine_grained_model
 from .models.pool import pools
 from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
+from .train.decay import DecayWeights
 from .train.phases import Phase # chkstyle: ignore (now learners can `fit_phases`)
 
 # %% ../nbs/api/42_learner.ipynb #4b0b3cd2
@@ -125,7 +126,7 @@ def fine_grained_learner(
     cb,precision = _precision(amp, torch.device(getattr(dls, 'device', 'cpu') or 'cpu'))
     learn = Learner(dls, model.to(dls.device), splitter=to_learner.pop('splitter', _groups), **to_learner)
     if cb: learn.add_cb(cb)
-    learn.add_cb(SideLosses())
+    learn.add_cbs([SideLosses(), DecayWeights()])
     learn.pretrained = bool(pretrained or weights)
     more = dict(attend=attend, branch=branch, closer=closer or None)
     learn.made_of = dict(arch=_name(arch), pool=_name(pool), head=_name(head), **{k: str(v) for k,v in more.items() if v is not None}, weights=str(weights or ('pretrained' if pretrained else 'random')),
