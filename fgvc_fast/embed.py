@@ -88,7 +88,7 @@ def _mean_over(rows, targs, k, ref, ref_targs, f):
         total,n = total+f(hits[some], r[some]).double().sum().item(),n+some.sum().item()
     return total/n if n else float('nan')
 
-# %% ../nbs/api/21_embed.ipynb #47474bcf
+# %% ../nbs/api/21_embed.ipynb #5b134e25
 def recall_at_k(rows, targs, # (n, nf) and their class numbers (n,)
     k:int=1, # Neighbours
     ref=None, ref_targs=None # Of other pictures; None: one another
@@ -102,6 +102,7 @@ def r_precision(rows, targs, ref=None, ref_targs=None)->float: # As `recall_at_k
     "Share of a row's R nearest that are of its class, of which there are R"
     return _mean_over(rows, targs, None, ref, ref_targs, lambda hits,r: _in_r(hits, r).sum(1)/r)
 
+# %% ../nbs/api/21_embed.ipynb #0914762d
 def _ap_at_r(hits, r):
     hits = _in_r(hits, r)
     return (hits * hits.cumsum(1)/torch.arange(1, hits.shape[1]+1, device=hits.device)).sum(1)/r

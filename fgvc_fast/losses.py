@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from .core import check
 
-# %% ../nbs/api/20_losses.ipynb #ee04e67e
+# %% ../nbs/api/20_losses.ipynb #89726c07
 def _reduced(loss, reduction): return loss if reduction=='none' else getattr(loss, reduction)()
 def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32)) # half precision has three digits
 
@@ -19,6 +19,7 @@ def _reduction(o):
     check(o in ('mean','sum','none'), f"reduction='{o}' is unknown: use 'mean', 'sum' or 'none'")
     return o
 
+# %% ../nbs/api/20_losses.ipynb #ae3c0e3a
 class Focal(nn.Module):
     "Cross-entropy that turns down what is right already"
     on = 'logits'

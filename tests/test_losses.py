@@ -5,10 +5,9 @@ import numpy as np, pytest, torch
 from fastai.basics import Callback, CancelFitException, OptimWrapper
 from fastai.callback.training import GradientAccumulation
 from fgvc_fast.all import (AddLoss, Centre, Focal, Mix, MixUp, MutualChannel, PairwiseConfusion, PartPool, Phase, class_weights, fine_grained_data, fine_grained_learner,
-    load_bundle, losses, metric_loss)
+    load_bundle, losses)
 from fgvc_fast.core import FineGrainedError
 from torch import nn
-from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -173,7 +172,9 @@ def test_side_losses_have_columns(dls):
 
 def test_through_branch_and_closer_look_the_rows_are_those_of_the_whole_pictures(dls):
     seen = []
-    def note(rows, y): seen.append((rows, len(y))); return rows.square().mean()
+    def note(rows, y):
+        seen.append((rows, len(y)))
+        return rows.square().mean()
     learn = fit(learner(dls, pool=partial(PartPool, parts=2), branch=-2, closer=True), AddLoss(note, on='rows'))
     assert len(seen)==len(dls.train) and all(r.shape==(n, learn.model.pool.nf) for r,n in seen)
 

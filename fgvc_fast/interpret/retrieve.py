@@ -66,11 +66,11 @@ class Neighbours:
         import matplotlib.pyplot as plt
         dls = self.learn.dls
         x = _shown(dls.valid, dls.test_dl([self.item, *self.df['item']], num_workers=0, bs=len(self)+1).one_batch()[0])
-        fig,axs = plt.subplots(1, len(x), figsize=figsize or (1.5*len(x), 2.1), squeeze=False, layout='constrained')
+        fig,axs = plt.subplots(1, len(x), figsize=figsize or (1.15*len(x), 1.7), squeeze=False, layout='constrained')
         names = [_name_of(self.learn, self.item)] + [f'{in_lines(o.label)}\n{o.cosine:.2f}' for o in self.df.itertuples()]
         for ax,im,t in zip(axs[0], x, names):
             ax.imshow(im.permute(1, 2, 0))
-            ax.set_title(t, fontsize=7.5)
+            ax.set_title(t, fontsize=7)
             ax.axis('off')
         for s in axs[0][0].spines.values(): s.set(color='C1', lw=2)
         axs[0][0].axis('on'), axs[0][0].set(xticks=[], yticks=[])
@@ -122,6 +122,7 @@ class Prototypes:
         cos,i = self.scores(items).topk(min(2, len(self.vocab)), 1)
         return pd.DataFrame(dict(label=[self.vocab[o] for o in i[:,0]], cosine=cos[:,0], second=[self.vocab[o] for o in i[:,-1]], farther=cos[:,0]-cos[:,-1]))
 
+# %% ../../nbs/api/54_interpret.retrieve.ipynb #141e6640
 def _as_list(o): return [o] if isinstance(o, (str,Path,Integral,Image.Image)) else list(o)
 def _mean_row(rows): return F.normalize(rows.mean(0), dim=0)
 

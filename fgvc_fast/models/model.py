@@ -99,6 +99,7 @@ def _besides(self:FineGrainedModel, logits, maps, rows, seen, mid):
         if hasattr(part, 'sides'): yield from part.sides(*args, **(seen if part is self.pool else {}))
     if mid is not None: yield 'branch',1.,self.branch(mid.detach() if self.apart else mid)
 
+# %% ../../nbs/api/16_models.model.ipynb #4809a536
 @patch
 def side_names(self:FineGrainedModel):
     "Names of what is learned besides the label, in the order of `said`"

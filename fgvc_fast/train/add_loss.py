@@ -92,7 +92,7 @@ def _asked(self:AddLoss, learn, cbs):
     model = get_model(learn.model)
     model.keep,model.kept,model.apart = tuple({o.on for o in cbs}-{'logits'}),{},any(o.alone for o in cbs)
 
-# %% ../../nbs/api/43_train.add_loss.ipynb #6d7414cc
+# %% ../../nbs/api/43_train.add_loss.ipynb #c8aec1ee
 @patch
 def _leave(self:AddLoss):
     "Take the loss out of model and optimizer again"
@@ -109,6 +109,7 @@ def _leave(self:AddLoss):
 @patch
 def _params(self:AddLoss): return list(self.loss.parameters()) if isinstance(self.loss, nn.Module) else []
 
+# %% ../../nbs/api/43_train.add_loss.ipynb #b151243b
 @patch
 def before_fit(self:AddLoss):
     "An optimizer of before learns these parameters too"
