@@ -3,6 +3,8 @@ from fastai.vision.all import *
 from .core import FineGrainedError # chkstyle: ignore
 from .data.all import *
 from .models.all import *
+from .losses import *
+from .embed import *
 from .metrics import *
 from .levels import *
 from .augment.mix import *

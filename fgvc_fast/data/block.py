@@ -386,18 +386,20 @@ def dls(self:FineGrainedData,
     valid:str='valid', # Which split validates; 'test' reproduces papers that do so
     label_level:str=None, # Learn the labels of this level, as `at_level` does
     balanced:bool=False, # Training batches in which all classes come equally often
+    per_class:int=None, # Balanced batches with so many pictures of each class that is in them, for losses that compare pictures
     seed:int=None, # Of shuffling and augmentation: the same batches again, whatever the number of workers; None: different each time
     num_workers:int=None, device=None, # As fastai's
     **kwargs # Of `block`: `parts`, `cache`, `max_gb`, `batch_tfms`, ...
     )->FineGrainedLoaders:
     "fastai `DataLoaders` of the train and valid splits; the test split stays apart"
     check(valid in ('valid','test'), f"valid='{valid}': only 'valid' or 'test' can validate")
+    check(per_class is None or isinstance(per_class, int) and per_class>0 and bs%per_class==0, f"per_class={per_class!r} does not divide a batch of {bs}: use a whole number that does, such as 4")
     check(label_level is None or block is None, "label_level makes a block of its own: give it, or `block`")
     data = self.at_level(label_level) if label_level else self
     for s in ('train', valid): check(len(data[s]), f"There are no rows with split='{s}' in {data.card.get('title') or data.root}: `data.split(valid=.1)` makes some")
-    made = None if block or kwargs.get('item_tfms') is not None else dict(bs=bs, crop=crop, aug=aug, valid=valid, balanced=balanced, seed=seed, num_workers=num_workers, device=device, **kwargs)
+    made = None if block or kwargs.get('item_tfms') is not None else dict(bs=bs, crop=crop, aug=aug, valid=valid, balanced=balanced, per_class=per_class, seed=seed, num_workers=num_workers, device=device, **kwargs)
     if block is None: block = data.block(size, crop=crop, aug=aug, valid=valid, device=device, **kwargs)
     dls = block.dataloaders(bs=min(bs, len(data['train'])), num_workers=num_workers, device=device, seed=seed)
-    if balanced: dls.train.balance = LabelOf(data).codes[dls.train_ds.items]
+    if balanced or per_class: dls.train.balance,dls.train.per_class = LabelOf(data).codes[dls.train_ds.items],per_class or 1
     dls.validates_on,dls.made = valid,made
     return dls

@@ -34,15 +34,17 @@ def _seeded(*seed):
 
 # %% ../../nbs/api/05_data.loader.ipynb #ca727d63
 def balanced_order(labels, # (n,) class number of each picture
-    rng # NumPy generator
+    rng, # NumPy generator
+    per_class:int=1 # Pictures of a class that follow one another
     )->np.ndarray: # (n,) positions
     "An epoch of `n` pictures in which all classes come equally often"
     k,n = len(np.unique(labels)),len(labels)
-    rounds = -(-n//k)
+    rounds = -(-n//(k*per_class))*per_class
     res = np.empty((rounds,k), np.int64)
     by_class = np.split(np.argsort(labels, kind='stable'), np.flatnonzero(np.diff(np.sort(labels)))+1)
     for j,own in enumerate(by_class): res[:,j] = np.concatenate([rng.permutation(own) for _ in range(-(-rounds//len(own)))])[:rounds]
-    return rng.permuted(res, axis=1).ravel()[:n]
+    order = rng.permuted(np.tile(np.arange(k), (rounds//per_class,1)), axis=1)[:,None] # of the classes, anew for each block of rounds
+    return np.take_along_axis(res.reshape(-1, per_class, k), order, 2).swapaxes(1, 2).ravel()[:n]
 
 # %% ../../nbs/api/05_data.loader.ipynb #a25da612
 def _stacked(xs):
@@ -63,15 +65,16 @@ class FineGrainedDL(TfmdDL):
     def __init__(self, dataset,
         seed:int=None, # The same batches for the same seed, whatever the number of workers; None: other ones each time
         balance=None,  # (n,) class numbers: training batches in which all classes come equally often
+        per_class:int=1, # Of those, how many pictures of a class follow one another
         **kwargs):
         super().__init__(dataset, **kwargs)
-        self.seed,self.balance = seed,balance
+        self.seed,self.balance,self.per_class = seed,balance,per_class
         if seed is not None: self.rng = random.Random(seed)
 
     def new(self, dataset=None, cls=None, **kwargs):
         if cls is None: kwargs = {'seed': self.seed, **kwargs}
         res = super().new(dataset, cls, **kwargs)
-        if dataset is None: res.balance,res.quick = self.balance,self.quick
+        if dataset is None: res.balance,res.per_class,res.quick = self.balance,self.per_class,self.quick
         return res
 
     def wif(self): gc.freeze() # in a worker, collecting garbage would write to every object of the parent, and so copy it
@@ -86,7 +89,7 @@ class FineGrainedDL(TfmdDL):
         if not self.indexed or self.n is None: return super().get_idxs()
         if not self.shuffle: return np.arange(self.n)
         rng = np.random.default_rng(self.key)
-        return rng.permutation(self.n) if self.balance is None else balanced_order(self.balance[:self.n], rng)
+        return rng.permutation(self.n) if self.balance is None else balanced_order(self.balance[:self.n], rng, self.per_class)
 
     def sample(self):
         return super().sample() if self.seed is None else ((i,o) for i,o in enumerate(self._DataLoader__idxs) if i//(self.bs or 1)%self.num_workers==self.offs)

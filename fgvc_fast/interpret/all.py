@@ -2,3 +2,4 @@
 from .cam import *
 from .errors import *
 from .levels import *
+from .retrieve import *

@@ -76,6 +76,9 @@ class GivenPartPool(nn.Module):
             f'build the pool as `partial(GivenPartPool, parts={points.shape[1] if points.ndim==3 else 1})`')
         return part_targets(points, *maps.shape[2:], self.sigma)
 
+    @property
+    def side_names(self): return ['places']*(self.weight!=0)
+
     def sides(self, rows, maps, points=None):
         "How far the predicted places are from the true ones: their Kullback-Leibler divergence, mean over the known parts"
         if not self.weight: return []

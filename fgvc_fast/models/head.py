@@ -125,11 +125,14 @@ def _shared(logits, up, n):
     size = logits.new_zeros(n).index_add(0, up, logits.new_ones(len(up)))
     return (top + (total/size).log())[:,up]
 
+@patch(as_prop=True)
+def side_names(self:LevelHead): return [f'level {i+1}' for i in range(len(self.above))]
+
 @patch
 def sides(self:LevelHead, rows, logits):
     "For each coarser level (name, weight, logits (B, n_out) by which the labels of a group are all equally likely)"
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
-    return [(f'level {i+1}', self.side, _shared(logits, up, fc.out_features)) for i,(fc,up) in enumerate(zip(self.above, self.up))]
+    return [(name, self.side, _shared(logits, up, fc.out_features)) for name,fc,up in zip(self.side_names, self.above, self.up)]
 
 # %% ../../nbs/api/15_models.head.ipynb #d2f1f870
 heads = dict(linear=LinearHead, fastai=FastaiHead, mlp=FastaiHead, cosine=CosineHead, levels=LevelHead)

@@ -51,9 +51,17 @@ class FineGrainedModel(nn.Module):
     ):
         super().__init__()
         self.norm,self.body,self.pool,self.head,self.branch,self.closer = norm,body,pool,head,branch,closer
-        self.said = []
+        self.losses = nn.ModuleDict() # of `AddLoss`, as long as they are learned with
+        self.said,self.keep,self.kept,self.apart = [],(),{},False
 
-    def __getstate__(self): return self.__dict__ | dict(said=[]) # what was said of a batch stays with it
+    def __getstate__(self): return self.__dict__ | dict(said=[], kept={}) # what was said of a batch stays with it
+
+    def _load_from_state_dict(self, state, prefix, *args):
+        pre = prefix+'losses.'
+        own = {pre+k: v for k,v in self.losses.state_dict().items()}
+        for k in [k for k in state if k.startswith(pre) and k not in own]: del state[k] # of a loss that is no longer learned with
+        for k,v in own.items(): state.setdefault(k, v) # of one that came later
+        super()._load_from_state_dict(state, prefix, *args)
 
     def see(self, x):
         "The last feature map (B, body.nf, h, w), what else the pool wants to know by name, and the map for the branch"
@@ -80,7 +88,7 @@ def _whole(self:FineGrainedModel, x, points=None):
     maps,seen,mid = self.see(x)
     if self.training and 'points' in getattr(self.pool, 'wants', {}): seen['points'] = points
     rows = self.pool(maps, **seen)
-    logits = self.head(rows)
+    logits = self.head(rows.detach() if self.apart and self.training else rows)
     if mid is not None and not self.training: logits = logits + self.branch(mid)
     return logits,dict(maps=maps, rows=rows, seen=seen, mid=mid)
 
@@ -89,7 +97,14 @@ def _besides(self:FineGrainedModel, logits, maps, rows, seen, mid):
     "What is learned besides the label: (name, weight, value) each"
     for part,args in ((self.pool,(rows, maps)), (self.head,(rows, logits))):
         if hasattr(part, 'sides'): yield from part.sides(*args, **(seen if part is self.pool else {}))
-    if mid is not None: yield 'branch',1.,self.branch(mid)
+    if mid is not None: yield 'branch',1.,self.branch(mid.detach() if self.apart else mid)
+
+# %% ../../nbs/api/16_models.model.ipynb #4809a536
+@patch
+def side_names(self:FineGrainedModel):
+    "Names of what is learned besides the label, in the order of `said`"
+    names = [n for o in (self.pool, self.head) for n in getattr(o, 'side_names', ())] + ['branch']*(self.branch is not None)
+    return names + (self.closer.side_names if self.closer else [])
 
 @patch
 def forward(self:FineGrainedModel, x, # Pictures (B, 3, H, W) from 0 to 1
@@ -98,6 +113,7 @@ def forward(self:FineGrainedModel, x, # Pictures (B, 3, H, W) from 0 to 1
     "Logits (B, n_out)"
     x = _plain(x)
     logits,way = self._whole(x, points)
+    self.kept = {k: way[k] for k in self.keep}
     self.said = [*self._besides(logits, **way)] if self.training else []
     if self.closer is None: return logits
     def logits_of(o): return self._whole(o)[0]
@@ -134,7 +150,7 @@ def _again(self:FineGrainedModel, x): return self._whole(x)[0] # of a closer loo
 @patch
 def groups(self:FineGrainedModel):
     "Parameters by depth: the body's groups, then all that is new as one"
-    new = [self.pool, self.head, self.branch, getattr(self.body, 'after', None)]
+    new = [self.pool, self.head, self.branch, getattr(self.body, 'after', None), self.losses]
     return self.body.groups() + [[p for o in new if o is not None for p in o.parameters()]]
 
 @patch

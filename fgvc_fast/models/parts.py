@@ -41,6 +41,9 @@ class PartPool(nn.Module):
             return F.normalize(f.flatten(1))
 
 # %% ../../nbs/api/13b_models.parts.ipynb #155b777f
+@patch(as_prop=True)
+def side_names(self:PartPool): return ['centres']*(self.pull!=0)
+
 @patch
 def sides(self:PartPool, rows, maps=None, **seen):
     "What is learned besides the label: the distance of `rows` from the centres, which follow them in training"
@@ -118,6 +121,9 @@ class CloserLook:
         return pool.attention(maps).float()
 
 # %% ../../nbs/api/13b_models.parts.ipynb #a836ed75
+@patch(as_prop=True)
+def side_names(self:CloserLook): return ['crop']*(self.crop!=0) + ['drop']*(self.drop!=0)
+
 @patch
 def train_sides(self:CloserLook,
     x, # Pictures (B, 3, H, W), from 0 to 1

@@ -1,4 +1,5 @@
 "Everything about training"
+from .add_loss import *
 from .accumulate import *
 from .decay import *
 from .ema import *

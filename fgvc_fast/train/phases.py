@@ -308,7 +308,7 @@ def _stats_from(learn, reinit):
 @patch
 def fit(self:PhaseRun, learn):
     "Train the phase we are in from where it stands"
-    p,cbs = self.now,L(self.cbs) + PhaseWatch(self) + L(NoValid() if len(learn.dls.loaders)==1 else None)
+    p,cbs = self.now,L(PhaseWatch(self)) + L(NoValid() if len(learn.dls.loaders)==1 else None)
     try:
         with freeze_below(learn, p.to, _stats_from(learn, p.reinit) if p.keep_stats else None), _epochs_of(self, learn):
             learn.fit_one_cycle(p.epochs, np.array(_group_lrs(learn, p, self.lr)), div=p.div, pct_start=p.pct_start, wd=self.wd, cbs=cbs)
@@ -358,7 +358,6 @@ def _resumable(learn, plan, cbs):
     check(not res.done, "there is nothing to resume: the last `fit_phases` ran to its end")
     check(plan is None, "resume goes on with the plan that was stopped: leave `plan` out, or begin anew without resume")
     if cbs is not None: res.cbs = cbs
-    if res.snap is not None: res.restore(learn)
     return res
 
 @patch
@@ -374,12 +373,14 @@ def fit_phases(self:Learner,
     if resume: run = _resumable(self, plan, cbs)
     else: run = PhaseRun(_as_plan(self, plan, lr), lr, wd, cbs, _size_of(self))
     self._phase_run = run
-    try:
-        with _left_tidy(self): run.go(self)
-    except BaseException as e:
-        run.stopped(self, e)
-        if not isinstance(e, KeyboardInterrupt): raise
-    finally: self.phase_log = run.log()
+    with self.added_cbs(run.cbs): # for all phases at once: a loss of `AddLoss` is part of the weights that are kept and loaded
+        if resume and run.snap is not None: run.restore(self)
+        try:
+            with _left_tidy(self): run.go(self)
+        except BaseException as e:
+            run.stopped(self, e)
+            if not isinstance(e, KeyboardInterrupt): raise
+        finally: self.phase_log = run.log()
 
 # %% ../../nbs/api/41_train.phases.ipynb #1422797e
 @patch

@@ -1,0 +1,42 @@
+"Added losses beside the label's and alone, on small toy birds, by validation (`python benchmarks/added_losses.py [--seeds 1] [--epochs 5] [--only 'supcon alone']`)"
+import argparse
+import numpy as np, torch
+from fgvc_fast.all import AddLoss, accuracy, fine_grained_learner, metric_loss, partial, toy_birds
+from _table import table
+
+def added(**kwargs): return lambda: AddLoss(**kwargs)
+
+settings = {'label only': None} | {f'{k} alone': added(loss=k, alone=True) for k in ('arcface','supcon','triplet','proxy_anchor')} | {
+    'arcface alone, scale 16': added(loss=partial(metric_loss, 'arcface', scale=16), alone=True)} | {
+    f'label + {w:g} × {k}': added(loss=k, weight=w) for k,w in (('supcon',.3), ('arcface',.03), ('centre',.003), ('centre',.03), ('confusion',1.), ('mutual_channel',.01))}
+
+def run(data, cb, seed, epochs, per_class):
+    "Accuracy, accuracy by the loss's own class vectors where it has some, and three measures of the rows"
+    torch.manual_seed(seed)
+    learn = fine_grained_learner(data.dls(64, seed=seed, num_workers=0, per_class=per_class), 'toy_resnet', metrics=accuracy)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases(epochs, cbs=cb)
+        rows,y = learn.embeddings('valid')
+        m = learn.retrieval_metrics().iloc[1]
+    inner = getattr(getattr(cb, 'loss', None), 'loss', None)
+    own = (inner.get_logits(rows).argmax(1)==y).float().mean().item() if hasattr(inner, 'get_logits') else np.nan
+    return [learn.validate()[1], own, m['5-NN accuracy'], m['recall@1'], m['mAP@R']]
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--seeds', type=int, default=1)
+    parser.add_argument('--epochs', type=int, default=5)
+    parser.add_argument('--only', nargs='+', default=list(settings))
+    args = parser.parse_args()
+    data,rows = toy_birds(families=3, species=4, per_class=50, size=96),[]
+    for name in args.only:
+        pairs = 'supcon' in name or 'triplet' in name
+        res = 100*np.array([run(data, settings[name] and settings[name](), s, args.epochs, 4 if pairs else None) for s in range(args.seeds)])
+        names = ('accuracy %','spread','own vectors %','5-NN %','recall@1 %','mAP@R %')
+        mean = res.mean(0).round(1)
+        rows.append({'': name} | dict(zip(names, (mean[0], res[:,0].std().round(1), *mean[1:]))))
+        print(rows[-1], flush=True)
+    print(data, f'· {args.epochs} epochs, {args.seeds} seeds')
+    table(rows)
+
+if __name__=='__main__': main()
