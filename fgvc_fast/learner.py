@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from functools import partial
-from .augment.mix import Mix
+from .augment.mix import own_loss
 from .core import check
 from .levels import _levels_of
 from .metrics import in_top, per_class_accuracy
@@ -61,13 +61,7 @@ class SideLosses(Callback):
     "Add what the model says besides its logits to what is learned, not to the loss that is shown"
     run_valid = False
     def after_pred(self):
-        mixed = next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
-        def judge(v):
-            if v.ndim==0: return v
-            loss = self.loss_func(v.float(), *self.yb)
-            if mixed is None: return loss
-            perm,lam = mixed
-            return lam*loss + (1-lam)*self.loss_func(v.float(), *[o[perm] for o in self.yb])
+        def judge(v): return v if v.ndim==0 else own_loss(self.learn, v.float())
         self.besides = sum(w*judge(v) for _,w,v in getattr(get_model(self.model), 'said', ()))
         get_model(self.model).said = []
     def after_loss(self): self.learn.loss_grad = self.loss_grad + self.besides
