@@ -48,7 +48,7 @@ def evidence(
     with _evaluating(model):
         maps,decide = _halves(model, x)
         check(torch.is_tensor(maps) and maps.ndim==4, f"the body gives {tuple(getattr(maps, 'shape', ()))}, which is no map (n, channels, height, width)")
-        maps = maps.detach().float().requires_grad_()
+        maps = maps.detach().to(torch.promote_types(maps.dtype, torch.float32)).requires_grad_()
         with torch.enable_grad(): score = decide(maps.clone()).gather(1, y[:,None]).sum() # pictures do not meet in a model that evaluates
         grad, = torch.autograd.grad(score, maps)
         res = (grad*maps.detach()).sum(1, keepdim=True).relu()

@@ -38,12 +38,12 @@ def _one_run(learn, cbs, dls, epochs, seed, kwargs):
             return _gather(twin, dls.valid, lambda scores,targ: (scores.argmax(1)==targ,))[0].numpy()
 
 # %% ../../nbs/api/44_augment.report.ipynb #7319e06d
-def _margin(right, base):
-    "Half of the 95 % interval of the difference in accuracy between runs `right` and `base`, (seeds, pictures) each"
+def _compared(right, base):
+    "The difference in accuracy between runs `right` and `base`, (seeds, pictures) each, and half of its 95 % interval"
     d = right.astype(float)-base
     n,N = d.shape
     by_seed,by_picture = d.mean(1).std(ddof=1),d.mean(0).std(ddof=1)
-    return math.hypot(stats.t.ppf(.975, n-1)*by_seed/math.sqrt(n), 1.96*by_picture/math.sqrt(N))
+    return d.mean(),math.hypot(stats.t.ppf(.975, n-1)*by_seed/math.sqrt(n), 1.96*by_picture/math.sqrt(N))
 
 def _verdict(diff, margin): return 'cannot be told apart' if abs(diff)<=margin else 'helps' if diff>0 else 'hurts'
 
@@ -60,13 +60,13 @@ def _setting(o):
 def mix_report(self:Learner,
     *settings, # Each: a callback, a list of callbacks to be used together, or `DataLoaders` that augment differently
     epochs:int=4, # Of `fit_phases`, for each run
-    seeds=3, # How many, or a list of them
+    seeds=3, # How many, three or more, or a list of them
     **kwargs # Of `fit_phases`: `lr`, `wd`
     )->pd.DataFrame:
     "Validation accuracy after training with each of `settings`, against this learner as it is, from its present weights"
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     check(settings, "mix_report compares something with nothing: give it a callback, as in learn.mix_report(CutMix())")
-    check(len(seeds)>1, f"seeds={seeds}: one run says nothing about the spread, so at least two seeds are needed")
+    check(len(seeds)>2, f"seeds={seeds}: two runs say next to nothing about the spread, so at least three seeds are needed")
     todo = [([], None, 'as it is'), *map(_setting, settings)]
     check(all(d is None or list(d.vocab)==list(self.dls.vocab) and len(d.valid_ds)==len(self.dls.valid_ds) for _,d,_ in todo), "The other loaders have other labels or other validation pictures: make them from the same data set")
     rows = []
@@ -74,7 +74,9 @@ def mix_report(self:Learner,
         right = np.stack([_one_run(self, cbs, dls or self.dls, epochs, s, kwargs) for s in seeds])
         acc = right.mean(1)
         row = dict(accuracy=acc.mean(), spread=acc.std(ddof=1))
-        if i: row.update(difference=acc.mean()-base.mean(), margin=_margin(right, base), verdict=_verdict(acc.mean()-base.mean(), _margin(right, base)))
-        else: base = right
+        if not i: base = right
+        else:
+            diff,margin = _compared(right, base)
+            row.update(difference=diff, margin=margin, verdict=_verdict(diff, margin))
         rows.append(row)
     return pd.DataFrame(rows, index=[name for *_,name in todo]).fillna(dict(verdict=''))
