@@ -7,9 +7,10 @@ from .losses import *
 from .embed import *
 from .metrics import *
 from .levels import *
-from .augment.mix import *
+from .augment.all import *
 from .train.all import *
 from .learner import *
+from .augment.report import *
 from .interpret.all import *
 from .bundle import *
 from .save import *

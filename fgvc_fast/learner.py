@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from functools import partial
-from .augment.mix import Mix
+from .augment.mix import own_loss
 from .core import check, listing
 from .levels import _levels_of
 from .metrics import in_top, per_class_accuracy
@@ -58,13 +58,6 @@ def _precision(amp, device):
     return MixedPrecision(AMPMode.BF16 if amp=='bf16' else AMPMode.FP16),f'{amp} autocast'
 
 # %% ../nbs/api/42_learner.ipynb #60b1134e
-def _as_mixed(learn, loss_of):
-    "The loss `loss_of(*yb)` of the current batch; of both pictures' labels where `Mix` mixed it"
-    mixed,loss = next((cb.mixed for cb in learn.cbs if isinstance(cb, Mix)), None),loss_of(*learn.yb)
-    if mixed is None: return loss
-    perm,lam = mixed
-    return lam*loss + (1-lam)*loss_of(*[o[perm] for o in learn.yb])
-
 class SideLosses(Callback):
     "Add what the model says besides its logits to what is learned, not to the loss that is shown"
     run_valid = False
@@ -73,7 +66,7 @@ class SideLosses(Callback):
         "What is learned of this batch besides: (name, weight, loss) each"
         model = get_model(self.model)
         said,model.said = getattr(model, 'said', ()),[]
-        for name,w,v in said: yield name,w,v if v.ndim==0 else _as_mixed(self.learn, lambda *yb: self.loss_func(v.float(), *yb))
+        for name,w,v in said: yield name,w,v if v.ndim==0 else own_loss(self.learn, v.float())
     def before_train(self): self.sums = {}
     def after_pred(self):
         self.extra,n = 0.,len(self.xb[0])

@@ -3,7 +3,8 @@ import numpy as np, pytest, torch
 from fastai.basics import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders,
     LabelSmoothingCrossEntropyFlat, Learner)
 from fastai.callback.training import GradientAccumulation
-from fgvc_fast.augment.mix import CutMix, Mix, MixUp, cut_box, cutmix, mixup
+from fgvc_fast.augment.evidence import evidence
+from fgvc_fast.augment.mix import CutMix, Mix, MixUp, SnapMix, cut_box, cutmix, mixed_loss, mixup, own_loss, picture_losses, snapmix
 from fgvc_fast.core import FineGrainedError
 from functools import partial
 from timm.data import Mixup
@@ -275,3 +276,138 @@ def test_gradient_accumulation_finds_the_mixed_loss():
             if self.training: seen.append((self.learn.loss_grad.item(), self.learn.loss.item()))
     fit(learner(nn.CrossEntropyLoss(), bs=7, cbs=[MixUp(), GradientAccumulation(14), Peek()]))
     for scaled,loss in seen: assert abs(scaled*2-loss)<1e-9
+
+# snapmix
+
+@pytest.mark.parametrize('lams', [(.5,.5), (.2,.9), (0.,.4), (1.,.5)])
+def test_snapmix_is_the_loop(lams):
+    x,perm = torch.randn(3, 2, 9, 7, dtype=torch.float64),[2,0,1]
+    seen = torch.rand(3, 9, 7, dtype=torch.float64)
+    seen /= seen.sum((1,2), keepdim=True)
+    for centers in (((4,3),(2,5)), ((0,0),(8,6)), ((8,1),(4,3))):
+        (t,b,l,r),(t2,b2,l2,r2) = [cut_box(9, 7, lam, c) for lam,c in zip(lams, centers)]
+        res,own,other = snapmix(x, perm, seen, lams, centers)
+        for i in range(3):
+            want,a,o = x[i].clone(),1.,0.
+            if min(b-t, r-l, b2-t2, r2-l2)>0:
+                piece = x[perm[i]][:,t2:b2,l2:r2]
+                for row in range(t, b):
+                    for col in range(l, r):
+                        v,u = [min(max((p-lo+.5)*(hi2-lo2)/(hi-lo)-.5, 0), hi2-lo2-1) for p,lo,hi,lo2,hi2 in ((row,t,b,t2,b2), (col,l,r,l2,r2))] # where the piece is read
+                        v0,u0 = int(v),int(u)
+                        v1,u1 = min(v0+1, b2-t2-1),min(u0+1, r2-l2-1)
+                        top,bottom = [piece[:,w,u0]*(1-u+u0)+piece[:,w,u1]*(u-u0) for w in (v0, v1)]
+                        want[:,row,col] = top*(1-v+v0)+bottom*(v-v0)
+                        a -= seen[i,row,col].item()
+                o = sum(seen[perm[i],row,col].item() for row in range(t2, b2) for col in range(l2, r2))
+            torch.testing.assert_close(res[i], want, atol=1e-10, rtol=0)
+            assert abs(own[i]-a)<1e-10 and abs(other[i]-o)<1e-10
+
+class Conv(nn.Sequential):
+    "A body and a head as fastai builds them"
+    def __init__(self): super().__init__(nn.Conv2d(3, 8, 3), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, nc)))
+
+def snapper(loss_func, dtype=torch.float64, bs=8, **kwargs):
+    learn = learner(loss_func, cbs=[SnapMix(), Spy()], dtype=dtype, bs=bs, **kwargs)
+    learn.model = Conv().to(dtype)
+    return learn
+
+@pytest.mark.parametrize('bs', [8, 7, 1])
+@pytest.mark.parametrize('name', [o for o in losses if o!='a_lambda'])
+def test_snapmix_weighs_each_picture(name, bs):
+    loss_func,soft = losses[name]
+    learn = fit(snapper(loss_func, bs=bs), 1)
+    train = [o for o in learn.spy.seen if o['training']]
+    for o in train:
+        (perm,(own,other)),(y,) = o['mixed'],o['yb']
+        want = sum(a*soft(p[None], as_probs(t[None])) + b*soft(p[None], as_probs(u[None])) for p,t,u,a,b in zip(o['pred'], y, y[perm], own, other))/len(y)
+        torch.testing.assert_close(o['loss_grad'], want, atol=1e-6, rtol=0) # fastai's flattened losses cast to float32
+    assert max((o['mixed'][1][0]+o['mixed'][1][1]-1).abs().max() for o in train)>.01 or bs==1 # they need not sum to one
+
+def test_snapmix_asks_the_model_of_the_step():
+    seen = []
+    class Peek(Callback):
+        order = -5.5
+        def before_batch(self):
+            if self.training: seen.append(evidence(self.model, self.xb[0], self.yb[0]))
+    learn = snapper(nn.CrossEntropyLoss())
+    torch.manual_seed(1)
+    fit(learn, cbs=Peek())
+    for e,o in zip(seen, [o for o in learn.spy.seen if o['training']]):
+        perm,(own,other) = o['mixed']
+        changed = (o['xb'][0]!=o['clean'][0]).any(1)
+        if len(changed)==0 or not changed.any(): continue
+        box = changed.any(0) # where all pictures were pasted over
+        torch.testing.assert_close(own, 1-(e*box).sum((1,2)).to(own.dtype), atol=1e-6, rtol=0)
+
+def test_snapmix_class_weights_and_what_is_ignored():
+    w = torch.arange(1., nc+1).double()
+    y = torch.arange(21)%nc
+    y[::4] = -100
+    out = torch.randn(21, nc).double()
+    f = nn.CrossEntropyLoss(weight=w, ignore_index=-100)
+    got = picture_losses(f, out, y)
+    logp,keep = torch.log_softmax(out, 1),y!=-100
+    want = torch.where(keep, -w[y.clamp(min=0)]*logp[range(21),y.clamp(min=0)], 0.)/w[y[keep]].sum()*21
+    torch.testing.assert_close(got, want)
+    assert f.reduction=='mean'
+    torch.testing.assert_close(picture_losses(nn.CrossEntropyLoss(reduction='sum'), out, y).mean(), F.cross_entropy(out, y, reduction='sum'))
+
+def test_gradients_of_snapmix_are_those_of_its_weights():
+    learn,grads = snapper(nn.CrossEntropyLoss(), bs=7),[]
+    class Keep(Callback):
+        order = 60
+        def after_pred(self):
+            if self.training: self.pred.retain_grad()
+        def before_step(self): grads.append(self.pred.grad.clone())
+    fit(learn, cbs=Keep())
+    for o,g in zip([o for o in learn.spy.seen if o['training']], grads):
+        (perm,(own,other)),(y,) = o['mixed'],o['yb']
+        p = torch.softmax(o['pred'].detach(), 1)
+        want = own[:,None]*(p-as_probs(y)) + other[:,None]*(p-as_probs(y[perm]))
+        torch.testing.assert_close(g, want/7, atol=1e-10, rtol=0)
+
+def test_snapmix_says_before_training_what_it_needs():
+    learn = learner(lambda p,y: F.cross_entropy(p, y), cbs=SnapMix())
+    learn.model = Conv().double()
+    with pytest.raises(FineGrainedError, match='<lambda> gives only one loss for the batch'): fit(learn)
+    with pytest.raises(FineGrainedError, match='Net does not say where its last map is'): fit(learner(nn.CrossEntropyLoss(), cbs=SnapMix()))
+    learn = learner(nn.BCEWithLogitsLoss(), (torch.rand(21, nc)>.5).double(), cbs=SnapMix())
+    learn.model = Conv().double()
+    with pytest.raises(FineGrainedError, match='one label of each picture'): fit(learn)
+
+def test_mixed_loss_is_for_whoever_adds_to_it():
+    seen = []
+    class Add(Callback):
+        order = 5
+        def after_loss(self):
+            each = mixed_loss(self.learn, lambda y: F.cross_entropy(self.pred, y, reduction='none'))
+            one = mixed_loss(self.learn, lambda y: F.cross_entropy(self.pred, y))
+            seen.append((self.training, each.item(), one.item(), self.learn.loss.item(), own_loss(self.learn, self.pred).item()))
+    for cb in (MixUp(), CutMix(), SnapMix(), None):
+        seen.clear()
+        learn = learner(nn.CrossEntropyLoss(), cbs=[Add(), *([cb] if cb else [])])
+        learn.model = Conv().double()
+        fit(learn)
+        for training,each,one,loss,own in seen:
+            assert abs(each-loss)<1e-9 and abs(own-loss)<1e-9
+            if not isinstance(cb, SnapMix): assert abs(one-loss)<1e-9 # a number weighs all pictures alike
+
+@pytest.mark.parametrize('ex', [CancelFitException, KeyboardInterrupt])
+def test_a_stopped_fit_mixes_no_loss_afterwards(ex):
+    cb = SnapMix()
+    learn = learner(nn.CrossEntropyLoss(), cbs=cb)
+    learn.model = Conv().double()
+    try: fit(learn, cbs=StopAt('after_pred', ex))
+    except KeyboardInterrupt: assert ex is KeyboardInterrupt
+    learn.training,learn.yb = False,(torch.tensor([0,1]),)
+    assert mixed_loss(learn, lambda y: y.double())==.5
+
+def test_three_kinds_by_weight(monkeypatch):
+    seen = []
+    def note(name): return lambda self, xb, perm, lam: (seen.append(name), (xb, lam))[1]
+    for o in ('_blend','_paste','_snap'): monkeypatch.setattr(Mix, o, note(o))
+    cb = Mix(.4, 1., 5., weights=(1,0,3))
+    for _ in range(1000): cb.mix((torch.rand(2, 3, 4, 4),))
+    assert seen.count('_paste')==0 and abs(seen.count('_snap')/1000-.75)<.06
+    assert repr(cb)=='Mix(mixup=0.4, cutmix=1, snapmix=5)'

@@ -1,5 +1,6 @@
 "Everything about data"
 from .aircraft import *
+from .augs import *
 from .block import *
 from .cache import *
 from .cars import *

@@ -22,6 +22,7 @@ from matplotlib.patches import Rectangle
 from pathlib import Path
 from PIL import Image
 from ..core import check, in_lines, listing
+from .augs import _keeps_shape, _split_augs
 from .cache import Presized, open_cache
 from .image import centre_region, fit_aspect
 from .lazy import BoxedFile, LazyImage, _pixels, open_lazily
@@ -77,6 +78,7 @@ class CropResize(RandTransform):
         min_scale:float=.75,     # Least share of the area in training, (0,1]; a closer crop loses small parts
         flip:float=.5,           # Chance of a mirror image in training
         light:float=0.,          # Most that brightness and contrast change in training, [0,1), as in fastai's `aug_transforms`
+        more=None,               # A torchvision v2 transform of bytes, at the end, in training
         cache=None,              # Where pictures of the table are kept: `CachedImages`
         **kwargs):
         size = (size,size) if isinstance(size, int) else tuple(size)
@@ -85,7 +87,10 @@ class CropResize(RandTransform):
         check(0<=light<1, f"light={light} must be in [0, 1)")
         super().__init__(**kwargs)
         store_attr('size,crop,margin,min_scale,flip,light')
-        self.cache,self.twins,self.last = cache,None,None # not among the arguments that are printed
+        if more is not None:
+            _keeps_shape(more, size)
+            store_attr('more')
+        self.more,self.cache,self.twins,self.last = more,cache,None,None # what is not among the arguments that are printed
 
     def before_call(self, b, split_idx): self.train = not split_idx
 
@@ -99,6 +104,7 @@ class CropResize(RandTransform):
         out,mirrored = self._pixels(x, region, (w,h)),self.train and random.random()<self.flip
         if mirrored: out = out.flip(-1)
         if self.train and self.light: out = _lit(out, self.light)
+        if self.train and self.more is not None: out = self.more(out)
         out = out.as_subclass(TensorImage)
         out.box = self._box(getattr(x, 'box', None), region, mirrored)
         if self.twins is not None: self.last = x,region,mirrored,out.box
@@ -220,8 +226,9 @@ _augs = dict(none=(dict(min_scale=1., flip=0.), 0.), light=({}, 0.), standard=({
 
 def _augment(aug, device):
     "What `aug` asks of `CropResize`, and of batches on `device`"
-    check(aug in _augs, f"aug='{aug}' is unknown: use {listing(_augs)}")
-    item,light = _augs[aug]
+    level,more = _split_augs(aug, _augs)
+    item,light = _augs[level]
+    item = item if more is None else {**item, 'more': more}
     if not light or torch.device(device).type=='cpu': return {**item, 'light': light},[]
     return item,aug_transforms(do_flip=False, max_rotate=0., max_zoom=1., max_warp=0., max_lighting=light)
 
@@ -281,6 +288,7 @@ class _Quick:
 def _keep_places(block):
     "Stop where a transform of `block` would move what is in the pictures, and not their parts"
     check(any(isinstance(t, CropResize) and t.twins is not None for t in block.item_tfms), "parts need the block's own `CropResize`, which moves them with the picture: leave `item_tfms` out, or `parts`")
+    check(not any(isinstance(t, CropResize) and t.more is not None for t in block.item_tfms), "torchvision's transforms would move the pictures and not their parts: leave the groups and transforms out of `aug`, or `parts` out")
     moving = [t.name for t in block.batch_tfms if isinstance(t, (AffineCoordTfm, RandomResizedCropGPU))]
     check(not moving, f"{listing(moving)} would move the pictures of a batch and not their parts: leave it out of `batch_tfms`, or `parts` out (`min_scale`, `flip` and `margin` move both; `aug_transforms(do_flip=False, max_rotate=0., max_zoom=1., max_warp=0.)` moves nothing)")
 
@@ -307,7 +315,7 @@ class FineGrainedBlock(DataBlock):
 def block(self:FineGrainedData,
     size=224,           # Pixels of what the model sees: int, or (height, width)
     crop:str=None,      # 'box': cut to the box with a margin, jittered in training, tight in validation
-    aug:str='light',    # 'none', 'light', 'standard' or 'strong': see above
+    aug='light',        # 'none', 'light', 'standard' or 'strong', or a list with groups such as ['light','pose']: see above
     item_tfms=None,     # fastai transforms instead of ours (and of the cache)
     batch_tfms=None,    # fastai transforms besides those of `aug`
     valid:str='valid',  # Which split validates
@@ -326,6 +334,7 @@ def block(self:FineGrainedData,
     rows = [np.flatnonzero(self.items.split==s) for s in ('train', valid)]
     places = [PartsOf(self, parts=='box')] if parts else []
     to_item,to_batch = _augment(aug, device or default_device())
+    check(item_tfms is None or 'more' not in to_item, f"aug={aug} works in the block's own `CropResize`: leave `item_tfms` out, or put fastai's transforms there and in `batch_tfms` instead of groups")
     if item_tfms is None:
         item_tfms = CropResize(size, crop, **{**to_item, **kwargs})
         for o in places: item_tfms.twins = _twins(o.names)
@@ -363,6 +372,7 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
     "Show `items` (after the item transforms' cut) with the boxes that came along through the batch transforms"
     import matplotlib.pyplot as plt
     cut = next((t for t in self.train.after_item.fs if isinstance(t, CropResize)), None)
+    check(cut is None or cut.more is None, "Boxes do not follow torchvision's transforms: leave the groups and transforms out of `aug` to draw them")
     check(cut is not None, "Boxes can be drawn only where `CropResize` cuts the pictures: this block has other item transforms")
     xs = [cut(x, split_idx=0) for x,*_ in items]
     h,w = cut.size
@@ -381,7 +391,7 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
 def dls(self:FineGrainedData,
     size=224, # Pixels of what the model sees: int, or (height, width)
     bs:int=32, # Pictures per batch
-    crop:str=None, aug:str='light', # As `block`
+    crop:str=None, aug='light', # As `block`
     block:DataBlock=None, # A block of this data set that you changed, instead of the arguments of `block`
     valid:str='valid', # Which split validates; 'test' reproduces papers that do so
     label_level:str=None, # Learn the labels of this level, as `at_level` does

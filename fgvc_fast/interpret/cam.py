@@ -7,14 +7,13 @@ __all__ = ['cam_methods', 'cam', 'spotlight', 'draw_cam']
 
 # %% ../../nbs/api/50_interpret.cam.ipynb #4c634252
 import torch, torch.nn.functional as F
-from contextlib import contextmanager
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage, to_device
 from fastcore.basics import patch
 from numbers import Integral
 from pathlib import Path
 from PIL import Image
-from torch import nn
+from ..augment.evidence import _evaluating, _halves
 from ..core import check, in_lines, listing
 
 # %% ../../nbs/api/50_interpret.cam.ipynb #261450a2
@@ -33,25 +32,6 @@ def _cam(maps, decide, target):
 
 # %% ../../nbs/api/50_interpret.cam.ipynb #6537e263
 cam_methods = dict(gradcam=_gradcam, cam=_cam)
-
-# %% ../../nbs/api/50_interpret.cam.ipynb #6cef97cc
-def _halves(model, x):
-    "The last map of pictures `x`, and a function from such maps to logits"
-    if hasattr(model, 'halves'): return model.halves(x)
-    check(isinstance(model, nn.Sequential) and len(model)==2,
-        f"{type(model).__name__} does not say where its last map is: use a model of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`")
-    return model[0](x),model[1]
-
-# %% ../../nbs/api/50_interpret.cam.ipynb #bc11b15a
-@contextmanager
-def _evaluating(model):
-    "`model` in evaluation mode and full precision; each of its modules gets its own mode back, whatever happens"
-    was = [(m, m.training) for m in model.modules()]
-    kind = next(model.parameters()).device.type
-    try:
-        with torch.inference_mode(False), torch.autocast(kind, enabled=False), torch.no_grad(): yield model.eval()
-    finally:
-        for m,t in was: m.training = t
 
 # %% ../../nbs/api/50_interpret.cam.ipynb #538f453a
 def _to_size(maps, size):
@@ -97,8 +77,8 @@ def _look(learn, items, method, target):
     check(method in cam_methods, f"method='{method}' is unknown: use {listing(cam_methods)}")
     n,batches = _load(learn, items)
     target,done,res = _targets(target, n, learn.dls.vocab),0,[]
-    with _evaluating(learn.model):
-        dev = next(learn.model.parameters()).device
+    dev = next(learn.model.parameters()).device
+    with torch.autocast(dev.type, enabled=False), _evaluating(learn.model): # in full precision
         for x in batches:
             x = x.as_subclass(torch.Tensor).to(dev)
             maps,decide = _halves(learn.model, x)

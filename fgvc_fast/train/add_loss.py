@@ -11,9 +11,10 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from functools import partial
 from torch import nn
+from ..augment.mix import mixed_loss
 from ..core import check, listing
 from ..embed import metric_loss # chkstyle: ignore (now `losses` has those too)
-from ..learner import SideLosses, _as_mixed
+from ..learner import SideLosses
 from ..losses import losses
 from ..models.model import FineGrainedModel
 
@@ -129,6 +130,4 @@ def besides(self:AddLoss):
     x = _plain(self.pred if self.on=='logits' else get_model(self.model).kept[self.on])
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        loss = _as_mixed(self.learn, lambda *yb: self.loss(x, *map(_plain, yb)))
-    check(loss.ndim==0, f"The loss '{self.part}' gives {tuple(loss.shape)} numbers for a batch, and one is needed: build it with reduction='mean'")
-    yield self.part,self.weight,loss
+        yield self.part,self.weight,mixed_loss(self.learn, lambda *yb: self.loss(x, *map(_plain, yb)))
