@@ -1,3 +1,4 @@
 "Everything about training"
+from .frozen import *
 from .groups import *
 from .phases import *
