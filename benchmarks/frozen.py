@@ -34,7 +34,7 @@ def compare(data, weights, args):
         own = data.split(valid=.3, seed=seed)
         for dl in learner(own, weights, args, seed).dls.loaders: [None for _ in dl] # decodes and keeps
         for k,views in ways.items(): res[k].append(run(views, learner(own, weights, args, seed), args.epochs))
-        print(f'seed {seed}:', '; '.join(f'{k} {v[-1][0]:.1f} % {v[-1][1]:.0f} s' for k,v in res.items()), flush=True)
+        print(f'seed {seed}:', '; '.join(f'{k} {v[-1][0]:.1f} % {v[-1][1]:.0f} s (CPU {v[-1][2]:.0f} s)' for k,v in res.items()), flush=True)
     res = {k: np.array(v) for k,v in res.items()}
     base = res['through the body']
     table([dict(way=k, valid_top1=f'{v[:,0].mean():.1f} ± {v[:,0].std():.1f}', apart=f'{(v-base)[:,0].mean():+.1f} ± {(v-base)[:,0].std():.1f}', wall_s=v[:,1].mean(), cpu_s=v[:,2].mean(),

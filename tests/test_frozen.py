@@ -1,5 +1,5 @@
 "Features kept of a frozen body: the head learns from them what it learns through the body, and nothing is left behind"
-import pickle, pytest, torch
+import pickle, pytest, random, torch
 from contextlib import contextmanager, nullcontext
 from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, accuracy
 from fastai.callback.mixup import MixUp as FastaiMixUp
@@ -15,6 +15,7 @@ from fgvc_fast.learner import CPUAutocast, SideLosses, fine_grained_learner
 from fgvc_fast.models.all import pools
 from fgvc_fast.models.given import GivenPartPool
 from fgvc_fast.models.model import fine_grained_model
+from fgvc_fast.models.pool import AvgPool
 from fgvc_fast.models.second import CompactPool
 from fgvc_fast.train import frozen
 from fgvc_fast.train.frozen import _fused, frozen_features
@@ -97,7 +98,6 @@ kinds = dict(branch=dict(branch=-2), branch_of_rows=dict(branch=-2, pool='gem'),
 def test_whatever_the_learner(kind):
     def both(features):
         kwargs = dict(drop_last=dict(drop_last=True), fastai_loader=dict(cls=DataLoader)).get(kind, {})
-        import random
         random.seed(0) # of fastai's loaders
         learn = learner(**{'arch': 'cnn', 'dls': loaders(**kwargs), **kinds[kind]})
         if kind=='balanced': learn.dls.train.balance = torch.tensor([0]*15+[1]*4+[2]*3).numpy()
@@ -239,8 +239,14 @@ class Count(Callback):
     "Looks, changes nothing"
     def before_batch(self): self.n = len(self.yb[0])
 
-refused = dict(drop_path=(dict(arch='vit', drop_path_rate=.5), 'random while it trains .DropPath'), dropout=(dict(arch='vit', proj_drop_rate=.2), 'random while it trains .Dropout'),
-    torchvision=(dict(arch=convnext_tiny, img_size=32), 'StochasticDepth'), block_inside=(dict(arch='cnn', attend={-2: 'eca'}), 'attention block after stage'),
+class RandomPool(AvgPool):
+    def __init__(self, nf):
+        super().__init__(nf)
+        self.drop = nn.Dropout(.5)
+    def forward(self, x): return self.drop(super().forward(x))
+
+refused = dict(pool=(dict(arch='cnn', pool=RandomPool), 'random while it trains .Dropout'), drop_path=(dict(arch='vit', drop_path_rate=.5), 'random while it trains .DropPath'), dropout=(dict(arch='vit', proj_drop_rate=.2), 'random while it trains .Dropout'),
+    torchvision=(dict(arch=convnext_tiny, layer_scale=1.), 'StochasticDepth'), block_inside=(dict(arch='cnn', attend={-2: 'eca'}), 'attention block after stage'),
     closer=(dict(arch='cnn', pool='parts', closer=True), 'closer=True'), mix=(dict(arch='cnn', cbs=[Mix(mixup=.4)]), 'Mix changes the pictures'),
     fastai=(dict(arch='cnn', cbs=[FastaiMixUp()]), 'MixUp changes the pictures'), erase=(dict(arch='cnn', cbs=[Erase()]), 'Erase changes the pictures'))
 
@@ -248,7 +254,7 @@ refused = dict(drop_path=(dict(arch='vit', drop_path_rate=.5), 'random while it 
 def test_refused(kind):
     kwargs,why = refused[kind]
     learn = learner(**kwargs)
-    learn.dls.valid.dataset.stop = 0 # nothing is computed before
+    learn.dls.valid.dataset.stop = 1 # they are not looked at before it is said
     with leaves_nothing(learn) if kind=='mix' else nullcontext():
         with pytest.raises(FineGrainedError, match=why): fit(learn)
         learn.dls.valid.dataset.stop = None
@@ -296,5 +302,6 @@ def test_folded_norms_change_nothing(arch):
     quick = _fused(model, x)
     want = model.maps(x)
     assert (quick.maps(x)-want).abs().max()<=1e-4*want.abs().max()
-    assert any(isinstance(m, nn.BatchNorm2d) for m in quick.body.modules())==(arch=='other')
-    assert any(p is q for p,q in zip(model.parameters(), quick.parameters())) # not a copy of all weights
+    folded = sum(isinstance(m, nn.BatchNorm2d) for o in (model, quick) for m in o.body.modules())
+    assert folded==sum(isinstance(m, nn.BatchNorm2d) for m in model.body.modules()) # none is left
+    assert {*model.head.parameters()}<={*quick.parameters()} # not a copy of all weights

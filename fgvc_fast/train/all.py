@@ -1,6 +1,6 @@
 "Everything about training"
-from .add_loss import *
 from .accumulate import *
+from .add_loss import *
 from .decay import *
 from .ema import *
 from .frozen import *

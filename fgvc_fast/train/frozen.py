@@ -62,7 +62,8 @@ def _wants_maps(learn, model):
     "Does anything but a pool that never changes look at the maps?"
     if getattr(model.body, 'after', None): return True # a block that learns
     pool,keep = model.pool,{k for o in (model, *learn.cbs) for k in getattr(o, 'keep', None) or ()}
-    return any(True for _ in pool.parameters()) or hasattr(pool, 'sides') or 'points' in getattr(pool, 'wants', {}) or 'maps' in keep
+    learns = any(True for _ in pool.parameters()) or any(hasattr(m, 'running_mean') for m in pool.modules())
+    return learns or hasattr(pool, 'sides') or 'points' in getattr(pool, 'wants', {}) or 'maps' in keep
 
 def _sees(model, x, rows=False):
     "What `model` sees in `x`, by name; the pool's rows instead of maps if `rows`"
@@ -101,17 +102,17 @@ def _check_frozen(learn):
     check(not mixers, f"{listing(mixers)} changes the pictures of each batch, and stored features cannot follow: leave it out while the body is frozen, or train through the body")
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #f85e79ec
-def _check_steady(model, x):
-    "Stop where the frozen part of `model` (a copy) would answer `x` at random in training"
-    def answers(): return _sees(model, x).values()
+def _check_steady(model, x, rows=False):
+    "Stop where what is kept of `model` (a copy) would be random in training"
+    def answers(): return _sees(model, x, rows).values()
     plain = [*answers()]
     model.train()
     for m in model.modules():
         if hasattr(m, 'running_mean'): m.eval()
-    same = all(a.shape==b.shape and (a-b).abs().max()<=1e-3*b.abs().max() for a,b in zip(answers(), plain))
+    same = all(a.shape==b.shape and (a-b).abs().max()<=1e-5*b.abs().max() for a,b in zip(answers(), plain))
     model.eval()
     def chance(m): return max((v for k in ('p','drop_prob','prob') if isinstance(v := getattr(m, k, 0), float)), default=0)
-    drops = sorted({type(m).__name__ for m in model.body.modules() if chance(m)>0})
+    drops = sorted({type(m).__name__ for o in (model.body, model.pool) for m in o.modules() if chance(m)>0})
     why = f' ({listing(drops)})' if drops else ''
     check(same, f"The frozen body is random while it trains{why}, and stored features are not: build the learner with that off (timm: `drop_path_rate=0., drop_rate=0.`), or train through the body")
 
@@ -215,44 +216,46 @@ def _precision(learn):
     try: return cb.autocast
     finally: cb.after_fit()
 
-def _probe(learn, model, device):
-    "A copy of `model` made quick, whether it keeps rows, and how what it sees is laid out"
-    dl = learn.dls.train
-    x = dl.after_batch(to_device(dl.do_batch([dl.do_item(0)]*2), device))[0].as_subclass(torch.Tensor)
+def _probe(learn, model, dl, precision, device):
+    "A copy of `model` made quick, whether it keeps rows, and how what it sees of `dl` is laid out"
+    n = min(dl.n, 2)
+    x = to_device(dl.new(n=n, bs=n, num_workers=0, get_idxs=partial(range, n)).one_batch()[0], device).as_subclass(torch.Tensor)
     twin = _twin(model).eval()
     if getattr(model.body, 'after', None): twin.body.after = nn.ModuleDict() # learns: what goes into it is kept
     with torch.no_grad():
-        _check_steady(twin, x)
         rows = not _wants_maps(learn, model)
+        _check_steady(twin, x, rows)
         quick = _fused(twin, x)
-        with _precision(learn): return quick,rows,_Layout(_sees(quick, x, rows))
+        with precision: return quick,rows,_Layout(_sees(quick, x, rows))
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #5ba87e77
 def _compute(learn, views, seed, max_gb):
     "Loaders of the features of all pictures of `learn`, their layout, and bytes"
     model,cache = get_model(learn.model),getattr(learn.dls, 'cache', None)
     device,home = one_param(model).device,cache.folder.parent if cache is not None else tempfile.gettempdir()
-    quick,rows,lay = _probe(learn, model, device)
-    looks = list(_looks(learn.dls, views, seed, device.type=='cpu'))
+    looks,precision = list(_looks(learn.dls, views, seed, device.type=='cpu')),_precision(learn)
+    quick,rows,lay = _probe(learn, model, looks[0][1], precision, device)
+    def see(x):
+        with torch.inference_mode(), precision: return lay.pack(_sees(quick, x.as_subclass(torch.Tensor), rows))
     n = sum(dl.n for _,dl in looks)
     need,half = (n*lay.width*o.itemsize for o in (lay.dtype, torch.float16))
     place = _place(need, half, device, home, max_gb)
     size = half if place=='disk' else need
     if size>2e8: print(f"Features of {n:,} pictures, {size/1e9:,.1f} GB {dict(gpu='on the GPU', memory='in memory', disk=f'on disk ({home}), in half precision')[place]}")
     kept = [_empty((dl.n, lay.width), lay.dtype, place, device, home) for _,dl in looks]
-    more = _ask(learn, quick, rows, lay, looks, kept, views, seed, device)
+    more = _ask(learn, see, looks, kept, views, seed, device)
     of = [[k for k,(j,_) in enumerate(looks) if j==i] for i in range(len(learn.dls.loaders))]
     return [FeatureDL(dl, [kept[k] for k in ks], [more[k] for k in ks], device) for dl,ks in zip(learn.dls.loaders, of)],rows,lay,size
 
-def _ask(learn, quick, rows, lay, looks, kept, views, seed, device):
-    "Fill `kept` with what `quick` sees, and return what came with the pictures"
+def _ask(learn, see, looks, kept, views, seed, device):
+    "Fill `kept` with what `see` makes of all pictures, and return what came with them"
     at,more,steps = [0]*len(looks),[[] for _ in looks],_batches(looks, views, seed)
     if hasattr(learn, 'progress'): steps = progress_bar(steps, total=sum(len(dl) for _,dl in looks), leave=False)
     for k,b in steps:
         x,*others = to_device(b, device)
         check(all(isinstance(o, torch.Tensor) for o in others), f'Beside pictures the loaders give {listing({type(o).__name__ for o in others})}: only tensors can be kept with features')
-        with torch.inference_mode(), _precision(learn): got = lay.pack(_sees(quick, x.as_subclass(torch.Tensor), rows))
-        check(got.shape[1]==lay.width, 'The loaders give pictures of different sizes, and features of one size are needed: give all one size')
+        got = see(x)
+        check(got.shape[1]==kept[k].shape[1], 'The loaders give pictures of different sizes, and features of one size are needed: give all one size')
         if kept[k].dtype is torch.float16: got = got.clamp(-65504, 65504) # the largest there is
         kept[k][at[k]:at[k]+len(got)] = got
         at[k] += len(got)
