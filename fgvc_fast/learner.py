@@ -27,7 +27,7 @@ from .models.model import fine_grained_model
 from .models.pool import pools
 from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 from .train.decay import DecayWeights
-from .train.phases import Phase # chkstyle: ignore (now learners can `fit_phases`)
+from .train import picture, plans, rates # chkstyle: ignore (now learners can `fit_phases`, `plot_phases`, `plan` and `lr_find_phase`)
 
 # %% ../nbs/api/42_learner.ipynb #4b0b3cd2
 def _image_size(dls):

@@ -17,7 +17,7 @@ from fgvc_fast.train.accumulate import Accumulate
 from fgvc_fast.train.decay import DecayWeights, undecayed
 from fgvc_fast.train.ema import EMA
 from fgvc_fast.train.l2sp import L2SP
-from fgvc_fast.train.phases import Phase, PhaseRun
+from fgvc_fast.train.all import Phase, PhaseRun
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -20,7 +20,7 @@ from fgvc_fast.models.second import CompactPool
 from fgvc_fast.train import frozen
 from fgvc_fast.train.frozen import _fused, frozen_features
 from fgvc_fast.train.groups import freeze_below
-from fgvc_fast.train.phases import Phase
+from fgvc_fast.train.all import Phase
 from torchvision.models import convnext_tiny, resnet18
 
 pytestmark = pytest.mark.usefixtures('one_thread')

@@ -7,7 +7,7 @@ from torch import nn, tensor
 from torch.utils.data import TensorDataset
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.train.groups import FrozenNorms, freeze_below
-from fgvc_fast.train.phases import Phase, phase_rates
+from fgvc_fast.train.all import Phase, phase_rates
 
 def stage(ni, nf): return nn.Sequential(nn.Conv2d(ni, nf, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(nf), nn.ReLU())
 

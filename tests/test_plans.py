@@ -83,7 +83,7 @@ def test_a_slice_means_what_it_means_in_fastai(birds):
         np.testing.assert_allclose(ours, seen, rtol=1e-6)
 
 def test_keeping_statistics_by_layer_is_by_stage(birds):
-    from fgvc_fast.train.phases import _stats_from
+    from fgvc_fast.train.run import _stats_from
     from fgvc_fast.train.groups import group_index
     a,b = learner(birds),learner(birds, splitter=by_layer)
     def before(learn, n): return {id(p) for g in param_groups(learn)[:group_index(learn, _stats_from(learn, n))] for p in g}

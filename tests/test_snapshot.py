@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.train import snapshot
-from fgvc_fast.train.phases import Phase
+from fgvc_fast.train.all import Phase
 from fgvc_fast.train.snapshot import read_snapshot, write_snapshot
 
 def round_trip(o, tmp_path):

@@ -7,6 +7,8 @@ from .frozen import *
 from .groups import *
 from .l2sp import *
 from .phases import *
+from .picture import *
 from .plans import *
 from .rates import *
+from .run import *
 from .snapshot import *

@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from ..core import check
 from .groups import freeze_below
-from .phases import Phase, _as_plan, _group_lrs, _resize, _size_of, _stats_from, _weights
+from .phases import Phase, _as_plan, _group_lrs
+from .run import _resize, _size_of, _stats_from, _weights
 
 # %% ../../nbs/api/41c_train.rates.ipynb #9cbc9b57
 @contextmanager
