@@ -130,8 +130,7 @@ def test_tensorboard_without_a_validation_set_and_with_mixed_precision(tb, tmp_p
     assert len(got['train_loss'])==12 and 'valid_loss' not in got
 
 @pytest.fixture(scope='module')
-def birds():
-    return fine_grained_data('toy_birds', families=2, species=2, per_class=8, size=32).dls(size=32, bs=8, num_workers=0)
+def birds(): return fine_grained_data('toy_birds', families=2, species=2, per_class=8, size=32).dls(size=32, bs=8, num_workers=0)
 
 def test_a_learner_with_a_log_can_be_exported(tb, birds, tmp_path):
     learn = fit(fine_grained_learner(birds, 'toy_resnet', cbs=tensorboard_log(tmp_path/'a'), path=tmp_path), Phase('head', 1))

@@ -23,7 +23,7 @@ def decay_at(t:int, # Steps averaged so far, this one counted
 # %% ../../nbs/api/40b_train.ema.ipynb #dd817551
 class EMA(Callback):
     "Average the weights that train over the steps; validate with the average, and leave it in the model after the fit"
-    order,run_valid = 55,False # after what freezes, before LRFinder gives the weights back
+    order,run_valid = 55,False # after what freezes
     def __init__(self, decay:float=.999 # How much of the average stays in a step, at most; it begins lower, see `decay_at`
         ):
         check(0<=decay<1, f"decay is a part, from 0 to below 1, not {decay}")
