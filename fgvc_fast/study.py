@@ -20,7 +20,7 @@ from fastprogress import fastprogress
 from filelock import FileLock, Timeout
 from functools import partial
 from html import escape
-from importlib import import_module
+from importlib.metadata import version
 from io import StringIO
 from itertools import product
 from pathlib import Path
@@ -28,6 +28,7 @@ from textwrap import dedent
 from torch.nn import functional as F
 from torch.utils.data import Subset
 from types import CodeType, FunctionType
+from . import __version__
 from .core import FineGrainedError, check, listing
 from .data.table import FineGrainedData
 from .metrics import in_top
@@ -202,7 +203,7 @@ def _whole(learn):
     if run is not None and not run.done: raise KeyboardInterrupt # `fit_phases` comes back quietly from a stop
     return learn
 
-def _versions(): return {k: import_module(k).__version__ for k in ('fgvc_fast','torch','fastai','timm')}
+def _versions(): return dict(fgvc_fast=__version__, torch=str(torch.__version__)) | {k: version(k) for k in ('fastai','timm')}
 
 # %% ../nbs/api/90_study.ipynb #366c05ac
 def _one(train, values, seed, say=noop):
@@ -402,6 +403,10 @@ def _cells(self:Study, columns=None):
     return pd.DataFrame(rows)
 
 # %% ../nbs/api/90_study.ipynb #f32931c1
+def _given(made_of):
+    "What all runs of a study were given, in short"
+    return ', '.join(f"{k}={_short(re.sub(' #[0-9a-f]{8}', '', v), 80)}" for k,v in made_of.items() if k not in ('train','code'))
+
 @patch
 def _about(self:Study):
     "What has to be said below a table"
@@ -413,7 +418,7 @@ def _about(self:Study):
     counts = {s: ok[f'{s}_pictures'].dropna().astype(int).unique() for s in ('valid','test') if f'{s}_pictures' in ok}
     on = ' and '.join(f"{' or '.join(f'{o:,}' for o in v)} {s} pictures" for s,v in counts.items() if len(v))
     by = ', '.join(f"{k} {' and '.join(ok[k].unique())}" for k in _versions())
-    return f"{self.name}: {len(ok)} of {n} runs{bad}; mean ± standard deviation over seeds, on {on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}"
+    return f"{self.name}: {len(ok)} of {n} runs{bad} of {self.made_of['train']}({_given(self.made_of)}); mean ± standard deviation over seeds, on {on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}"
 
 @patch
 def to_markdown(self:Study, columns=None # Names from `summary`; the usual ones if `None`
