@@ -418,7 +418,7 @@ def _about(self:Study):
     counts = {s: ok[f'{s}_pictures'].dropna().astype(int).unique() for s in ('valid','test') if f'{s}_pictures' in ok}
     on = ' and '.join(f"{' or '.join(f'{o:,}' for o in v)} {s} pictures" for s,v in counts.items() if len(v))
     by = ', '.join(f"{k} {' and '.join(ok[k].unique())}" for k in _versions())
-    return f"{self.name}: {len(ok)} of {n} runs{bad} of {self.made_of['train']}({_given(self.made_of)}); mean ± standard deviation over seeds, on {on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}"
+    return f"{self.name}: {len(ok)} of {n} runs{bad}{' with '*bool(_given(self.made_of))}{_given(self.made_of)}; mean ± standard deviation over seeds, on {on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}"
 
 @patch
 def to_markdown(self:Study, columns=None # Names from `summary`; the usual ones if `None`
