@@ -11,3 +11,5 @@ from .learner import *
 from .interpret.all import *
 from .bundle import *
 from .save import *
+from .study import *
+from .studies import *

@@ -405,7 +405,7 @@ def _cells(self:Study, columns=None):
 # %% ../nbs/api/90_study.ipynb #f32931c1
 def _given(made_of):
     "What all runs of a study were given, in short"
-    return ', '.join(f"{k}={_short(re.sub(' #[0-9a-f]{8}', '', v), 80)}" for k,v in made_of.items() if k not in ('train','code'))
+    return ', '.join(f"{k}={_short(re.sub(' #[0-9a-f]{8}', '', v), 130)}" for k,v in made_of.items() if k not in ('train','code'))
 
 @patch
 def _about(self:Study):
