@@ -388,8 +388,9 @@ def _said(k, mean, spread):
     if np.isnan(mean): return ''
     if k.endswith('parameters'): return f'{mean:,.0f}' if mean<1e5 else f'{mean/1e6:.2f} M'
     if k.endswith('epochs'): return f'{mean:.3g}'
-    f,d = (100,1) if 'top' in k else (1,3) if 'loss' in k else (1,2)
-    return f'{f*mean:.{d}f}' + ('' if np.isnan(spread) or k.endswith('minutes') else f' ± {f*spread:.{d}f}')
+    if k.endswith('minutes'): return f'{mean:.1f}' if mean>=10 else f'{mean:.2g}'
+    f,d = (100,1) if 'top' in k else (1,3)
+    return f'{f*mean:.{d}f}' + ('' if np.isnan(spread) else f' ± {f*spread:.{d}f}')
 
 @patch
 def _cells(self:Study, columns=None):
@@ -491,9 +492,9 @@ def _spots(ax, x, rows, y, color, label, cost):
     "Draw the runs `rows` of one setting"
     ys = np.array([r[y] for r in rows])*(100 if 'top' in y else 1)
     xs = np.array([r[x] for r in rows]) if cost else np.full(len(rows), float(x))
-    ax.plot(xs + (0 if cost else .06), ys, 'o', ms=3, color=color, alpha=.5, mew=0)
+    ax.plot(xs + (0 if cost else .05), ys, 'o', ms=4, color=color, alpha=.6, mec='w', mew=.5, zorder=3)
     err = dict(yerr=ys.std(ddof=1) if len(ys)>1 else None, xerr=xs.std(ddof=1) if cost and len(xs)>1 else None)
-    ax.errorbar([xs.mean()], [ys.mean()], **err, fmt='o', ms=6, color=color, capsize=3, label=label)
+    ax.errorbar([xs.mean()], [ys.mean()], **err, fmt='o', ms=7, lw=1, color=color, capsize=3, label=label)
     return xs.mean(),ys.mean()
 
 def _lines(settings, x, hue, axes):
@@ -525,7 +526,7 @@ def plot(self:Study, x:str=None, # What is along the axis: one of the study's ax
     groups = _lines(self.settings, None if cost else x, hue, self.axes)
     colors = plt.get_cmap('tab10' if len(groups)<=10 else 'tab20')
     for i,(name,settings) in enumerate(groups.items()):
-        push = 0 if len(groups)==1 or number else .5*(i/(len(groups)-1)-.5) # side by side
+        push = 0 if len(groups)==1 else (.16 if number else .5)*(i/(len(groups)-1)-.5) # side by side
         at = [_spots(ax, x if cost else ticks.index(o.shown.get(x))+push, done[o], y, colors(i%20), name or None, cost) for o in settings if done[o]]
         if number and at: ax.plot(*zip(*sorted(at)), color=colors(i%20), lw=1.2)
     self._name_axes(ax, x, y, ticks, cost)
@@ -535,7 +536,11 @@ def plot(self:Study, x:str=None, # What is along the axis: one of the study's ax
 def _name_axes(self:Study, ax, x, y, ticks, cost):
     if not cost: ax.set_xticks(range(len(ticks)), ['–' if o is None else str(o) for o in ticks]), ax.set_xlim(-.5, len(ticks)-.5)
     if not cost and max(len(str(o)) for o in ticks)*len(ticks)>60: ax.tick_params('x', rotation=20)
-    if x=='parameters': ax.set_xscale('log')
+    if x=='parameters':
+        from matplotlib.ticker import EngFormatter
+        low,high = ax.get_xlim()
+        if low>0 and high>10*low: ax.set_xscale('log')
+        ax.xaxis.set_major_formatter(EngFormatter(sep=''))
     ax.set(xlabel=x, ylabel=y.replace('_', ' ').replace('top', 'top-') + ' %'*('top' in y), title=self.name)
     by = dict(zip(*reversed(ax.get_legend_handles_labels())))
     if by: ax.legend(by.values(), by.keys(), loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8)
