@@ -23,20 +23,20 @@ def load(name, tiny):
     weights = shared('weights', 'mobilenetv2_100.imagenet1k.safetensors')
     return some(fine_grained_data(shared('data', 'cub50', 'CUB_200_2011')), tiny),dict(arch='mobilenetv2_100', weights=weights, stats=([.5]*3, [.5]*3), pad_type='same'),dict(size=128)
 
-def make(study, name, tiny):
-    "The study as a function of its seeds and folder, of the size that fits this machine"
+def small(study, name='toy', seeds=3, folder='studies', tiny=False):
+    "The study called `study` on the data called `name`, of a size that fits this machine"
     data,body,kw = load(name, tiny)
     def epochs(n, least=1): return least if tiny else n
     pools = {'average pool': dict(body), 'bilinear pool (B-CNN)': dict(body, pool='bilinear')}
     known = dict(
-        depth  = partial(depth_study, data, ['test_resnet','resnet10t','resnet14t'], [False], epochs=epochs(6), **kw | dict(size=64)),
+        depth  = partial(depth_study, data, ['test_resnet','resnet10t','resnet14t'], [False], epochs=epochs(5), **kw | dict(size=64)),
         batch  = partial(batch_study, data, epochs=epochs(6), **kw | body),
         layers = partial(layers_study, data, epochs=epochs(5, 2), **kw | body),
         tricks = partial(tricks_study, data, epochs=epochs(5), **kw | body),
-        vit    = partial(vit_study, data, ['test_vit','test_vit2'], [2,4], epochs(8, 2), pretrained=False, **kw),
-        reinit = partial(reinit_study, data, pools, [0,1,2], epochs(6, 3), **kw),
+        vit    = partial(vit_study, data, ['test_vit','test_vit2'], [3], epochs(6, 2), pretrained=False, **kw),
+        reinit = partial(reinit_study, data, pools, [0,1,2], epochs(5, 3), **kw),
         transfer = partial(transfer_study, data, toy(int(name=='toy'), tiny), epochs=epochs(6), source_epochs=epochs(6), **kw | body))
-    return known[study]
+    return known[study](name=f"{study} {name}{' tiny'*tiny}", seeds=1 if tiny else seeds, folder=folder)
 
 names = ['depth','batch','layers','tricks','vit','reinit','transfer']
 
@@ -49,7 +49,7 @@ def main():
     p.add_argument('--tiny', action='store_true')
     args = p.parse_args()
     for o in names if args.study=='all' else [args.study]:
-        study = make(o, args.data, args.tiny)(name=f"{o} {args.data}{' tiny'*args.tiny}", seeds=1 if args.tiny else args.seeds, folder=args.folder)
+        study = small(o, args.data, args.seeds, args.folder, args.tiny)
         study.run(progress=sys.stderr.isatty())
         if o=='tricks' and not study.todo():
             try: study = all_that_help(study).run(progress=sys.stderr.isatty())
