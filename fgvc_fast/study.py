@@ -221,7 +221,7 @@ class Study:
     "A table of runs: each of `settings` with each of `seeds`, one row a run, in a file that a later start goes on with"
     def __init__(self,
         name:str, # Of the study and of its file
-        train, # (seed, **setting) → a trained learner
+        train, # Function of `seed` and the values of a setting, which returns a trained learner
         settings, # A dict of lists: every combination (a list may be a dict of names and values); or a list of dicts
         seeds:int|list=3, # How many, or which
         folder='studies' # Where the file `name.jsonl` is
