@@ -15,3 +15,5 @@ from .interpret.all import *
 from .bundle import *
 from .save import *
 from .track import *
+from .study import *
+from .studies import *

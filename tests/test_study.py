@@ -1,0 +1,342 @@
+"Studies: nothing is run twice, nothing is lost, and every number is what it says"
+import json, math, os, signal, subprocess, sys, time, weakref
+from collections import deque
+from functools import partial
+from pathlib import Path
+import numpy as np, pytest, torch
+from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, accuracy, defaults, set_seed, top_k_accuracy
+from fastprogress import fastprogress
+from torch import nn
+from torch.utils.data import TensorDataset
+from fgvc_fast.augment.mix import Mix
+from fgvc_fast.core import FineGrainedError
+from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.learner import fine_grained_learner
+from fgvc_fast.study import Study, _clocked, measure, value_name
+from fgvc_fast.studies import all_that_help, depth_study, layer_plans, reinit_plan, reinit_study, train_one, training_tricks, transfer_study, tricks_study, vit_study
+from fgvc_fast.train.phases import Phase
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+def noise(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(7, (n,), generator=g)
+    return TensorDataset(torch.rand(n, 7, generator=g) + .5*torch.eye(7)[y], y)
+
+def learner(n_valid=33):
+    dls = DataLoaders(*[DataLoader(noise(n, s), bs=16, num_workers=0) for s,n in enumerate((64,n_valid))])
+    return Learner(dls, nn.Linear(7, 7), loss_func=CrossEntropyLossFlat(), metrics=[accuracy, partial(top_k_accuracy, k=5)])
+
+calls = deque() # a list would count as something that the runs depend on
+def train(seed, lr, epochs=1):
+    calls.append((lr, seed))
+    learn = learner()
+    learn.fit(epochs, lr)
+    return learn
+
+@pytest.fixture
+def study(tmp_path):
+    calls.clear()
+    return Study('s', train, dict(lr=[.01,.1]), seeds=2, folder=tmp_path)
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory): return Study('done', train, dict(lr=[.01,.1]), 3, tmp_path_factory.mktemp('done')).run(progress=False)
+
+@pytest.fixture(scope='module')
+def birds(): return fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=64).split(valid=.3)
+
+def lines(study): return [json.loads(o) for o in study.path.read_text().splitlines()]
+
+script = """
+import os, time, torch
+from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
+from torch.utils.data import TensorDataset
+from fgvc_fast.study import Study
+log = {log!r}
+def train(seed, lr):
+    with open(log, 'a') as f: f.write(f'{{lr}} {{seed}}\\n')
+    dl = DataLoader(TensorDataset(torch.rand(32, 7), torch.arange(32)%7), bs=16, num_workers=0)
+    learn = Learner(DataLoaders(dl, dl), torch.nn.Linear(7, 7), loss_func=CrossEntropyLossFlat())
+    learn.fit(1, lr)
+    if os.environ.get('HANG') and seed==1: time.sleep(600)
+    return learn
+Study('s', train, dict(lr=[.01,.1]), seeds=2, folder={folder!r}).run(progress=False)
+"""
+
+def test_killed_and_started_again(tmp_path):
+    "SIGKILL in the third of four runs; the second start does that run and the fourth, in a process with other hashes"
+    log,code = tmp_path/'log.txt',tmp_path/'go.py'
+    code.write_text(script.format(log=str(log), folder=str(tmp_path)))
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', str(code)], env={**env, 'HANG': '1', 'PYTHONHASHSEED': '1'})
+    for _ in range(1200):
+        if log.exists() and len(log.read_text().splitlines())==3: break
+        time.sleep(.1)
+    p.send_signal(signal.SIGKILL), p.wait()
+    assert len((tmp_path/'s.jsonl').read_text().splitlines())==1+2
+    res = subprocess.run([sys.executable, '-W', 'ignore', str(code)], env={**env, 'PYTHONHASHSEED': '2'}, capture_output=True, text=True)
+    assert res.returncode==0, res.stderr
+    assert log.read_text().splitlines()==['0.01 0', '0.1 0', '0.01 1', '0.01 1', '0.1 1'], 'only the run that was killed is done twice'
+    rows = [json.loads(o) for o in (tmp_path/'s.jsonl').read_text().splitlines()][1:]
+    assert len({o['key'] for o in rows})==4 and all(o['error'] is None for o in rows)
+
+def test_a_second_start_has_nothing_to_do(study, tmp_path):
+    study.run(progress=False)
+    assert list(calls)==[(.01,0), (.1,0), (.01,1), (.1,1)], 'every setting once, then the next seed'
+    was = study.path.read_text()
+    again = Study('s', train, dict(lr=[.01,.1]), seeds=2, folder=tmp_path).run(progress=False)
+    assert len(calls)==4 and study.path.read_text()==was and again.runs.equals(study.runs)
+    more = Study('s', train, dict(lr=[.1,.01,1.]), seeds=[1,0,5], folder=tmp_path)
+    assert [(o.shown['lr'], seed) for o,seed in more.todo()]==[(1.,1), (1.,0), (.1,5), (.01,5), (1.,5)], 'more settings and seeds, and the rows stay'
+    assert len(more.runs)==4
+
+@pytest.mark.parametrize('change,said', [(partial(train, epochs=2), 'epochs was 1 and is 2'), (lambda f: None, None)])
+def test_a_changed_definition_is_refused(tmp_path, change, said):
+    Study('s', partial(train, epochs=1), dict(lr=[.1]), 1, tmp_path).run(progress=False)
+    if said is None:
+        def train2(seed, lr, epochs=1): return train(seed, lr, epochs)
+        change,said = partial(train2, epochs=1),'the code of train2 has changed'
+    with pytest.raises(FineGrainedError, match=said): Study('s', change, dict(lr=[.1]), 1, tmp_path)
+
+def test_data_divided_otherwise_are_others(birds):
+    names = [value_name(o) for o in (birds, birds.split(valid=.3, seed=0), birds.split(valid=.3, seed=1))]
+    assert names[0]==names[1]!=names[2] and repr(birds) in names[0]
+
+def test_an_error_is_a_row_and_is_tried_again(tmp_path, capsys):
+    broken = {1}
+    def some(seed, lr):
+        if seed in broken: raise RuntimeError('out of luck')
+        return train(seed, lr)
+    study = Study('s', some, dict(lr=[.1]), 3, tmp_path).run(progress=False)
+    assert study.runs.error.notna().tolist()==[False,True,False]
+    assert 'lr=0.1, seed 1: RuntimeError: out of luck' in capsys.readouterr().out
+    assert 'in some' in study.runs.traceback[1] and study.summary().seeds.item()==2
+    assert '1 with an error' in repr(study)
+    with pytest.raises(FineGrainedError, match='all of its 3 seeds'): study.best()
+    broken.clear()
+    calls.clear()
+    again = Study('s', some, dict(lr=[.1]), 3, tmp_path).run(progress=False)
+    assert list(calls)==[(.1,1)] and again.runs.error.isna().all() and len(lines(again))==4
+
+def test_interrupt_keeps_what_is_finished(tmp_path, capsys):
+    def some(seed, lr):
+        if seed==1: raise KeyboardInterrupt
+        return train(seed, lr)
+    was = list(defaults.callbacks)
+    study = Study('s', some, dict(lr=[.1]), 3, tmp_path).run(progress=False)
+    assert 'Stopped with 2 runs missing' in capsys.readouterr().out
+    assert len(lines(study))==2 and defaults.callbacks==was
+    study.run(progress=False) # the lock is free
+
+def test_a_phase_stopped_halfway_is_no_run(tmp_path, capsys):
+    "`fit_phases` comes back quietly from an interrupt; its learner must not count as trained"
+    class Stop(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    def some(seed):
+        learn = learner()
+        learn.fit_phases([Phase('all', 1, lr=.1)], cbs=Stop())
+        return learn
+    study = Study('s', some, [{}], 2, tmp_path).run(progress=False)
+    assert len(study.todo())==2 and not study.rows
+
+def test_memory_is_free_before_the_next_run(tmp_path):
+    alive,seen = [],[]
+    def some(seed, fails=False):
+        seen.append(sum(o() is not None for o in alive))
+        learn = learner()
+        alive.append(weakref.ref(learn.model))
+        learn.fit(1, .1)
+        if fails: raise RuntimeError
+        return learn
+    Study('s', some, dict(fails=[False,True]), 2, tmp_path).run(progress=False)
+    assert seen==[0]*4
+
+def test_numbers_are_those_of_fastai(birds):
+    set_seed(0)
+    dls = birds.dls(size=32, bs=5, seed=0, num_workers=0)
+    learn = fine_grained_learner(dls, 'test_resnet', pretrained=False, metrics=[accuracy, partial(top_k_accuracy, k=3)], cbs=Mix(mixup=.4))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
+        got = measure(learn)
+        loaders = dict(train=dls.test_dl(birds['train'].index, with_labels=True), valid=dls.valid, test=dls.test_dl(birds['test'].index, with_labels=True))
+        for k,dl in loaders.items():
+            loss,top1,_ = learn.validate(dl=dl)
+            assert got[f'{k}_loss']==pytest.approx(float(loss), abs=1e-5) and got[f'{k}_top1']==pytest.approx(float(top1), abs=1e-6)
+            assert got[f'{k}_pictures']==len(birds[k]) and got[f'{k}_top5']==1 # of four classes
+        assert got['test_top1']==pytest.approx(learn.test().top1.item())
+
+def test_top5_and_odd_batches():
+    learn = learner(33)
+    got,(x,y) = measure(learn),learn.dls.valid_ds.tensors
+    logits = learn.model(x).double()
+    assert got['valid_top5']==pytest.approx((logits.argsort(1, descending=True)[:,:5]==y[:,None]).any(1).double().mean().item())
+    assert got['valid_loss']==pytest.approx((logits.logsumexp(1) - logits[range(33),y]).mean().item(), abs=1e-6)
+    some = np.sort(np.random.default_rng(0).permutation(64)[:10])
+    x,y = [o[some] for o in learn.dls.train_ds.tensors]
+    assert measure(learn, 10)['train_top1']==pytest.approx((learn.model(x).argmax(1)==y).double().mean().item())
+
+def test_the_loss_is_the_same_for_all_losses():
+    a,b = learner(),learner()
+    b.model,b.loss_func = a.model,CrossEntropyLossFlat(label_smoothing=.3)
+    assert measure(a)==measure(b)
+
+def test_no_choice_is_left_on_the_test_split(birds):
+    learn = fine_grained_learner(birds.dls(size=32, valid='test', num_workers=0), 'test_resnet', pretrained=False)
+    with pytest.raises(FineGrainedError, match='validate on the test split'): measure(learn)
+
+def test_mean_and_spread(done, tmp_path):
+    runs,wide = done.runs,done.summary()
+    for c in ('train_top1','valid_loss','minutes'):
+        by = runs.groupby('lr')[c]
+        np.testing.assert_allclose(wide[c].astype(float), by.mean()), np.testing.assert_allclose(wide[f'{c}_spread'].astype(float), by.std())
+    v = runs[runs.lr==.1].valid_top1.to_numpy()
+    assert wide.valid_top1_spread[1]==pytest.approx(math.sqrt(((v-v.mean())**2).sum()/2))
+    one = Study('one', train, dict(lr=[.1]), 1, tmp_path).run(progress=False)
+    assert np.isnan(one.summary().valid_top1_spread.item()) and '±' not in one.to_markdown().split('\n\n')[0]
+
+def test_seeds_decide(done, tmp_path):
+    again = Study('t', train, dict(lr=[.01,.1]), 3, tmp_path).run(progress=False)
+    cols = ['valid_loss','train_loss','train_top1']
+    assert again.runs[cols].equals(done.runs[cols]) and done.runs[done.runs.lr==.1].valid_loss.nunique()==3
+
+def fake(study, values, column='valid_top1'):
+    "Rows as if they had been run, `values` by (lr, seed)"
+    for (lr,seed),v in values.items():
+        o = next(o for o in study.settings if o.shown['lr']==lr)
+        k = study._key(o, seed)
+        study.rows[k] = dict(key=k, setting=o.shown, seed=seed, error=None, valid_pictures=100, device=study._here, seconds=10.*(1+9*(lr==.1)), date='2026-01-01T00:00:00+00:00') | {column: v} | dict.fromkeys(['fgvc_fast','torch','fastai','timm'], '1')
+
+def test_best_is_chosen_by_validation(study):
+    fake(study, {(lr,s): v for lr,v in ((.01,.8),(.1,.7)) for s in range(2)})
+    for r in study.rows.values(): r['test_top1'] = 1-r['valid_top1']
+    assert study.best().lr.item()==.01 and study.best().test_top1.item()==pytest.approx(.2)
+    with pytest.raises(FineGrainedError, match='chosen by the validation split'): study.best('test_top1')
+
+@pytest.mark.parametrize('a,b,beyond', [((.8,.7,.75), (.7,.6,.64), True), ((.8,.7,.75), (.7,.75,.6), False), ((.6,.6,.6), (.6,.6,.6), False)])
+def test_paired_difference(tmp_path, a, b, beyond):
+    study = Study('s', train, dict(lr=[.01,.1]), 3, tmp_path)
+    from scipy.stats import ttest_rel
+    fake(study, {(.1,s): v for s,v in enumerate(a)} | {(.01,s): v for s,v in enumerate(b)})
+    row = study.compare(.01).iloc[0]
+    assert len(study.compare(.01))==1 and row.against=='lr=0.01' and row.difference==pytest.approx(np.mean(a)-np.mean(b))
+    assert row.beyond==beyond and (a==b or beyond==(ttest_rel(a, b).pvalue<.05))
+
+def test_pairs_need_both(study):
+    fake(study, {(.1,0): .9, (.1,1): .8, (.01,1): .4})
+    row = study.compare(dict(lr=.01)).iloc[0]
+    assert row.seeds==1 and row.difference==pytest.approx(.4) and row.beyond
+
+def test_estimate(study):
+    assert study.left()=='unknown'
+    fake(study, {(.01,0): .5})
+    assert study.left()=='00:10 and 2 runs of unknown length'
+    fake(study, {(.1,0): .5})
+    assert study.left()=='01:50' and study.left(4)=='01:46' and study.left(60)=='01:40'
+    study._here = 'another machine'
+    assert study.left()=='unknown'
+
+def test_the_bar_says_what_is_known(study, capsys, monkeypatch):
+    monkeypatch.setattr(fastprogress, 'progress_bar', fastprogress.ConsoleProgressBar)
+    study.run()
+    out = capsys.readouterr().out
+    assert '0 of 4 runs · left: unknown · lr=0.01, seed 0: starts' in out and 'epoch 1 done' in out and '4 of 4 runs' in out
+    assert '2 of 4 runs · left: 00:' in out and 'train_loss' not in out
+
+def test_a_notebooks_bar(study, monkeypatch):
+    display,shown = pytest.importorskip('IPython.display'),[]
+    class Handle:
+        def update(self, o): shown.append(str(o))
+    monkeypatch.setattr(display, 'display', lambda *args, **kwargs: Handle())
+    monkeypatch.setattr(fastprogress, 'progress_bar', fastprogress.NBProgressBar)
+    study.run()
+    assert '0 of 4 runs · left: unknown' in shown[0] and '4 of 4 runs' in shown[-1] and 'value="4"' in shown[-1]
+
+def test_markdown_and_pictures(study, done):
+    assert 'none of 4 runs done yet' in repr(study)
+    with pytest.raises(FineGrainedError, match='nothing to draw yet'): study.plot()
+    study = done
+    head,rule,*rows = study.to_markdown().split('\n\n')[0].splitlines()
+    assert head.startswith('| lr | train top-1 % | valid top-1 %') and len(rows)==2 and len({o.count('|') for o in (head, rule, *rows)})==1
+    assert f"{100*study.summary().valid_top1[0]:.1f} ± {100*study.summary().valid_top1_spread[0]:.1f}" in rows[0]
+    assert 'on 33 valid pictures' in study.to_markdown() and f'torch {torch.__version__}' in study.to_markdown()
+    assert '<table' in study._repr_html_() and '&lt;' not in study._repr_html_()
+    for kw in ({}, dict(x='minutes'), dict(x='parameters', y='train_loss')):
+        ax = study.plot(**kw)
+        ys = np.concatenate([l.get_ydata() for l in ax.get_lines() if len(l.get_ydata())==3])
+        want = study.runs[kw.get('y','valid_top1')]*(1 if 'y' in kw else 100)
+        assert sorted(np.round(ys, 6))==sorted(np.round(want, 6))
+
+def test_a_pipe_in_a_name_does_not_break_the_table(tmp_path):
+    study = Study('s', train, dict(lr={'a|b': .1}), 1, tmp_path).run(progress=False)
+    assert '| a\\|b |' in study.to_markdown()
+
+def test_the_clock(done):
+    with _clocked() as clock:
+        learn = learner()
+        learn.fit(2, .1)
+    assert clock.epochs==2 and clock.start is not None and not hasattr(learn, 'progress')
+    assert (done.runs.epochs==1).all() and (done.runs.minutes*60<done.runs.seconds).all() and (done.runs.parameters==56).all()
+
+def test_an_axis_named_as_something_measured(tmp_path):
+    def some(seed, epochs): return train(seed, .1, epochs)
+    study = Study('s', some, dict(epochs=[1,3]), 1, tmp_path).run(progress=False)
+    assert study.runs.epochs.tolist()==study.runs['measured epochs'].tolist()==[1,3]
+    assert '| epochs | train top-1 % ' in study.to_markdown()
+    study.plot(x='epochs')
+
+def test_a_file_that_is_none_of_ours(study, tmp_path):
+    study.path.write_text('no json\n')
+    with pytest.raises(FineGrainedError, match='is no table of a study'): Study('s', train, dict(lr=[.1]), 1, tmp_path)
+    study.path.write_text('[1]\n')
+    with pytest.raises(FineGrainedError, match='does not begin as'): Study('s', train, dict(lr=[.1]), 1, tmp_path)
+
+# The published studies, at their smallest
+
+def tiny(tmp_path, **kwargs): return dict(size=32, bs=8, epochs=2, seeds=1, folder=tmp_path, dls=dict(num_workers=0), pretrained=False) | kwargs
+
+def whole(study):
+    study.run(progress=False)
+    assert not study.todo(), study.runs.error.tolist()
+    return study
+
+def test_depth_from_scratch_and_pretrained(birds, tmp_path):
+    kw = tiny(tmp_path, epochs=1)
+    kw.pop('pretrained')
+    study = whole(depth_study(birds, ['toy_resnet'], **kw))
+    assert study.runs.pretrained.tolist()==[False,True]
+
+def test_tricks_and_all_that_help(birds, tmp_path):
+    some = {k: v for k,v in training_tricks().items() if k!='dropout'}
+    study = whole(tricks_study(birds, 'test_resnet', some, **tiny(tmp_path, epochs=1)))
+    for r,v in zip(study.rows.values(), (.5,.6,.7,.4)): r['valid_top1'] = v
+    study._keep(next(iter(study.rows.values())))
+    more = whole(all_that_help(study))
+    assert more.runs.trick.iloc[-1]=='together: geometric, mixup' and len(more.runs)==5
+
+def test_layers_of_a_transformer(birds, tmp_path):
+    study = whole(vit_study(birds, ['test_vit'], [2], **tiny(tmp_path)))
+    assert study.runs.trained.tolist()==['head','head + 2 blocks','all']
+
+def test_reinit(birds, tmp_path):
+    bodies = {'plain': dict(arch='test_resnet'), 'bilinear': dict(arch='test_resnet', pool='bilinear')}
+    study = whole(reinit_study(birds, bodies, [1], **tiny(tmp_path)))
+    assert study.runs.parameters.nunique()==2 and (study.runs.epochs==2).all()
+
+def test_transfer_counts_both_trainings(birds, tmp_path):
+    others = fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=64, seed=1)
+    kw = tiny(tmp_path, epochs=1)
+    kw.pop('pretrained')
+    study = whole(transfer_study(birds, others, 'toy_resnet', source_epochs=2, **kw))
+    assert study.runs.epochs.tolist()==[1,1,3]
+
+def test_plans():
+    for stages in (1,2,3):
+        for epochs in (4,5,11): assert sum(p.epochs for p in reinit_plan(stages, epochs))==epochs
+    assert [[(p.to, p.epochs) for p in o] for o in layer_plans(4, 2).values()]==[[('head',4)], [('head',1),(-2,3)], [('head',1),(-3,3)], [('head',1),('all',3)]]
+
+def test_the_same_seed_trains_the_same(birds):
+    def go(seed):
+        learn = train_one(seed, birds, 'test_resnet', epochs=1, size=32, bs=8, dls=dict(num_workers=0), pretrained=False)
+        return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    with _clocked(): a,b,c = go(0),go(0),go(1)
+    assert torch.equal(a, b) and not torch.equal(a, c)
