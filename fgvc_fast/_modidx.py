@@ -1233,7 +1233,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fgvc_fast.studies.depth_study': ('api/studies.html#depth_study', 'fgvc_fast/studies.py'),
                                    'fgvc_fast.studies.layer_plans': ('api/studies.html#layer_plans', 'fgvc_fast/studies.py'),
                                    'fgvc_fast.studies.layers_study': ('api/studies.html#layers_study', 'fgvc_fast/studies.py'),
-                                   'fgvc_fast.studies.reinit_plan': ('api/studies.html#reinit_plan', 'fgvc_fast/studies.py'),
                                    'fgvc_fast.studies.reinit_study': ('api/studies.html#reinit_study', 'fgvc_fast/studies.py'),
                                    'fgvc_fast.studies.train_one': ('api/studies.html#train_one', 'fgvc_fast/studies.py'),
                                    'fgvc_fast.studies.training_tricks': ('api/studies.html#training_tricks', 'fgvc_fast/studies.py'),

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['published_bodies', 'train_one', 'depth_study', 'batch_study', 'layer_plans', 'layers_study', 'training_tricks',
-           'tricks_study', 'all_that_help', 'vit_study', 'reinit_plan', 'reinit_study', 'transfer_study']
+           'tricks_study', 'all_that_help', 'vit_study', 'reinit_study', 'transfer_study']
 
 # %% ../nbs/api/90b_studies.ipynb #0114e117
 from dataclasses import replace
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import set_seed
 from functools import partial
+from .augment.erase import Cutout
 from .augment.mix import MixUp
 from .core import check
 from .data.catalog import fine_grained_data
@@ -31,6 +32,7 @@ def train_one(
     arch,                # As `fine_grained_learner` takes it
     epochs:int|list=10,  # Length, or a list of `Phase`s
     lr:float=None,       # As `fit_phases` takes it
+    plan:dict=None,      # Of `learn.plan`, as dict(name='gradual'), to spend the epochs on; the default plan if `None`
     size:int=224, bs:int=32, aug='light', crop:str=None, # As `data.dls` takes them
     dls:dict=None,       # More for `data.dls`
     cbs=(),              # Functions that make a callback, as `partial(MixUp, alpha=.2)`: each run has its own
@@ -39,7 +41,7 @@ def train_one(
     ):
     "Loaders, a learner, and `fit_phases`"
     learn = _learner(seed, data, arch, size, bs, aug, crop, dls, cbs, smooth, **kwargs)
-    learn.fit_phases(epochs, lr=lr)
+    learn.fit_phases(learn.plan(epochs=epochs, lr=lr, **plan) if plan else epochs, lr=lr)
     return learn
 
 def _study(name, data, settings, seeds, folder, train=train_one, **kwargs):
@@ -100,7 +102,8 @@ def training_tricks(alpha:float=.4, # Of mixup
     )->dict:
     "Training tricks by name, each as options of `train_one`; the first is to do without"
     return {'none': {},
-        'geometric': dict(aug='light'),
+        'geometric': dict(aug=['light','geometric']),
+        'cutout': dict(cbs=[Cutout]),
         'mixup': dict(cbs=[partial(MixUp, alpha=alpha)]),
         'label smoothing': dict(smooth=smooth),
         'dropout': dict(drop=drop)}
@@ -150,26 +153,17 @@ def vit_study(data, # A `FineGrainedData`, or a name of one
     return _study(name, data, dict(arch=list(archs), trained=trained), seeds, folder, _bundled, **kwargs)
 
 # %% ../nbs/api/90b_studies.ipynb #e8c518ab
-def reinit_plan(stages:int, # How many stages are begun afresh in the end; 0: none, the default plan
-    epochs:int # Of the whole
-    )->list:
-    "The head alone; then the last stage afresh and the head; then the last two; ..."
-    if not stages: return default_plan(epochs)
-    check(epochs>stages, f'{epochs} epochs do not suffice for {stages+1} phases: give at least {stages+1}')
-    n = [epochs//(stages+1) + (i>=stages+1-epochs%(stages+1)) for i in range(stages+1)]
-    return [Phase('head', n[0], lr=1e-2), *[Phase(-1-i, n[i], lr=5e-3, ratio=3, reinit=i) for i in range(1, stages+1)]]
-
 published_bodies = {'ResNet-50': dict(arch='resnet50'), 'VGG-16': dict(arch='vgg16_bn'), 'Inception-v3': dict(arch='inception_v3'), 'B-CNN': dict(arch='vgg16_bn', pool='bilinear')}
 
 def reinit_study(data, # A `FineGrainedData`, or a name of one
     bodies:dict=None, # Options of `train_one` by name; `published_bodies` if `None`
-    stages=(0,1,2), # Of `reinit_plan`
+    stages=(0,1,2), # Up to how many stages are begun afresh in the end, as in the plan 'reinit'; 0: none, the default plan
     epochs:int=12, # Of every row
     name:str='reinit', seeds:int|list=3, folder='studies', # As `Study` takes them
     **kwargs # Of `train_one`
     )->Study:
     "Begin the last stages afresh, phase by phase: over several bodies, accuracy against cost"
-    return _study(name, data, dict(body=bodies or published_bodies, reinit={str(n): dict(epochs=reinit_plan(n, epochs)) for n in stages}), seeds, folder, _bundled, **kwargs)
+    return _study(name, data, dict(body=bodies or published_bodies, reinit={str(n): dict(plan=dict(name='reinit', n=n) if n else dict(name='default')) for n in stages}), seeds, folder, _bundled, epochs=epochs, **kwargs)
 
 # %% ../nbs/api/90b_studies.ipynb #8fa32d33
 def _transfer(seed, data, source, start, source_epochs, epochs=10, lr=None, weights=None, **kwargs):

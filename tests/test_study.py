@@ -13,7 +13,7 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.study import Study, _clocked, measure, value_name
-from fgvc_fast.studies import all_that_help, depth_study, layer_plans, reinit_plan, reinit_study, train_one, training_tricks, transfer_study, tricks_study, vit_study
+from fgvc_fast.studies import all_that_help, depth_study, layer_plans, reinit_study, train_one, training_tricks, transfer_study, tricks_study, vit_study
 from fgvc_fast.train.phases import Phase
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -330,8 +330,6 @@ def test_transfer_counts_both_trainings(birds, tmp_path):
     assert study.runs.epochs.tolist()==[1,1,3]
 
 def test_plans():
-    for stages in (1,2,3):
-        for epochs in (4,5,11): assert sum(p.epochs for p in reinit_plan(stages, epochs))==epochs
     assert [[(p.to, p.epochs) for p in o] for o in layer_plans(4, 2).values()]==[[('head',4)], [('head',1),(-2,3)], [('head',1),(-3,3)], [('head',1),('all',3)]]
 
 def test_the_same_seed_trains_the_same(birds):
