@@ -83,12 +83,13 @@ def save(self:PhaseRun, learn, weights=None):
     self.snap = snap # at last, so that a stop finds the old or the new
     self.write(learn)
 
+def _with_state(learn): return [o for o in learn.cbs if hasattr(o, 'state_dict') and hasattr(o, 'load_state_dict')]
+
+# %% ../../nbs/api/41a_train.run.ipynb #c6b73264
 def _check_fits(model, sd):
     own = model.state_dict()
     bad = [k for k in {**own, **sd} if k not in own or k not in sd or own[k].shape!=sd[k].shape]
     check(not bad, f"the run that was stopped does not fit this model: {listing(bad, 3)} differ. Make the learner as it was made then (architecture, pool, head, classes)")
-
-def _with_state(learn): return [o for o in learn.cbs if hasattr(o, 'state_dict') and hasattr(o, 'load_state_dict')]
 
 @patch
 def restore(self:PhaseRun, learn):
