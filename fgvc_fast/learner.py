@@ -27,6 +27,7 @@ from .models.model import fine_grained_model
 from .models.pool import pools
 from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 from .train.decay import DecayWeights
+from .train.parallel import FineGrainedLearner, from_all
 from .train import picture, plans, rates # chkstyle: ignore (now learners can `fit_phases`, `plot_phases`, `plan` and `lr_find_phase`)
 
 # %% ../nbs/api/42_learner.ipynb #4b0b3cd2
@@ -92,8 +93,9 @@ class LossColumns(Callback):
     def after_validate(self):
         if not self.trained or not hasattr(self.learn, 'recorder'): return
         rec,self.trained = self.recorder,False
-        sums = [cb.sums.get(n, (None,0)) for n,cb in self.cols]
-        rec.log += [None]*(self.at-len(rec.log)) + [total.item()/seen if seen else None for total,seen in sums] # padded where nothing was validated
+        mine = [(float(total), seen) for total,seen in (cb.sums.get(n, (0.,0)) for n,cb in self.cols)]
+        sums = [map(sum, zip(*o)) for o in zip(*from_all(self.learn, mine))]
+        rec.log += [None]*(self.at-len(rec.log)) + [total/seen if seen else None for total,seen in sums] # padded where nothing was validated
     def after_cancel_epoch(self): self.after_validate()
 
 # %% ../nbs/api/42_learner.ipynb #c9c34701
@@ -147,7 +149,7 @@ def fine_grained_learner(
         stats=False if normalised else stats, attend=attend, branch=branch, closer=closer, parents=_parents(head, dls), **kwargs)
     if channels_last: model = model.to(memory_format=torch.channels_last)
     cb,precision = _precision(amp, torch.device(getattr(dls, 'device', 'cpu') or 'cpu'))
-    learn = Learner(dls, model.to(dls.device), splitter=to_learner.pop('splitter', _groups), **to_learner)
+    learn = FineGrainedLearner(dls, model.to(dls.device), splitter=to_learner.pop('splitter', _groups), **to_learner)
     if cb: learn.add_cb(cb)
     learn.add_cbs([SideLosses(), LossColumns(), DecayWeights()])
     learn.pretrained = bool(pretrained or weights)

@@ -9,7 +9,7 @@ __all__ = []
 import copy, numpy as np, torch
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
-from fastai.torch_core import no_random, to_device
+from fastai.torch_core import no_random, rank_distrib, to_device
 from fastcore.basics import patch
 from pathlib import Path
 from .bundle import _bar, _may_replace, check_same, recipe, write_bundle
@@ -114,6 +114,7 @@ def save_bundle(self:Learner,
     )->Path:
     "Write the model as plain files that `load_bundle` reads, with a model card; kept only if it answers as the learner does"
     dls,path = self.dls,Path(folder).expanduser().resolve()
+    if rank_distrib(): return path # of several processes, one writes
     recipe(self.model), _may_replace(path) # said before minutes are spent on measuring
     check(getattr(dls, 'data', None) is not None, 'These loaders do not know their data set, and the bundle takes its labels, levels and card from there: make them with `data.dls(...)`')
     check(len(dls.valid.dataset), 'There are no validation pictures to check the bundle with, as after `load_learner`: put loaders in, `learn.dls = data.dls(...)`')

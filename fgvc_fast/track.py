@@ -99,8 +99,10 @@ def wandb_log(**kwargs # Of fastai's `WandbCallback`, such as `log='all'` for gr
     class WandB(_Tracked, WandbCallback):
         def before_fit(self):
             super().before_fit()
-            check(wandb.run is not None, 'There is no W&B run to log to: call `wandb.init(project=...)` first (WANDB_MODE=offline keeps it on this machine)')
+            check(wandb.run is not None or rank_distrib(), 'There is no W&B run to log to: call `wandb.init(project=...)` first (WANDB_MODE=offline keeps it on this machine)')
         def begin(self):
+            self.run = not rank_distrib()
+            if not self.run: return
             if 'epoch' not in wandb.run.summary.keys(): wandb.run.summary['epoch'] = 0 # fastai goes on from there
             self.learn.gather_args = dict # fastai's own cannot format plain values
             try: WandbCallback.before_fit(self)

@@ -6,6 +6,7 @@ from .ema import *
 from .frozen import *
 from .groups import *
 from .l2sp import *
+from .parallel import *
 from .phases import *
 from .picture import *
 from .plans import *

@@ -176,6 +176,10 @@ class FeatureDL(GetAttr):
     @rng.setter
     def rng(self, o): self.dl.rng = o
     def __len__(self): return len(self.dl)
+    def share(self, *args, **kwargs):
+        res = copy(self)
+        res.dl = self.dl.share(*args, **kwargs)
+        return res
     def __iter__(self):
         self.randomize()
         yield from self.create_batches(self.get_idxs())

@@ -19,6 +19,7 @@ from pathlib import Path
 from ..core import check, listing
 from .frozen import frozen_features
 from .groups import depth_name, freeze_below, group_names
+from .parallel import from_all, processes
 from .phases import Phase, Plan, _as_plan, _count, _group_lrs
 from .snapshot import read_snapshot, write_snapshot
 
@@ -78,7 +79,7 @@ def save(self:PhaseRun, learn, weights=None):
     "Remember the state of `learn` and of this run, to go on from here"
     snap = {k: _again(getattr(self, k)) for k in self._live}
     snap.update(model=weights or _weights(learn.model), opt=_opt_state(learn.opt.state_dict()))
-    snap.update(random=get_random_states(), rngs=[deepcopy(getattr(o, 'rng', None)) for o in learn.dls.loaders])
+    snap.update(random=from_all(learn, get_random_states()), rngs=[deepcopy(getattr(o, 'rng', None)) for o in learn.dls.loaders])
     snap['cbs'] = {o.name: o.state_dict() for o in _with_state(learn)}
     self.snap = snap # at last, so that a stop finds the old or the new
     self.write(learn)
@@ -103,7 +104,7 @@ def restore(self:PhaseRun, learn):
     model.load_state_dict(self.snap['model'])
     learn.create_opt()
     learn.opt.load_state_dict(to_device(deepcopy(self.snap['opt']), dev))
-    set_random_states(**self.snap['random'])
+    set_random_states(**self.snap['random'][processes(learn)[0]])
     for o,rng in zip(learn.dls.loaders, self.snap['rngs']):
         if rng is not None: o.rng = deepcopy(rng)
     for o in _with_state(learn): o.load_state_dict(self.snap['cbs'].get(o.name, {}))
@@ -136,6 +137,8 @@ def _read_run(learn, folder, cbs):
     o = read_snapshot(folder)
     n,want = len(learn.dls.train),o['batches']
     check(n==want, f"the run in '{folder}' had {want} batches an epoch, and this learner has {n}: make the data as they were (split, seed, batch size) to go on with it")
+    (_,n),want = processes(learn),len(o['snap']['random'])
+    check(n==want, f"the run in '{folder}' is of another number of processes ({want}, and here {n}): start as many to go on with it, or begin anew")
     run = PhaseRun(Plan(map(_phase_of, o['plan'])), _phase_of(dict(to='head', epochs=1, lr=o['lr'])).lr, o['wd'], cbs, o['snap']['size'], Path(folder))
     run.snap = o['snap'] | dict(curves=o['snap']['curves'] | dict(losses=list(o['snap']['curves']['losses'])))
     run.stops = [*o['stops'], 0] # `restore` fills in where
@@ -240,7 +243,7 @@ def set_up(self:PhaseRun, learn):
     _resize(learn, self.size)
     if self.now.reinit: learn.model.reinit(self.now.reinit)
     learn.create_opt()
-    if self.now.views is not None: self.seed = int(torch.randint(2**62, ()))
+    if self.now.views is not None: self.seed = from_all(learn, int(torch.randint(2**62, ())))[0]
     self.epoch,self.wait,self.phase_best,self.smooth = 0,0,_no_best,(0, torch.tensor(0.))
     self.save(learn)
 
@@ -299,6 +302,7 @@ def _resumable(learn, plan, cbs, resume, folder):
     if resume is not True:
         check(plan is None, "resume goes on with the plan that was stopped: leave `plan` out, or begin anew without resume")
         return _read_run(learn, resume, cbs)
+    check(processes(learn)[1]==1, "several processes were not stopped in the same step, so none of them can go on by itself: write the run to a folder, fit_phases(..., folder='run'), start them again, and go on from there, fit_phases(resume='run')")
     res = getattr(learn, '_phase_run', None)
     check(res is not None, "there is nothing to resume: this learner has not begun `fit_phases`")
     check(not res.done, "there is nothing to resume: the last `fit_phases` ran to its end")
@@ -332,7 +336,7 @@ def fit_phases(self:Learner,
             with _left_tidy(self): run.go(self)
         except BaseException as e:
             run.stopped(self, e)
-            if not isinstance(e, KeyboardInterrupt): raise
+            if not isinstance(e, KeyboardInterrupt) or processes(self)[1]>1: raise # the others would wait for this one
         finally: self.phase_log = run.log()
 
 # %% ../../nbs/api/41a_train.run.ipynb #8ed6a498
@@ -343,4 +347,4 @@ def stopped(self:PhaseRun, learn, e):
     self.stops.append(self.steps)
     what = 'Stopped' if isinstance(e, KeyboardInterrupt) else type(e).__name__
     best = '' if self.best[2] is None else f'; weights of epoch {self.best[1]} loaded, the best so far (valid_loss {self.best[0]:.4f})'
-    print(f'{what} in phase {self.phase+1} of {len(self.plan)}, epoch {len(self.rows)}{best}. learn.fit_phases(resume={True if self.folder is None else repr(str(self.folder))}) goes on')
+    if not rank_distrib(): print(f'{what} in phase {self.phase+1} of {len(self.plan)}, epoch {len(self.rows)}{best}. learn.fit_phases(resume={True if self.folder is None else repr(str(self.folder))}) goes on')
