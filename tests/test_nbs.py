@@ -1,6 +1,6 @@
 "Every notebook runs from top to bottom: its cells are its tests"
 import os, sys
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 import pytest
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
@@ -12,6 +12,7 @@ server.set_forkserver_preload(['fastai.vision.all', 'timm', 'nbdev.test', 'panda
 
 def run(nb, log):
     "Run the notebook `nb`, and write what it says to the file `log`"
+    set_start_method('fork', force=True) # of loaders' workers, as in any process of Linux
     with open(log, 'w') as f:
         for o in (1,2): os.dup2(f.fileno(), o)
     ok,_ = run_nb(nb, skip_flags=cfg.tst_flags, basepath=cfg.config_path)
