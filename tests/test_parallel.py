@@ -11,7 +11,7 @@ from fgvc_fast.data.loader import share_of
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.save import save_bundle # chkstyle: ignore (now learners have it)
 from fgvc_fast.train.all import *
-from fgvc_fast.track import CSVLog, tensorboard_log
+from fgvc_fast.track import CSVLog, tensorboard_log, wandb_log
 from functools import partial
 
 pytest.importorskip('accelerate')
@@ -231,3 +231,16 @@ def test_refused(birds, tmp_path):
     a,b = both(once, tmp_path)
     assert a==b and len(a)==5
     for o,want in zip(a, ['outside of `distrib_ctx`']*2 + ["fit_phases(resume='run')", 'metric dice', '48 pictures do not fill one batch of 40 in each of 2 processes']): assert want in o
+
+def test_wandb(birds, tmp_path, monkeypatch):
+    "W&B is begun and written to by the first process alone"
+    pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    def once():
+        import wandb
+        first = os.environ['RANK']=='0'
+        if first: wandb.init(project='birds', mode='offline', dir=tmp_path)
+        learn = learner(birds, 6)
+        run(learn, 1, cbs=wandb_log())
+        return dict(wandb.run.summary)['step'] if first else wandb.run
+    assert both(once, tmp_path)==[4,None]
