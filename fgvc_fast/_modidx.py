@@ -1649,6 +1649,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fgvc_fast.train.run._autocast_back': ('api/train.run.html#_autocast_back', 'fgvc_fast/train/run.py'),
                                      'fgvc_fast.train.run._autocast_state': ( 'api/train.run.html#_autocast_state',
                                                                               'fgvc_fast/train/run.py'),
+                                     'fgvc_fast.train.run._check_fits': ('api/train.run.html#_check_fits', 'fgvc_fast/train/run.py'),
                                      'fgvc_fast.train.run._cpu': ('api/train.run.html#_cpu', 'fgvc_fast/train/run.py'),
                                      'fgvc_fast.train.run._epochs_of': ('api/train.run.html#_epochs_of', 'fgvc_fast/train/run.py'),
                                      'fgvc_fast.train.run._features': ('api/train.run.html#_features', 'fgvc_fast/train/run.py'),

@@ -98,7 +98,9 @@ def recall_at_k(rows, targs, # (n, nf) and their class numbers (n,)
 
 def _in_r(hits, r): return hits & (torch.arange(hits.shape[1], device=hits.device)<r[:,None])
 
-def r_precision(rows, targs, ref=None, ref_targs=None)->float: # As `recall_at_k`
+def r_precision(rows, targs, # (n, nf) and their class numbers (n,)
+    ref=None, ref_targs=None # Rows and class numbers to look among; `None`: the rows themselves, each without itself
+    )->float:
     "Share of a row's R nearest that are of its class, of which there are R"
     return _mean_over(rows, targs, None, ref, ref_targs, lambda hits,r: _in_r(hits, r).sum(1)/r)
 
@@ -107,7 +109,9 @@ def _ap_at_r(hits, r):
     hits = _in_r(hits, r)
     return (hits * hits.cumsum(1)/torch.arange(1, hits.shape[1]+1, device=hits.device)).sum(1)/r
 
-def map_at_r(rows, targs, ref=None, ref_targs=None)->float: # As `recall_at_k`
+def map_at_r(rows, targs, # (n, nf) and their class numbers (n,)
+    ref=None, ref_targs=None # Rows and class numbers to look among; `None`: the rows themselves, each without itself
+    )->float:
     "Mean average precision at R, of which there are R of a row's class"
     return _mean_over(rows, targs, None, ref, ref_targs, _ap_at_r)
 

@@ -1,15 +1,28 @@
 "Every notebook runs from top to bottom: its cells are its tests"
-import subprocess, sys
-from pathlib import Path
+import os, sys
+from multiprocessing import get_context
 import pytest
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
+from nbdev.test import test_nb as run_nb
 
 cfg = get_config()
+server = get_context('forkserver') # it imports once what takes seconds, and each notebook begins as a copy of it
+server.set_forkserver_preload(['fastai.vision.all', 'timm', 'nbdev.test', 'pandas', 'sklearn.metrics', 'matplotlib.pyplot'])
+
+def run(nb, log):
+    "Run the notebook `nb`, and write what it says to the file `log`"
+    with open(log, 'w') as f:
+        for o in (1,2): os.dup2(f.fileno(), o)
+    ok,_ = run_nb(nb, skip_flags=cfg.tst_flags, basepath=cfg.config_path)
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(not ok) # without waiting for workers that a failed cell left behind
 
 @pytest.mark.parametrize('nb', nbglob(as_path=True), ids=lambda o: str(o.relative_to(cfg.nbs_path)))
-def test_notebook(nb):
+def test_notebook(nb, tmp_path):
     "In a process of its own: a notebook defines what the other tests import, and would patch it away under them"
-    cmd = [Path(sys.executable).parent/'nbdev-test', nb, '--n-workers', '0']
-    res = subprocess.run(cmd, cwd=cfg.config_path, capture_output=True, text=True)
-    assert res.returncode==0, res.stderr[-6000:]
+    log = tmp_path/'log'
+    p = server.Process(target=run, args=(nb, log))
+    p.start()
+    p.join()
+    assert p.exitcode==0, log.read_text()[-6000:]

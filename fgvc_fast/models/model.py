@@ -162,7 +162,8 @@ def group_names(self:FineGrainedModel):
 @patch
 def layers(self:FineGrainedModel):
     "Parameters by name of their layer, shallow to deep, finer than `groups`; all that is new as one, `head`"
-    return self.body.layers() | dict(head=self.groups()[-1])
+    layers = self.body.layers()
+    return layers and layers | dict(head=self.groups()[-1])
 
 @patch
 def reinit(self:FineGrainedModel, n):

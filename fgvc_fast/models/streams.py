@@ -7,6 +7,7 @@ __all__ = ['TwoStreams']
 
 # %% ../../nbs/api/10c_models.streams.ipynb #09afe26f
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from ..core import check, listing
@@ -68,14 +69,20 @@ class TwoStreams(nn.Module):
         for o in self.bodies: o.reinit(min(n, len(o.stages)))
         return self
 
-    def layers(self): check(False, f"'{self.name}' has two bodies, and they have no layers in common: cut it by stage, as it is without `splitter=by_layer`")
+# %% ../../nbs/api/10c_models.streams.ipynb #e102c3a3
+@patch
+def layers(self:TwoStreams):
+    "No layers in common"
+    return {}
 
-    def check_size(self, size):
-        "Stop unless both take images of `size`"
-        for o in self.bodies: o.check_size(size)
+@patch
+def check_size(self:TwoStreams, size):
+    "Stop unless both take images of `size`"
+    for o in self.bodies: o.check_size(size)
 
-    def resize(self, size):
-        "Go on with images of `size`"
-        for o in self.bodies: o.resize(size)
-        self.img_size = self.bodies[0].img_size
-        return self
+@patch
+def resize(self:TwoStreams, size):
+    "Go on with images of `size`"
+    for o in self.bodies: o.resize(size)
+    self.img_size = self.bodies[0].img_size
+    return self

@@ -22,8 +22,9 @@ def param_groups(learn:Learner)->L:
 def by_layer(model # One of ours, or anything with `layers()`: parameters by name of their layer
     )->L:
     "A splitter that cuts finer than stages: every residual or attention block is a group of its own"
-    check(hasattr(model, 'layers'), f"{type(model).__name__} does not know its layers: by_layer cuts models of `fine_grained_model`")
-    return L(model.layers().values()).map(L)
+    layers = getattr(model, 'layers', dict)()
+    check(layers, f"{type(model).__name__} does not know its layers: by_layer cuts models of `fine_grained_model` that have one body")
+    return L(layers.values()).map(L)
 
 def group_names(learn:Learner)->list:
     "A name for each group of `learn`: the model's own for its groups or layers, if the splitter cuts there"

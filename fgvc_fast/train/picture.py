@@ -60,7 +60,9 @@ def _draw_phases(axs, run, spans, labels, n):
     for i,((a,b,k),s,p) in enumerate(zip(spans, labels, run.plan)):
         for ax in axs:
             if i%2: ax.axvspan(a, b, color='.94', zorder=0, lw=0)
-        axs[0].text((a+b)/2, 1.02, s.replace(' · ', '\n'), transform=top, ha='center', va='bottom', fontsize=8)
+        s = s.replace(' · ', '\n')
+        if b-a < .15*spans[-1][1]: s = s.replace('from ', 'from\n') # narrow
+        axs[0].text((a+b)/2, 1.02, s, transform=top, ha='center', va='bottom', fontsize=8)
         if k and (run.done or i<run.phase) and k<p.epochs*n: _mark(axs, b, 'stopped early', '.3')
     for o in run.stops: _mark(axs, o/n, 'interrupted', 'C3')
 

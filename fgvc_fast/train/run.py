@@ -16,7 +16,7 @@ from fastai.torch_core import get_model, get_random_states, one_param, rank_dist
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from pathlib import Path
-from ..core import check
+from ..core import check, listing
 from .frozen import frozen_features
 from .groups import depth_name, freeze_below, group_names
 from .parallel import from_all, processes
@@ -86,6 +86,12 @@ def save(self:PhaseRun, learn, weights=None):
 
 def _with_state(learn): return [o for o in learn.cbs if hasattr(o, 'state_dict') and hasattr(o, 'load_state_dict')]
 
+# %% ../../nbs/api/41a_train.run.ipynb #c6b73264
+def _check_fits(model, sd):
+    own = model.state_dict()
+    bad = [k for k in {**own, **sd} if k not in own or k not in sd or own[k].shape!=sd[k].shape]
+    check(not bad, f"the run that was stopped does not fit this model: {listing(bad, 3)} differ. Make the learner as it was made then (architecture, pool, head, classes)")
+
 @patch
 def restore(self:PhaseRun, learn):
     "Take `learn` and this run back to where they were remembered"
@@ -93,7 +99,9 @@ def restore(self:PhaseRun, learn):
     self.stops[-1] = self.steps
     _resize(learn, self.size)
     dev = getattr(learn.dls, 'device', None) or one_param(learn.model).device
-    get_model(learn.model.to(dev)).load_state_dict(self.snap['model'])
+    model = get_model(learn.model.to(dev))
+    _check_fits(model, self.snap['model'])
+    model.load_state_dict(self.snap['model'])
     learn.create_opt()
     learn.opt.load_state_dict(to_device(deepcopy(self.snap['opt']), dev))
     set_random_states(**self.snap['random'][processes(learn)[0]])
