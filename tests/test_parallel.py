@@ -9,9 +9,9 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.data.loader import share_of
 from fgvc_fast.learner import fine_grained_learner
-from fgvc_fast.save import save_bundle # the learner's
+from fgvc_fast.save import save_bundle # chkstyle: ignore (now learners have it)
 from fgvc_fast.train.all import *
-from fgvc_fast.track import CSVLog, tensorboard_log
+from fgvc_fast.track import CSVLog, tensorboard_log, wandb_log
 from functools import partial
 
 pytest.importorskip('accelerate')
@@ -116,6 +116,7 @@ def losses_of_their_own(): return [AddLoss('centre', .01), Mix(mixup=.4, cutmix=
 
 def test_all_that_trains(birds, tmp_path):
     "Batch norm, re-initialised stages, growing pictures, stored features, mixing, losses with parameters, averages: weights and statistics are equal everywhere"
+    few = birds.subset(per_class=6)
     def once():
         res = {}
         for name,opts,plan,cbs in [
@@ -123,7 +124,7 @@ def test_all_that_trains(birds, tmp_path):
             ('own', dict(branch=-2, pool='gem'), [Phase('head', 1), Phase('all', 2, lr=3e-3)], losses_of_their_own),
             ('alone', dict(pool='gem'), [Phase('all', 1)], lambda: AddLoss('centre', .01, alone=True)),
             ('parts', dict(pool='parts', closer=True, amp='bf16'), [Phase('all', 1)], lambda: tensorboard_log(tmp_path/'runs'))]:
-            learn = learner(birds, 6, 'toy_resnet', seed=torch.initial_seed()%7 + int(os.environ['RANK']), dls_seed=None, **opts) # each begins with a head of its own
+            learn = learner(few, 6, 'toy_resnet', seed=torch.initial_seed()%7 + int(os.environ['RANK']), dls_seed=None, **opts) # each begins with a head of its own
             first = state(learn)
             log = run(learn, plan, cbs=cbs())
             assert not isinstance(learn.model, torch.nn.parallel.DistributedDataParallel) and not any(isinstance(m, torch.nn.SyncBatchNorm) for m in learn.model.modules())
@@ -230,3 +231,16 @@ def test_refused(birds, tmp_path):
     a,b = both(once, tmp_path)
     assert a==b and len(a)==5
     for o,want in zip(a, ['outside of `distrib_ctx`']*2 + ["fit_phases(resume='run')", 'metric dice', '48 pictures do not fill one batch of 40 in each of 2 processes']): assert want in o
+
+def test_wandb(birds, tmp_path, monkeypatch):
+    "W&B is begun and written to by the first process alone"
+    pytest.importorskip('wandb')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    def once():
+        import wandb
+        first = os.environ['RANK']=='0'
+        if first: wandb.init(project='birds', mode='offline', dir=tmp_path)
+        learn = learner(birds, 6)
+        run(learn, 1, cbs=wandb_log())
+        return dict(wandb.run.summary)['step'] if first else wandb.run
+    assert both(once, tmp_path)==[4,None]

@@ -101,16 +101,9 @@ def test_strings(names):
             with pytest.raises(IndexError): s[i]
 
 two = '''
-import json, sys, numpy as np, torch, torch.distributed as dist
-from fastai.distributed import DistributedDL, rank_distrib
+import json, sys, torch
+from fastai.torch_core import rank_distrib
 from fgvc_fast.all import fine_grained_data, fine_grained_learner
-
-def on_cpu(self, t, rank):
-    "fastai sends the order of an epoch from GPU to GPU"
-    t = torch.tensor(np.array(t))
-    dist.broadcast(t, rank)
-    return t.tolist()
-DistributedDL._broadcast = on_cpu
 
 class Noted:
     "Notes the rows of each epoch, as their pictures are read"

@@ -8,6 +8,7 @@ __all__ = ['processes', 'from_all', 'Parallel', 'SameStatistics', 'FineGrainedLe
 # %% ../../nbs/api/40a_train.parallel.ipynb #5d3cb2b5
 import torch
 from contextlib import ExitStack, contextmanager
+from fastai.callback import progress # chkstyle: ignore (now learners have `no_bar`)
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric
@@ -126,11 +127,14 @@ class SameStatistics(Callback):
             if o.is_floating_point(): torch.distributed.broadcast(o, 0)
 
 # %% ../../nbs/api/40a_train.parallel.ipynb #8fb1794c
-def _accelerator(kwargs_handlers=(), **kwargs):
+def _accelerator(kwargs_handlers=(), cpu=None, **kwargs):
     try: from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as e: raise FineGrainedError('accelerate is not installed: pip install "fgvc_fast[scale]"') from e
     own = [] if any(isinstance(o, DistributedDataParallelKwargs) for o in kwargs_handlers) else [DistributedDataParallelKwargs(static_graph=True)]
-    return Accelerator(mixed_precision='no', kwargs_handlers=[*kwargs_handlers, *own], **kwargs) # precision is the learner's
+    res = Accelerator(mixed_precision='no', kwargs_handlers=[*kwargs_handlers, *own], cpu=not torch.cuda.is_available() if cpu is None else cpu, **kwargs) # precision is the learner's
+    ours,its = (rank_distrib(), num_distrib()),(res.process_index, res.num_processes)
+    check(ours==its, f"This is process {ours[0]} of {ours[1]}, as RANK and WORLD_SIZE say, but for Accelerate {its[0]} of {its[1]}: start processes with `accelerate launch` or `notebook_launcher`")
+    return res
 
 class FineGrainedLearner(Learner):
     "A fastai `Learner` that trains in several processes as it would in one"
@@ -138,7 +142,7 @@ class FineGrainedLearner(Learner):
     def distrib_ctx(self,
         sync_bn:bool=True, # On GPUs, have batch norm measure over the batches of all processes
         in_notebook:bool=False, # As in fastai; it makes no difference here
-        **kwargs # Of `accelerate.Accelerator`, such as `cpu=True`
+        **kwargs # Of `accelerate.Accelerator`; `cpu=True` where there is no GPU
         ):
         "Inside this `with`, fits are shared with the other processes that were launched; alone, they are what they are"
         if num_distrib()<2:

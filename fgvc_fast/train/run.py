@@ -84,7 +84,7 @@ def save(self:PhaseRun, learn, weights=None):
     self.snap = snap # at last, so that a stop finds the old or the new
     self.write(learn)
 
-def _with_state(learn): return [o for o in learn.cbs if hasattr(type(o), 'load_state_dict')] # their own: of others fastai would hand out the model's
+def _with_state(learn): return [o for o in learn.cbs if hasattr(type(o), 'state_dict')] # of its own: asked itself, any callback answers with the model's
 
 # %% ../../nbs/api/41a_train.run.ipynb #c6b73264
 def _check_fits(model, sd):
