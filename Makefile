@@ -20,7 +20,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -q -rs -n 2 --durations=8
 
 bench: $(READY)
-	@for b in imports step pools loading scale errors predict duplicates toy_birds plans cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
+	@for b in imports step pools loading scale errors predict duplicates toy_birds plans frozen cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python nbs/_docs.py
