@@ -400,7 +400,7 @@ def write_bundle(folder, # Where; a bundle that is there is replaced
     "Write `model` and all that it takes to predict with it into `folder`, load it again, and keep it only if it answers random pixels as `model` does"
     folder,made = Path(folder).expanduser().resolve(),recipe(model)
     net = copy.deepcopy(model).cpu().float().eval()
-    net.losses.clear() # what they learned is of no use to the answer
+    net.added.clear() # what they learned is of no use to the answer
     labels,size = list(map(str, labels)),tuple(size or model.body.img_size)
     if stats is None and isinstance(net.norm, Normalise): stats = [o.flatten().tolist() for o in (net.norm.mean, net.norm.std)]
     mean,std = stats or ([0.]*3, [1.]*3)

@@ -176,12 +176,12 @@ def summary_card(self:Learner)->pd.DataFrame:
 class _Gather(Callback):
     "Keeps of each picture what `few` says of its scores (and of its label), and not the scores"
     def __init__(self, few): self.few = few
-    def before_validate(self): self.done,self.kept = 0,None
+    def before_validate(self): self.done,self.got = 0,None
     def after_pred(self):
         said = self.few(self.pred.detach().float(), *self.yb)
-        if self.kept is None: self.kept = [torch.empty(self.dl.n, *o.shape[1:], dtype=o.dtype) for o in said]
+        if self.got is None: self.got = [torch.empty(self.dl.n, *o.shape[1:], dtype=o.dtype) for o in said]
         to = slice(self.done, self.done+len(said[0]))
-        for kept,o in zip(self.kept, said): kept[to] = o.cpu()
+        for got,o in zip(self.got, said): got[to] = o.cpu()
         self.done = to.stop
 
 def _gather(learn, dl, few):
@@ -189,8 +189,8 @@ def _gather(learn, dl, few):
     gather = _Gather(few)
     learn.get_preds(dl=dl, with_preds=False, with_targs=False, reorder=False, cbs=gather)
     check(gather.done, 'There are no pictures in this loader')
-    check(gather.done==len(gather.kept[0]), f'This process saw {gather.done:,} of {len(gather.kept[0]):,} pictures: ask outside of `distrib_ctx`, where one process sees all')
-    return gather.kept
+    check(gather.done==len(gather.got[0]), f'This process saw {gather.done:,} of {len(gather.got[0]):,} pictures: ask outside of `distrib_ctx`, where one process sees all')
+    return gather.got
 
 # %% ../nbs/api/42_learner.ipynb #e710be15
 def _weights_now(model):

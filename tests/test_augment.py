@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
+from stops import StopAt
 
 @pytest.fixture(autouse=True)
 def seed(one_thread): set_seed(0)
@@ -165,21 +166,12 @@ def test_a_batch_of_one(birds, name):
     one = birds.subset(per_class=2).dls(48, bs=1, num_workers=0, device='cpu')
     fit(learner(one, head=lambda nf,n,drop: nn.Linear(nf, n)), 1, 1e-3, cbs=all_cbs[name]()) # a head without a batch norm, which wants two
 
-class StopAt(Callback):
-    order = 100
-    def __init__(self, ev, ex): self.ev,self.ex,self.left = ev,ex,2
-    def __call__(self, name):
-        if name==self.ev and self.training:
-            self.left -= 1
-            if self.left==0: raise self.ex
-        return super().__call__(name)
-
 @pytest.mark.parametrize('ex', [CancelFitException, CancelBatchException, KeyboardInterrupt])
 @pytest.mark.parametrize('ev', ['before_batch','after_loss'])
 def test_nothing_stays_behind(dls, ev, ex):
     learn = learner(dls)
     cbs,loss,mine = sorted(type(o).__name__ for o in learn.cbs),learn.loss_func,all_cbs['everything']()
-    try: fit(learn, 1, 1e-3, cbs=[*mine, StopAt(ev, ex)])
+    try: fit(learn, 1, 1e-3, cbs=[*mine, StopAt(ev, 2, ex, training=True)])
     except KeyboardInterrupt: assert ex is KeyboardInterrupt
     assert sorted(type(o).__name__ for o in learn.cbs)==cbs and learn.loss_func is loss and all(p.requires_grad for p in learn.model.parameters())
     learn.model.eval()
@@ -220,7 +212,7 @@ def test_the_report_can_be_stopped_and_leaves_all_as_it_was(birds, dls):
     fit(learn, 1, 1e-3)
     before,values,opt = {k: v.clone() for k,v in learn.model.state_dict().items()},list(learn.recorder.values),learn.opt
     rng = torch.get_rng_state()
-    with pytest.raises(KeyboardInterrupt): learn.mix_report(CutMix(), StopAt('after_loss', KeyboardInterrupt), epochs=1, seeds=3)
+    with pytest.raises(KeyboardInterrupt): learn.mix_report(CutMix(), StopAt('after_loss', 2, training=True), epochs=1, seeds=3)
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()) and learn.recorder.values==values and learn.opt is opt
     assert torch.equal(torch.get_rng_state(), rng)
 

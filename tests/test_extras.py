@@ -18,6 +18,7 @@ from fgvc_fast.train.decay import DecayWeights, undecayed
 from fgvc_fast.train.ema import EMA
 from fgvc_fast.train.l2sp import L2SP
 from fgvc_fast.train.all import Phase, PhaseRun
+from stops import StopAt
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -57,16 +58,6 @@ def state(m): return {k: v.detach().clone() for k,v in m.state_dict().items()}
 def close(a, b, tol=1e-5):
     assert set(a)==set(b)
     for k in a: assert torch.allclose(a[k].double(), b[k].double(), atol=tol, rtol=tol), k
-
-class StopAt(Callback):
-    "Raise `ex` the `n`th time that `ev` happens in training (or in validation)"
-    order = 200
-    def __init__(self, ev, n, ex=KeyboardInterrupt, training=True): self.ev,self.left,self.ex,self.where = ev,n,ex,training
-    def __call__(self, name):
-        if name==self.ev and self.training==self.where:
-            self.left -= 1
-            if self.left==0: raise self.ex
-        return super().__call__(name)
 
 class Scaled(MixedPrecision):
     "Autocast and a working loss scale on a CPU; the gradients of the batches `bad` overflow"
@@ -168,7 +159,7 @@ def test_a_stopped_fit_leaves_nothing_behind(ev, training, ex):
 
 def test_a_cancelled_plain_fit_has_the_average_and_an_interrupted_one_can_go_on():
     learn,slow = learner(),SlowEMA(.9)
-    quiet(learn, 'fit', 2, 1e-2, cbs=[ema := EMA(.9), slow, StopAt('before_batch', 7, CancelFitException)])
+    quiet(learn, 'fit', 2, 1e-2, cbs=[ema := EMA(.9), slow, StopAt('before_batch', 7, CancelFitException, training=True)])
     close({k: v for k,v in state(learn.model).items() if 'batches' not in k}, {k: v for k,v in slow.avg.items() if 'batches' not in k})
     for training in (True,False):
         learn = learner()
@@ -404,10 +395,10 @@ def test_an_overflow_drops_the_batches_gathered_and_no_more():
 
 def test_leftovers_of_a_cancelled_fit_do_not_reach_the_next():
     learn = learner()
-    quiet(learn, 'fit', 1, 0., cbs=[Accumulate(3), StopAt('before_batch', 3, CancelFitException)])
+    quiet(learn, 'fit', 1, 0., cbs=[Accumulate(3), StopAt('before_batch', 3, CancelFitException, training=True)])
     assert all(not p.grad.any() for p in learn.model.parameters())
     see = Gradients()
-    with pytest.raises(KeyboardInterrupt): quiet(learn, 'fit', 1, 0., cbs=[Accumulate(3), StopAt('before_batch', 3)])
+    with pytest.raises(KeyboardInterrupt): quiet(learn, 'fit', 1, 0., cbs=[Accumulate(3), StopAt('before_batch', 3, training=True)])
     quiet(learn, 'fit', 1, 0., cbs=[Accumulate(3), see, Took()])
     for a,b in zip(see.got, see.want):
         for x,y in zip(a, b): assert torch.allclose(x, y, atol=1e-6)

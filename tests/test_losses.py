@@ -9,6 +9,7 @@ from fgvc_fast.all import (AddLoss, Centre, Focal, Mix, MixUp, MutualChannel, Pa
 from fgvc_fast.core import FineGrainedError
 from torch import nn
 from torchvision.ops import sigmoid_focal_loss
+from stops import StopAt
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -200,7 +201,7 @@ def test_own_parameters_learn_in_the_last_group(dls, how):
 def test_a_loss_of_the_learner_stays_and_is_in_no_bundle(dls, tmp_path):
     learn = learner(dls, cbs=AddLoss('centre', .01))
     fit(learn)
-    assert 'losses.centre.centres' in learn.model.state_dict() and len(learn.validate())==1
+    assert 'added.centre.centres' in learn.model.state_dict() and len(learn.validate())==1
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad(): want = learn.model.eval()(x)
     learn.save_bundle(tmp_path/'b')
@@ -211,24 +212,15 @@ def test_a_loss_of_the_learner_stays_and_is_in_no_bundle(dls, tmp_path):
     fresh.load(file.with_suffix('')) # without the loss
     pickle.loads(pickle.dumps(learn.model))
     learn.remove_cb(learn.add_loss)
-    assert not len(learn.model.losses) and len(learn.opt.all_params())==len(list(learn.model.parameters()))
-
-class StopAt(Callback):
-    order = 200
-    def __init__(self, ev, ex, left=2): self.ev,self.ex,self.left = ev,ex,left
-    def __call__(self, name):
-        if name==self.ev and self.training:
-            self.left -= 1
-            if self.left==0: raise self.ex
-        return super().__call__(name)
+    assert not len(learn.model.added) and len(learn.opt.all_params())==len(list(learn.model.parameters()))
 
 @pytest.mark.parametrize('ex', (CancelFitException, KeyboardInterrupt))
 @pytest.mark.parametrize('ev', ('after_pred', 'after_loss', 'after_step'))
 def test_a_stopped_fit_leaves_nothing(dls, ev, ex):
     learn = learner(dls)
-    try: fit(learn, [AddLoss('arcface', alone=True), StopAt(ev, ex)])
+    try: fit(learn, [AddLoss('arcface', alone=True), StopAt(ev, 2, ex, training=True)])
     except KeyboardInterrupt: assert ex is KeyboardInterrupt
-    assert not len(learn.model.losses) and (learn.model.keep, learn.model.kept, learn.model.apart)==((), {}, False)
+    assert not len(learn.model.added) and (learn.model.keep, learn.model.kept, learn.model.apart)==((), {}, False)
     assert len(learn.opt.all_params())==len(list(learn.model.parameters()))
     assert len(learn.validate())==1
 
@@ -238,9 +230,9 @@ def test_resumed_is_as_if_never_stopped(dls):
         torch.manual_seed(0)
         seeded = fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=64).dls(64, bs=8, num_workers=0, seed=1)
         learn,cb = learner(seeded),AddLoss('centre', .01)
-        fit(learn, [cb, *([StopAt('after_pred', KeyboardInterrupt, 2*len(seeded.train)+2)] if stop else [])], [Phase('head', 1), Phase('all', 2, lr=1e-3)])
+        fit(learn, [cb, *([StopAt('after_pred', 2*len(seeded.train)+2, training=True)] if stop else [])], [Phase('head', 1), Phase('all', 2, lr=1e-3)])
         if stop:
-            assert len(learn.phase_log)<3 and not len(learn.model.losses)
+            assert len(learn.phase_log)<3 and not len(learn.model.added)
             with learn.no_logging(): learn.fit_phases(resume=True)
         logs.append(learn.phase_log.drop(columns='seconds'))
         centres.append(cb.loss.centres.detach().clone())

@@ -11,6 +11,7 @@ from timm.data import Mixup
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
+from stops import StopAt
 
 nc = 5
 
@@ -214,22 +215,13 @@ def test_one_at_a_time():
     with pytest.raises(FineGrainedError, match=r'MixUp and CutMix would each mix every batch.*Mix\(mixup=.4, cutmix=1.\)'): fit(learn, cbs=[MixUp(), CutMix()])
     fit(learn, cbs=[Mix(mixup=.4, cutmix=1.)])
 
-class StopAt(Callback):
-    order = 100
-    def __init__(self, ev, ex): self.ev,self.ex,self.left = ev,ex,2
-    def __call__(self, name):
-        if name==self.ev and self.training:
-            self.left -= 1
-            if self.left==0: raise self.ex
-        return super().__call__(name)
-
 @pytest.mark.parametrize('ex', [CancelFitException, CancelBatchException, KeyboardInterrupt])
 @pytest.mark.parametrize('ev', ['before_batch', 'after_pred', 'after_loss', 'before_step'])
 def test_nothing_stays_behind(ev, ex):
     loss_func = nn.CrossEntropyLoss()
     learn = learner(loss_func, dtype=torch.float32)
     cb = Mix(.4, 1.)
-    try: fit(learn, cbs=[cb, StopAt(ev, ex)])
+    try: fit(learn, cbs=[cb, StopAt(ev, 2, ex, training=True)])
     except KeyboardInterrupt: assert ex is KeyboardInterrupt
     assert learn.loss_func is loss_func and cb not in learn.cbs
     learn.model.eval()
@@ -241,7 +233,7 @@ def test_nothing_stays_behind(ev, ex):
     assert all(o['mixed'] is None and torch.equal(o['loss_grad'], o['plain']) for o in learn.spy.seen if o['training'])
 
 def test_a_cancelled_batch_does_not_change_the_next():
-    learn = fit(learner(nn.CrossEntropyLoss(), cbs=[MixUp(), Spy(), StopAt('after_pred', CancelBatchException)], bs=4), 1)
+    learn = fit(learner(nn.CrossEntropyLoss(), cbs=[MixUp(), Spy(), StopAt('after_pred', 2, CancelBatchException, training=True)], bs=4), 1)
     assert len(learn.spy.seen)>=6
     for o in learn.spy.seen:
         if 'loss' not in o or not o['training']: continue
@@ -398,7 +390,7 @@ def test_a_stopped_fit_mixes_no_loss_afterwards(ex):
     cb = SnapMix()
     learn = learner(nn.CrossEntropyLoss(), cbs=cb)
     learn.model = Conv().double()
-    try: fit(learn, cbs=StopAt('after_pred', ex))
+    try: fit(learn, cbs=StopAt('after_pred', 2, ex, training=True))
     except KeyboardInterrupt: assert ex is KeyboardInterrupt
     learn.training,learn.yb = False,(torch.tensor([0,1]),)
     assert mixed_loss(learn, lambda y: y.double())==.5

@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.train.groups import FrozenNorms, freeze_below
 from fgvc_fast.train.all import Phase, phase_rates
+from stops import StopAt
 
 def stage(ni, nf): return nn.Sequential(nn.Conv2d(ni, nf, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(nf), nn.ReLU())
 
@@ -35,16 +36,6 @@ def learner(n_dls=2, bar=False, **kwargs):
     return learn
 
 def plan(): return [Phase('head', 2, lr=2e-2), Phase('top', 2, lr=2e-2, reinit=1), Phase('all', 3, lr=1e-2)]
-
-class StopAt(Callback):
-    "Raise `ex` the `n`th time that `ev` happens"
-    order = 200
-    def __init__(self, ev, n, ex=KeyboardInterrupt): self.ev,self.left,self.ex = ev,n,ex
-    def __call__(self, name):
-        if name==self.ev:
-            self.left -= 1
-            if self.left==0: raise self.ex
-        return super().__call__(name)
 
 def values(learn): return tensor([v for v in learn.recorder.values])
 

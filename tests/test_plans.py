@@ -6,20 +6,16 @@ from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
 from functools import cache
 from fgvc_fast.train.all import Phase, by_layer, group_names, param_groups, phase_rates, plans
+from stops import StopAt
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
 @pytest.fixture(scope='module')
-def birds():
-    "Four species; of each 16 pictures to train with, and 4 to validate"
-    data = fine_grained_data('toy_birds')
-    data = data.subset(list(data.vocab[:4]))
-    nth = data.items.groupby(['split','label'], observed=True).cumcount()
-    return data.drop(data.items.index[nth >= data.items.split.map(dict(train=16, valid=4, test=1))])
+def birds(): return fine_grained_data('toy_birds', families=2, species=2, per_class=24, size=64)
 
 def learner(birds, arch='toy_resnet', size=32, **kwargs):
     set_seed(0)
-    learn = fine_grained_learner(birds.dls(size=size, bs=16, num_workers=0, seed=0), arch, **kwargs)
+    learn = fine_grained_learner(birds.dls(size=size, bs=15, num_workers=0, seed=0), arch, **kwargs)
     learn.remove_cb(learn.progress)
     return learn
 
@@ -28,14 +24,6 @@ def vit(birds, **kwargs): return learner(birds, 'test_vit', pretrained=False, **
 def fit(learn, *args, **kwargs):
     with learn.no_logging(): learn.fit_phases(*args, **kwargs)
     return learn
-
-class StopAt(Callback):
-    "Press stop in the `n`th training batch"
-    order,run_valid = 200,False
-    def __init__(self, n): self.left = n
-    def after_pred(self):
-        self.left -= 1
-        if self.left==0: raise KeyboardInterrupt
 
 @pytest.mark.parametrize('name', plans)
 def test_every_plan_runs(birds, name):
@@ -132,7 +120,7 @@ def grown(birds):
 @pytest.mark.parametrize('n', [2, 6, 10])
 def test_resume_finds_the_size(birds, make, n, grown):
     whole = grown(make)
-    learn = fit(make(birds), sizes, cbs=StopAt(n)) # four batches an epoch
+    learn = fit(make(birds), sizes, cbs=StopAt('after_pred', n, training=True)) # four batches an epoch
     assert learn.get_preds()[0].shape[1]==4 # usable, at the size of its best weights
     fit(learn, resume=True)
     np.testing.assert_allclose([float(o) for o in learn.recorder.losses], [float(o) for o in whole.recorder.losses], atol=1e-5)
@@ -155,7 +143,7 @@ def test_rate_finder_leaves_no_trace(birds, phase, tmp_path):
     assert learn.opt is opt and learn.dls.valid.one_batch()[0].shape[-1]==32 and not list(tmp_path.rglob('*'))
     for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k]), k
     with pytest.raises(KeyboardInterrupt):
-        with learn.added_cbs(StopAt(8)): learn.lr_find_phase(phase, num_it=20, show_plot=False)
+        with learn.added_cbs(StopAt('after_pred', 8, training=True)): learn.lr_find_phase(phase, num_it=20, show_plot=False)
     for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k]), k
     assert all(p.requires_grad for p in learn.model.parameters())
 

@@ -1,7 +1,7 @@
 "Run logs: what was trained is what can be read back, over phases, stops and whatever else a learner is asked"
 import json, pathlib, re, struct, sys, time
 import pandas as pd, pytest, random, torch
-from fastai.basics import Callback, CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, accuracy, params
+from fastai.basics import CancelFitException, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, accuracy, params
 from fastai.callback.schedule import lr_find # chkstyle: ignore (patches Learner)
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -10,6 +10,7 @@ from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.learner import CPUAutocast, fine_grained_learner
 from fgvc_fast.train.all import Phase
 from fgvc_fast.track import CSVLog, tensorboard_log, wandb_log
+from stops import StopAt
 
 class Net(nn.Module):
     def __init__(self):
@@ -32,13 +33,6 @@ plan = [Phase('head', 1, lr=1e-2), Phase('all', 2, lr=1e-2)]
 def fit(learn, *args, **kwargs):
     with learn.no_logging(): learn.fit_phases(*args, **kwargs)
     return learn
-
-class StopAt(Callback):
-    def __init__(self, n, ex=KeyboardInterrupt): self.left,self.ex = n,ex
-    def before_batch(self):
-        if not self.training: return
-        self.left -= 1
-        if self.left==0: raise self.ex
 
 def same(got, want): assert got==pytest.approx([float(o) for o in want], rel=1e-5)
 
@@ -66,7 +60,7 @@ def test_csv_of_a_plain_fit_a_second_run_and_no_validation_set(tmp_path):
 @pytest.mark.parametrize('n', [2, 6, 10])
 def test_csv_of_a_run_that_goes_on(n, tmp_path):
     fit(learner(), plan, cbs=CSVLog(tmp_path/'whole.csv'))
-    learn = fit(learner(), plan, cbs=[CSVLog(tmp_path/'a.csv'), StopAt(n)])
+    learn = fit(learner(), plan, cbs=[CSVLog(tmp_path/'a.csv'), StopAt('before_batch', n, training=True)])
     assert not (tmp_path/'a.csv').exists() or len(pd.read_csv(tmp_path/'a.csv'))==len(learn.phase_log)
     fit(learn, resume=True, cbs=CSVLog(tmp_path/'a.csv'))
     assert (tmp_path/'a.csv').read_text()==(tmp_path/'whole.csv').read_text()
@@ -109,7 +103,7 @@ def test_a_log_changes_nothing(tb, tmp_path):
 
 @pytest.mark.parametrize('n', [2, 6, 11])
 def test_tensorboard_of_a_run_that_goes_on(n, tb, tmp_path):
-    learn = fit(learner(), plan, cbs=[tensorboard_log(tmp_path/'a'), StopAt(n)])
+    learn = fit(learner(), plan, cbs=[tensorboard_log(tmp_path/'a'), StopAt('before_batch', n, training=True)])
     fit(learn, resume=True, cbs=tensorboard_log(tmp_path/'a')) # in a new kernel it is another callback
     assert_whole(curves(tmp_path/'a')[0], learn)
 
@@ -117,7 +111,7 @@ def test_tensorboard_of_plain_and_broken_fits(tb, tmp_path):
     learn = learner(cbs=tensorboard_log(tmp_path/'a'))
     for ex in (KeyboardInterrupt, CancelFitException):
         try:
-            with learn.no_logging(): learn.fit(1, 1e-2, cbs=StopAt(2, ex))
+            with learn.no_logging(): learn.fit(1, 1e-2, cbs=StopAt('before_batch', 2, ex, training=True))
         except KeyboardInterrupt: pass
     with learn.no_logging(): learn.fit(2, 1e-2)
     got,text = curves(tmp_path/'a')
@@ -175,7 +169,7 @@ def test_wandb_offline_over_phases_and_a_stop(wandb, tmp_path):
     wandb.log(dict(mine=1)) # somebody logged before
     learn = learner()
     learn.made_of = dict(arch='tiny', pool='avg')
-    fit(learn, plan, cbs=[wandb_log(), StopAt(7)]) # in the second phase
+    fit(learn, plan, cbs=[wandb_log(), StopAt('before_batch', 7, training=True)]) # in the second phase
     learn.validate()
     fit(learn, resume=True, cbs=wandb_log())
     last,config = dict(run.summary),dict(run.config)

@@ -51,14 +51,14 @@ class FineGrainedModel(nn.Module):
     ):
         super().__init__()
         self.norm,self.body,self.pool,self.head,self.branch,self.closer = norm,body,pool,head,branch,closer
-        self.losses = nn.ModuleDict() # of `AddLoss`, as long as they are learned with
+        self.added = nn.ModuleDict() # of `AddLoss`, as long as they are learned with
         self.said,self.keep,self.kept,self.apart = [],(),{},False
 
     def __getstate__(self): return self.__dict__ | dict(said=[], kept={}) # what was said of a batch stays with it
 
     def _load_from_state_dict(self, state, prefix, *args):
-        pre = prefix+'losses.'
-        own = {pre+k: v for k,v in self.losses.state_dict().items()}
+        pre = prefix+'added.'
+        own = {pre+k: v for k,v in self.added.state_dict().items()}
         for k in [k for k in state if k.startswith(pre) and k not in own]: del state[k] # of a loss that is no longer learned with
         for k,v in own.items(): state.setdefault(k, v) # of one that came later
         super()._load_from_state_dict(state, prefix, *args)
@@ -150,7 +150,7 @@ def _again(self:FineGrainedModel, x): return self._whole(x)[0] # of a closer loo
 @patch
 def groups(self:FineGrainedModel):
     "Parameters by depth: the body's groups, then all that is new as one"
-    new = [self.pool, self.head, self.branch, getattr(self.body, 'after', None), self.losses]
+    new = [self.pool, self.head, self.branch, getattr(self.body, 'after', None), self.added]
     return self.body.groups() + [[p for o in new if o is not None for p in o.parameters()]]
 
 @patch

@@ -84,7 +84,7 @@ def _join(self:AddLoss, learn):
     if self.loss is None or self._model is None or self._model() is not model: # else a later fit goes on with what it has learned
         nf = dict(logits=n_out, rows=model.pool.nf, maps=model.body.nf)[self.on]
         self.loss,self._model = _built(self.spec, nf=nf, n_out=n_out),weakref.ref(model)
-    if isinstance(self.loss, nn.Module): model.losses[self.part] = self.loss.to(next(model.parameters()).device)
+    if isinstance(self.loss, nn.Module): model.added[self.part] = self.loss.to(next(model.parameters()).device)
     self._asked(learn, [self, *self._others(learn)])
 
 @patch
@@ -99,7 +99,7 @@ def _leave(self:AddLoss):
     "Take the loss out of model and optimizer again"
     learn,model = self._learn,get_model(self._learn.model)
     own = {id(p) for p in self._params()}
-    if self.part in model.losses: del model.losses[self.part]
+    if self.part in model.added: del model.added[self.part]
     self._asked(learn, self._others(learn))
     for pg in learn.opt.param_lists if learn.opt is not None else ():
         for i in reversed(range(len(pg))):

@@ -57,7 +57,7 @@ def lr_find_phase(self:Learner,
     top = np.array(_group_lrs(self, phase))
     part = np.where(top>0, top, top[-1])/top[-1] # frozen groups do not step, whatever their rate
     with _as_before(self):
-        _resize(self, None if phase.size is None else (phase.size,)*2 if isinstance(phase.size, int) else tuple(phase.size))
+        _resize(self, phase.size)
         if phase.reinit: self.model.reinit(phase.reinit)
         with freeze_below(self, phase.to, _stats_from(self, phase.reinit) if phase.keep_stats else None):
             with self.added_cbs(SpreadRates(part)): return self.lr_find(**kwargs)

@@ -17,6 +17,7 @@ from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from pathlib import Path
 from ..core import check, listing
+from ..models.body import _pair
 from .frozen import frozen_features
 from .groups import depth_name, freeze_below, group_names
 from .parallel import from_all, processes
@@ -28,7 +29,7 @@ def _size_of(learn): return getattr(getattr(learn.model, 'body', None), 'img_siz
 
 def _resize(learn, size):
     "Pictures and model of `learn` at `size` from here on"
-    if size is None or _size_of(learn)==size: return
+    if size is None or _size_of(learn)==(size := _pair(size)): return
     dls = learn.dls.resized(size)
     learn.model.resize(size)
     learn.dls,learn.made_of['image_size'] = dls,'×'.join(map(str, size))
@@ -119,8 +120,8 @@ def use(self:PhaseRun, learn, best):
     if learn.opt is not None: learn.opt.clear_state()
 
 # %% ../../nbs/api/41a_train.run.ipynb #a59fd32a
-def _phase_as_dict(p): return {k: dict(shallowest=v.start, deepest=v.stop) if isinstance(v, slice) else v for k,v in asdict(p).items()}
-def _phase_of(d): return Phase(**{k: slice(v['shallowest'], v['deepest']) if isinstance(v, dict) else v for k,v in d.items()})
+def _no_slice(v): return dict(shallowest=v.start, deepest=v.stop) if isinstance(v, slice) else v
+def _slice_again(v): return slice(v['shallowest'], v['deepest']) if isinstance(v, dict) else v
 
 @patch
 def write(self:PhaseRun, learn):
@@ -128,7 +129,7 @@ def write(self:PhaseRun, learn):
     if self.folder is None or rank_distrib(): return # one writes for all
     losses = torch.tensor([float(o) for o in self.curves['losses']])
     snap = self.snap | dict(curves=self.snap['curves'] | dict(losses=losses))
-    write_snapshot(self.folder, dict(snap=snap, plan=[_phase_as_dict(o) for o in self.plan], lr=_phase_as_dict(Phase('head', 1, lr=self.lr))['lr'], wd=self.wd, stops=self.stops, batches=len(learn.dls.train)))
+    write_snapshot(self.folder, dict(snap=snap, plan=[{k: _no_slice(v) for k,v in asdict(o).items()} for o in self.plan], lr=_no_slice(self.lr), wd=self.wd, stops=self.stops, batches=len(learn.dls.train)))
     self.log().to_csv(self.folder/'phase_log.csv', index=False)
 
 # %% ../../nbs/api/41a_train.run.ipynb #ca0cd9ea
@@ -139,7 +140,7 @@ def _read_run(learn, folder, cbs):
     check(n==want, f"the run in '{folder}' had {want} batches an epoch, and this learner has {n}: make the data as they were (split, seed, batch size) to go on with it")
     (_,n),want = processes(learn),len(o['snap']['random'])
     check(n==want, f"the run in '{folder}' is of another number of processes ({want}, and here {n}): start as many to go on with it, or begin anew")
-    run = PhaseRun(Plan(map(_phase_of, o['plan'])), _phase_of(dict(to='head', epochs=1, lr=o['lr'])).lr, o['wd'], cbs, o['snap']['size'], Path(folder))
+    run = PhaseRun(Plan(Phase(**{k: _slice_again(v) for k,v in p.items()}) for p in o['plan']), _slice_again(o['lr']), o['wd'], cbs, o['snap']['size'], Path(folder))
     run.snap = o['snap'] | dict(curves=o['snap']['curves'] | dict(losses=list(o['snap']['curves']['losses'])))
     run.stops = [*o['stops'], 0] # `restore` fills in where
     return run
@@ -239,7 +240,7 @@ def _features(learn, run): return nullcontext() if run.now.views is None else fr
 @patch
 def set_up(self:PhaseRun, learn):
     "Begin a phase: stages re-initialised if it wants that, a fresh optimizer"
-    if self.now.size is not None: self.size = (self.now.size,self.now.size) if isinstance(self.now.size, int) else tuple(self.now.size)
+    if self.now.size is not None: self.size = self.now.size
     _resize(learn, self.size)
     if self.now.reinit: learn.model.reinit(self.now.reinit)
     learn.create_opt()
@@ -270,7 +271,7 @@ def go(self:PhaseRun, learn):
             if self.epoch<self.now.epochs: self.say(learn, f'no better for {_count(self.wait, "epoch")}, stopped early: back to the weights of epoch {self.phase_best[1]}')
             self.use(learn, self.phase_best)
         self.phase,self.epoch = self.phase+1,None
-    self.save(learn) # a folder ends with the weights that came of it
+    if self.folder is not None: self.save(learn) # which ends with the weights that came of it
     self.done,self.snap,self.best,self.phase_best = True,None,None,None
 
 @patch
@@ -329,9 +330,9 @@ def fit_phases(self:Learner,
     check(hasattr(self, 'recorder'), "fit_phases writes to the learner's `Recorder`, and this one has none: add it back with `learn.add_cb(Recorder)`")
     if resume: run = _resumable(self, plan, cbs, resume, folder)
     else: run = PhaseRun(_as_plan(self, plan, lr), lr, wd, cbs, _size_of(self), _new_folder(folder))
-    self._phase_run = run
     with self.added_cbs(run.cbs): # for all phases at once: a loss of `AddLoss` is part of the weights that are kept and loaded
         if resume and run.snap is not None: run.restore(self)
+        self._phase_run = run
         try:
             with _left_tidy(self): run.go(self)
         except BaseException as e:
