@@ -15,5 +15,5 @@ from .interpret.all import *
 from .bundle import *
 from .save import *
 from .track import *
-from .study import *
+from .study.all import *
 from .studies import *

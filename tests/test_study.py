@@ -12,7 +12,9 @@ from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
-from fgvc_fast.study import Study, _clocked, measure, value_name
+from fgvc_fast.study.names import value_name
+from fgvc_fast.study.show import Study
+from fgvc_fast.study.table import _clocked, measure
 from fgvc_fast.studies import all_that_help, depth_study, layer_plans, reinit_study, train_one, training_tricks, transfer_study, tricks_study, vit_study
 from fgvc_fast.train.phases import Phase
 
@@ -51,7 +53,7 @@ script = """
 import os, time, torch
 from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner
 from torch.utils.data import TensorDataset
-from fgvc_fast.study import Study
+from fgvc_fast.study.table import Study
 log = {log!r}
 def train(seed, lr):
     with open(log, 'a') as f: f.write(f'{{lr}} {{seed}}\\n')

@@ -1,0 +1,4 @@
+"Tables of runs"
+from .names import *
+from .show import *
+from .table import *
