@@ -84,7 +84,8 @@ def several(name, make, data, weights, seeds, first=None, **kwargs):
     res = []
     for seed in range(seeds):
         learn,secs = trained(make, seed, data, weights, **kwargs) if seed or first is None else first
-        res.append((tested(learn, make, data), valid(learn), secs))
+        chosen_by = valid(learn) # before the test, which the recorder would take for a validation
+        res.append((tested(learn, make, data), chosen_by, secs))
         print(f'{name}, seed {seed}: test {res[-1][0]:.1f}, valid {res[-1][1]:.1f}, {secs:.0f} s', file=sys.stderr, flush=True)
     t,v,s = np.array(res).T
     return dict(learner=name, test_top1=f'{t.mean():.1f} ± {t.std():.1f}', valid_top1=f'{v.mean():.1f}', seconds=f'{s.mean():.0f}', **{k: kwargs[k] for k in ('epochs','size')}, seeds=seeds),t.mean(),s.mean()
