@@ -1,5 +1,5 @@
 "What all benchmarks share: a table, and a line per goal"
-import os, sys
+import numpy as np, os, sys
 from pathlib import Path
 
 def shared(*parts):
@@ -14,6 +14,11 @@ def table(rows):
     cells = [cols] + [[f'{v:.3g}' if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
     width = [max(len(r[i]) for r in cells) for i in range(len(cols))]
     for r in cells: print('  '.join(c.ljust(w) if i==0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, width))))
+
+def spread(values, sign=''):
+    "Mean ± standard deviation of a sample, as it stands in a table"
+    v = np.asarray(values)
+    return f'{v.mean():{sign}.1f}' + (f' ± {v.std(ddof=1):.1f}' if len(v)>1 else '')
 
 def goals(*lines):
     "Print a line per goal (text, measured, holds) and leave with 1 when one falls short"

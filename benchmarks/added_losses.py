@@ -2,7 +2,7 @@
 import argparse
 import numpy as np, torch
 from fgvc_fast.all import AddLoss, accuracy, fine_grained_learner, metric_loss, partial, toy_birds
-from _table import table
+from _table import spread, table
 
 def added(**kwargs): return lambda: AddLoss(**kwargs)
 
@@ -32,9 +32,9 @@ def main():
     for name in args.only:
         pairs = 'supcon' in name or 'triplet' in name
         res = 100*np.array([run(data, settings[name] and settings[name](), s, args.epochs, 4 if pairs else None) for s in range(args.seeds)])
-        names = ('accuracy %','spread','own vectors %','5-NN %','recall@1 %','mAP@R %')
+        names = ('accuracy %','own vectors %','5-NN %','recall@1 %','mAP@R %')
         mean = res.mean(0).round(1)
-        rows.append({'': name} | dict(zip(names, (mean[0], res[:,0].std().round(1), *mean[1:]))))
+        rows.append({'': name} | dict(zip(names, (spread(res[:,0]), *mean[1:]))))
         print(rows[-1], flush=True)
     print(data, f'· {args.epochs} epochs, {args.seeds} seeds')
     table(rows)

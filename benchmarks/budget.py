@@ -9,7 +9,7 @@ from fastai.vision.all import CrossEntropyLossFlat, accuracy, set_seed
 from fgvc_fast.all import EMA, Cutout, Mix, Phase, fine_grained_data, fine_grained_learner
 from fgvc_fast.train.phases import default_plan
 from functools import partial
-from _table import shared, table
+from _table import shared, spread, table
 
 def once(epochs, n=10): return [Phase('head', n, lr=1e-2, views=1), Phase('all', epochs, lr=1e-3, ratio=10., keep_stats=True)]
 
@@ -53,7 +53,7 @@ def main():
     for name in settings:
         if args.only and not any(o in name for o in args.only): continue
         res = np.array([run(data, weights, name, seed) for seed in range(args.seeds)])
-        rows.append({'one thing changed': name, 'valid accuracy %': f'{res[:,0].mean():.1f} ± {res[:,0].std():.1f}', 'seconds': f'{res[:,1].mean():.0f}', 'seeds': args.seeds})
+        rows.append({'one thing changed': name, 'valid accuracy %': spread(res[:,0]), 'seconds': f'{res[:,1].mean():.0f}', 'seeds': args.seeds})
         print(rows[-1], file=sys.stderr, flush=True)
     table(rows)
 

@@ -5,7 +5,7 @@
 import argparse, numpy as np, shutil, tempfile, time, warnings
 from fastai.vision.all import accuracy, set_seed
 from fgvc_fast.all import fine_grained_data, fine_grained_learner
-from _table import goals, shared, table
+from _table import goals, shared, spread, table
 
 def run(data, weights, seed, args, cache):
     "(validation accuracy in %, seconds)"
@@ -28,7 +28,7 @@ def main():
     for name,cache in (('decoded in every epoch', False), ('through the cache', tmp)):
         res[name] = np.array([run(data, weights, seed, args, cache) for seed in range(args.seeds)])
         acc,secs = res[name].T
-        rows.append({'': name, 'valid accuracy %': f'{acc.mean():.1f} ± {acc.std():.1f}', 'each seed': ' '.join(f'{o:.1f}' for o in acc), 'seconds': f'{secs.mean():.0f}'})
+        rows.append({'': name, 'valid accuracy %': spread(acc), 'each seed': ' '.join(f'{o:.1f}' for o in acc), 'seconds': f'{secs.mean():.0f}'})
     shutil.rmtree(tmp)
     table(rows)
     plain,cached = [o[:,0] for o in res.values()]

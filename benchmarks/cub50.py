@@ -10,7 +10,7 @@ import argparse, numpy as np, sys, tempfile, time
 from fastai.vision.all import *
 from fgvc_fast.all import fine_grained_data, fine_grained_learner
 from safetensors.torch import load_file
-from _table import goals, shared, table
+from _table import goals, shared, spread, table
 
 stats,arch = ([.5]*3, [.5]*3),'mobilenetv2_100'
 
@@ -74,7 +74,7 @@ def same_epochs(data, weights, args):
             res.append((tested(learn, make, data), secs, len(data['train'])*args.epochs/secs))
         res = np.array(res)
         means[name] = res.mean(0)
-        rows.append(dict(learner=name, test_top1=f'{res[:,0].mean():.1f} ± {res[:,0].std():.1f}', seconds=f'{res[:,1].mean():.0f}', pictures_per_s=f'{res[:,2].mean():.0f}', epochs=args.epochs, size=args.size, seeds=args.seeds))
+        rows.append(dict(learner=name, test_top1=spread(res[:,0]), seconds=f'{res[:,1].mean():.0f}', pictures_per_s=f'{res[:,2].mean():.0f}', epochs=args.epochs, size=args.size, seeds=args.seeds))
     table(rows)
     (fa,fs,_),(oa,os_,_) = means.values()
     goals(('test top-1 at least 8 points above fastai', f'{oa-fa:+.1f} points', oa-fa>=8), ('wall time below fastai', f'{os_/fs:.2f} ×', os_<fs))
@@ -88,15 +88,14 @@ def several(name, make, data, weights, seeds, first=None, **kwargs):
         res.append((tested(learn, make, data), chosen_by, secs))
         print(f'{name}, seed {seed}: test {res[-1][0]:.1f}, valid {res[-1][1]:.1f}, {secs:.0f} s', file=sys.stderr, flush=True)
     t,v,s = np.array(res).T
-    return dict(learner=name, test_top1=f'{t.mean():.1f} ± {t.std():.1f}', valid_top1=f'{v.mean():.1f}', seconds=f'{s.mean():.0f}', **{k: kwargs[k] for k in ('epochs','size')}, seeds=seeds),t.mean(),s.mean()
+    return dict(learner=name, test_top1=spread(t), valid_top1=f'{v.mean():.1f}', seconds=f'{s.mean():.0f}', **{k: kwargs[k] for k in ('epochs','size')}, seeds=seeds),t.mean(),s.mean()
 
 def same_time(data, weights, args, rates=(1e-3,4e-3,8e-3,1.6e-2)):
     rows = [several('fastai, its defaults: fine_tune(4)', fastai, data, weights, args.seeds, epochs=5, size=128)]
     budget = rows[0][2]
     grid = [dict(epochs=5, size=128, lr=lr) for lr in rates]
-    n = fit_in(fastai, budget, data, weights, few=2, more=3, size=224)
-    if n>=2: grid += [dict(epochs=n, size=224, lr=lr) for lr in (2e-3, *rates[1:3])]
-    else: print(f'at 224 px not even two epochs of fastai fit into {budget:.0f} s')
+    n = max(fit_in(fastai, budget, data, weights, few=2, more=3, size=224), 2) # fine_tune(1) is the least: it may take longer
+    grid += [dict(epochs=n, size=224, lr=lr) for lr in (2e-3, *rates[1:3])]
     firsts = []
     for o in grid:
         firsts.append(trained(fastai, 0, data, weights, **o))

@@ -12,7 +12,7 @@ from fastai.vision.all import accuracy, set_seed
 from fgvc_fast.all import fine_grained_data, fine_grained_learner
 from fgvc_fast.train.frozen import _fused, frozen_features
 from fgvc_fast.train.groups import freeze_below
-from _table import goals, shared, table
+from _table import goals, shared, spread, table
 
 stats,arch = ([.5]*3, [.5]*3),'mobilenetv2_100'
 ways = {'through the body': None, 'one view': 1, 'two views': 2, 'four views': 4, 'plain view': 0}
@@ -37,7 +37,7 @@ def compare(data, weights, args):
         print(f'seed {seed}:', '; '.join(f'{k} {v[-1][0]:.1f} % {v[-1][1]:.0f} s (CPU {v[-1][2]:.0f} s)' for k,v in res.items()), flush=True)
     res = {k: np.array(v) for k,v in res.items()}
     base = res['through the body']
-    table([dict(way=k, valid_top1=f'{v[:,0].mean():.1f} ± {v[:,0].std():.1f}', apart=f'{(v-base)[:,0].mean():+.1f} ± {(v-base)[:,0].std():.1f}', wall_s=v[:,1].mean(), cpu_s=v[:,2].mean(),
+    table([dict(way=k, valid_top1=spread(v[:,0]), apart=spread((v-base)[:,0], '+'), wall_s=v[:,1].mean(), cpu_s=v[:,2].mean(),
         faster_wall=(base[:,1]/v[:,1]).mean(), faster_cpu=(base[:,2]/v[:,2]).mean()) for k,v in res.items()])
     one = res['one view']
     gap,times = (one-base)[:,0].mean(),(base[:,1]/one[:,1]).mean()

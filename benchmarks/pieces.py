@@ -11,7 +11,7 @@ from fgvc_fast.all import fine_grained_data, fine_grained_learner
 from fgvc_fast.models.model import Normalise
 from safetensors.torch import load_file
 from torch import nn
-from _table import shared, table
+from _table import shared, spread, table
 
 def our_loaders(data, weights, epochs, size):
     "Our loaders (cached pictures, our crops and flips), under fastai's model and training"
@@ -38,7 +38,7 @@ def row(name, make, data, weights, args, epochs):
         res.append((valid(learn), secs))
         print(f'{name}, seed {seed}: {res[-1][0]:.1f} %, {secs:.0f} s', file=sys.stderr, flush=True)
     v,s = np.array(res).T
-    return dict(piece=name, valid_top1=f'{v.mean():.1f} ± {v.std():.1f}', epochs=epochs, seconds=f'{s.mean():.0f}', seeds=args.seeds),s.mean()
+    return dict(piece=name, valid_top1=spread(v), epochs=epochs, seconds=f'{s.mean():.0f}', seeds=args.seeds),s.mean()
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -4,7 +4,7 @@ import numpy as np, torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from fgvc_fast.all import FineGrainedData, Phase, fine_grained_data, fine_grained_learner
-from _table import goals, table
+from _table import goals, spread, table
 
 def linear(data, seed, size=32):
     "Logistic regression on raw pixels; of three strengths the one that is best on the test, in its favour"
@@ -42,7 +42,7 @@ def main():
         n = 1 if name.startswith('linear') else args.seeds # nothing is random in it
         start = time.time()
         res = np.array([f(s) for s in range(n)])
-        rows.append({'': name, 'test accuracy %': round(100*res.mean(),1), 'spread': round(100*res.std(),1), 'seconds': round((time.time()-start)/n), 'seeds': n})
+        rows.append({'': name, 'test accuracy %': spread(100*res), 'seconds': round((time.time()-start)/n), 'seeds': n})
         accs.append(100*res.mean())
     print(data, f'· {torch.get_num_threads()} threads')
     table(rows)
