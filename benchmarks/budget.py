@@ -11,7 +11,7 @@ from fgvc_fast.train.phases import default_plan
 from functools import partial
 from _table import shared, spread, table
 
-def once(epochs, n=10): return [Phase('head', n, lr=1e-2, views=1), Phase('all', epochs, lr=1e-3, ratio=10., keep_stats=True)]
+def once(epochs, n=10): return [Phase('head', n, lr=1e-2, views=0), Phase('all', epochs, lr=1e-3, ratio=10., keep_stats=True)]
 
 # name: (size, plan, options of the learner, of the loaders)
 settings = {'the default, 11 epochs': (128, 11, {}, {}),

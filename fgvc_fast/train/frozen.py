@@ -293,7 +293,7 @@ def _seeing(model, lay):
 @contextmanager
 def frozen_features(
     learn:Learner, # Made by `fine_grained_learner`, its body frozen: inside `freeze_below(learn, 'head')`
-    views:int=1, # Times that each training picture is looked at, augmented anew; 0: once, as in validation
+    views:int=0, # Augmented views of each training picture, dealt in turn; 0: the plain picture, as in validation
     seed:int=None, # Of the views: the same ones again; None: the loader's own, or another each time
     max_gb:float=10. # That features may take on disk, where memory does not hold them
     ):

@@ -37,7 +37,7 @@ class Phase:
     ratio:float=30. # How much slower the shallowest of the groups that train learns
     decay:float|None=None # Instead of `ratio`: what a group's rate is multiplied with for the next shallower one, (0, 1]
     size:int|tuple|None=None # Pixels of the pictures from here on, as in `dls(size)`; as they are if none is given
-    views:int|None=None # Only for the head: ask the frozen body once about so many augmented views of each picture (0: the plain picture), and train on what it says
+    views:int|None=None # Only for the head: ask the frozen body once about each picture (0: the plain one; 1, 2, ...: so many augmented views), and train on what it says
     reinit:int=0 # How many of the body's last stages to re-initialise first
     patience:int|None=None # Epochs without a better validation loss before the phase stops and returns to its best weights
     keep_stats:bool=False # Leave the running statistics of the body's norm layers as pretraining measured them (but for re-initialised stages)
