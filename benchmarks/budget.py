@@ -29,7 +29,8 @@ settings = {'the default, 11 epochs': (128, 11, {}, {}),
     'averaged weights': (128, 11, dict(cbs=EMA), {}),
     'dropout .3': (128, 11, dict(drop=.3), {}),
     "aug='standard'": (128, 11, {}, dict(aug='standard')),
-    "crop='box'": (128, 11, {}, dict(crop='box'))}
+    "crop='box'": (128, 11, {}, dict(crop='box')),
+    'batches of 16': (128, 11, {}, dict(bs=16))}
 
 def run(data, weights, name, seed):
     "(validation accuracy %, seconds)"
