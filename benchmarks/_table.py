@@ -1,12 +1,19 @@
 "What all benchmarks share: a table, and a line per goal"
-import numpy as np, os, sys
+import os, sys
 from pathlib import Path
+from statistics import mean, stdev
 
 def shared(*parts):
     "A folder of the shared data, or a visible skip"
     p = Path(os.environ.get('FGVC_SHARED', '../shared')).joinpath(*parts)
     if not p.exists(): sys.exit(f'skipped: {p} is not here (set FGVC_SHARED)')
     return p
+
+def cub50():
+    "50 classes of CUB-200-2011, and the pretrained body that benchmarks train on them, as options of `fine_grained_learner`"
+    from fgvc_fast.all import fine_grained_data
+    weights = shared('weights', 'mobilenetv2_100.imagenet1k.safetensors')
+    return fine_grained_data(shared('data', 'cub50', 'CUB_200_2011')),dict(arch='mobilenetv2_100', weights=weights, stats=([.5]*3, [.5]*3), pad_type='same')
 
 def table(rows):
     "Print a list of dicts as an aligned table"
@@ -17,8 +24,8 @@ def table(rows):
 
 def spread(values, sign=''):
     "Mean ± standard deviation of a sample, as it stands in a table"
-    v = np.asarray(values)
-    return f'{v.mean():{sign}.1f}' + (f' ± {v.std(ddof=1):.1f}' if len(v)>1 else '')
+    v = [float(o) for o in values]
+    return f'{mean(v):{sign}.1f}' + (f' ± {stdev(v):.1f}' if len(v)>1 else '')
 
 def goals(*lines):
     "Print a line per goal (text, measured, holds) and leave with 1 when one falls short"

@@ -6,10 +6,10 @@ Each row is the default with one thing changed, and as many epochs as make it la
 """
 import argparse, numpy as np, sys, time
 from fastai.vision.all import CrossEntropyLossFlat, accuracy, set_seed
-from fgvc_fast.all import EMA, Cutout, Mix, Phase, fine_grained_data, fine_grained_learner
+from fgvc_fast.all import EMA, Cutout, Mix, Phase, fine_grained_learner
 from fgvc_fast.train.phases import default_plan
 from functools import partial
-from _table import shared, spread, table
+from _table import cub50, spread, table
 
 def once(epochs, n=10): return [Phase('head', n, lr=1e-2, views=0), Phase('all', epochs, lr=1e-3, ratio=10., keep_stats=True)]
 
@@ -32,13 +32,13 @@ settings = {'the default, 11 epochs': (128, 11, {}, {}),
     "crop='box'": (128, 11, {}, dict(crop='box')),
     'batches of 16': (128, 11, {}, dict(bs=16))}
 
-def run(data, weights, name, seed):
+def run(data, body, name, seed):
     "(validation accuracy %, seconds)"
     size,plan,learner,dls = settings[name]
     set_seed(seed)
     loaders = data.split(valid=.3, seed=seed).dls(size=size, **dls)
     learner = {k: v() if k=='cbs' else v for k,v in learner.items()}
-    learn = fine_grained_learner(loaders, 'mobilenetv2_100', weights=weights, stats=([.5]*3, [.5]*3), pad_type='same', metrics=accuracy, **learner)
+    learn = fine_grained_learner(loaders, **body, metrics=accuracy, **learner)
     for dl in loaders.loaders: [None for _ in dl]
     start = time.perf_counter()
     with learn.no_bar(), learn.no_logging(): learn.fit_phases(plan)
@@ -49,11 +49,11 @@ def main():
     p.add_argument('--seeds', type=int, default=2)
     p.add_argument('--only', nargs='+', help='rows whose names hold one of these')
     args = p.parse_args()
-    weights,data = shared('weights', 'mobilenetv2_100.imagenet1k.safetensors'),fine_grained_data(shared('data', 'cub50', 'CUB_200_2011'))
+    data,body = cub50()
     rows = []
     for name in settings:
         if args.only and not any(o in name for o in args.only): continue
-        res = np.array([run(data, weights, name, seed) for seed in range(args.seeds)])
+        res = np.array([run(data, body, name, seed) for seed in range(args.seeds)])
         rows.append({'one thing changed': name, 'valid accuracy %': spread(res[:,0]), 'seconds': f'{res[:,1].mean():.0f}', 'seeds': args.seeds})
         print(rows[-1], file=sys.stderr, flush=True)
     table(rows)

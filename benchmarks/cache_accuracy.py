@@ -4,15 +4,15 @@
 """
 import argparse, numpy as np, shutil, tempfile, time, warnings
 from fastai.vision.all import accuracy, set_seed
-from fgvc_fast.all import fine_grained_data, fine_grained_learner
-from _table import goals, shared, spread, table
+from fgvc_fast.all import fine_grained_learner
+from _table import cub50, goals, spread, table
 
-def run(data, weights, seed, args, cache):
+def run(data, body, seed, args, cache):
     "(validation accuracy in %, seconds)"
     start = time.perf_counter()
     dls = data.split(valid=.3, seed=seed).dls(size=args.size, seed=seed, cache=cache)
     set_seed(seed)
-    learn = fine_grained_learner(dls, 'mobilenetv2_100', weights=weights, stats=([.5]*3, [.5]*3), pad_type='same', metrics=accuracy)
+    learn = fine_grained_learner(dls, **body, metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): learn.fit_phases(args.epochs)
     return learn.recorder.values[-1][-1]*100,time.perf_counter()-start
 
@@ -23,10 +23,10 @@ def main():
     p.add_argument('--seeds', type=int, default=3)
     args = p.parse_args()
     warnings.filterwarnings('ignore')
-    weights,data = shared('weights', 'mobilenetv2_100.imagenet1k.safetensors'),fine_grained_data(shared('data', 'cub50', 'CUB_200_2011'))
+    data,body = cub50()
     tmp,rows,res = tempfile.mkdtemp(),[],{}
     for name,cache in (('decoded in every epoch', False), ('through the cache', tmp)):
-        res[name] = np.array([run(data, weights, seed, args, cache) for seed in range(args.seeds)])
+        res[name] = np.array([run(data, body, seed, args, cache) for seed in range(args.seeds)])
         acc,secs = res[name].T
         rows.append({'': name, 'valid accuracy %': spread(acc), 'each seed': ' '.join(f'{o:.1f}' for o in acc), 'seconds': f'{secs.mean():.0f}'})
     shutil.rmtree(tmp)

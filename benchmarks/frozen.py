@@ -9,18 +9,17 @@ import argparse, numpy as np, time, torch
 from contextlib import nullcontext
 from copy import deepcopy
 from fastai.vision.all import accuracy, set_seed
-from fgvc_fast.all import fine_grained_data, fine_grained_learner
+from fgvc_fast.all import fine_grained_learner
 from fgvc_fast.train.frozen import _fused, frozen_features
 from fgvc_fast.train.groups import freeze_below
-from _table import goals, shared, spread, table
+from _table import cub50, goals, spread, table
 
-stats,arch = ([.5]*3, [.5]*3),'mobilenetv2_100'
 ways = {'through the body': None, 'plain picture': 0, 'one view': 1, 'two views': 2, 'four views': 4}
 
-def learner(data, weights, args, seed):
+def learner(data, body, args, seed):
     set_seed(seed)
     dls = data.dls(size=args.size, seed=seed, num_workers=0)
-    return fine_grained_learner(dls, arch, weights=weights, stats=stats, pad_type='same', pool=args.pool, metrics=accuracy)
+    return fine_grained_learner(dls, **body, pool=args.pool, metrics=accuracy)
 
 def run(views, learn, epochs):
     "(accuracy after the last epoch, wall seconds, CPU seconds)"
@@ -28,12 +27,12 @@ def run(views, learn, epochs):
     with learn.no_bar(), learn.no_logging(), freeze_below(learn, 'head'), nullcontext() if views is None else frozen_features(learn, views): learn.fit_one_cycle(epochs, 1e-2)
     return learn.recorder.values[-1][-1]*100,time.perf_counter()-wall,time.process_time()-cpu
 
-def compare(data, weights, args):
+def compare(data, body, args):
     res = {k: [] for k in ways}
     for seed in range(args.seeds):
         own = data.split(valid=.3, seed=seed)
-        for dl in learner(own, weights, args, seed).dls.loaders: [None for _ in dl] # decodes and keeps
-        for k,views in ways.items(): res[k].append(run(views, learner(own, weights, args, seed), args.epochs))
+        for dl in learner(own, body, args, seed).dls.loaders: [None for _ in dl] # decodes and keeps
+        for k,views in ways.items(): res[k].append(run(views, learner(own, body, args, seed), args.epochs))
         print(f'seed {seed}:', '; '.join(f'{k} {v[-1][0]:.1f} % {v[-1][1]:.0f} s (CPU {v[-1][2]:.0f} s)' for k,v in res.items()), flush=True)
     res = {k: np.array(v) for k,v in res.items()}
     base = res['through the body']
@@ -43,10 +42,10 @@ def compare(data, weights, args):
     gap,times = (plain-base)[:,0].mean(),(base[:,1]/plain[:,1]).mean()
     goals(('plain pictures at least 10 × faster', f'{times:.1f} ×', times>=10), ('its accuracy within 1 point', f'{gap:+.1f} points', abs(gap)<=1))
 
-def passes(data, weights, args, n=128):
+def passes(data, body, args, n=128):
     "CPU milliseconds a picture of the body alone"
     torch.set_num_threads(1)
-    model = learner(data.split(valid=.3, seed=0), weights, args, 0).model.eval().requires_grad_(False)
+    model = learner(data.split(valid=.3, seed=0), body, args, 0).model.eval().requires_grad_(False)
     x = torch.rand(n, 3, args.size, args.size).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(): quick = _fused(model, x[:2])
     flat = [deepcopy(o).to(memory_format=torch.contiguous_format) for o in (model, quick)]
@@ -68,8 +67,8 @@ def main():
     p.add_argument('--ways', action='store_true', help='time the pass alone')
     p.add_argument('--rounds', type=int, default=5, help='of which the quickest counts, for --ways')
     args = p.parse_args()
-    weights,data = shared('weights', 'mobilenetv2_100.imagenet1k.safetensors'),fine_grained_data(shared('data', 'cub50', 'CUB_200_2011'))
+    data,body = cub50()
     print(data)
-    (passes if args.ways else compare)(data, weights, args)
+    (passes if args.ways else compare)(data, body, args)
 
 if __name__=='__main__': main()

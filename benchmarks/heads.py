@@ -8,7 +8,7 @@ Each run is a process of its own: it trains by the default plan and reads the te
 """
 import argparse, json, numpy as np, resource, subprocess, sys, time
 from pathlib import Path
-from _table import shared, table
+from _table import cub50, shared, table
 
 # keywords of `fine_grained_learner`; those of `dls` under 'dls'
 runs = {'linear': {}, 'mlp': dict(head='mlp'), 'cosine': dict(head='cosine'), 'levels': dict(head='levels'),
@@ -21,11 +21,9 @@ runs = {'linear': {}, 'mlp': dict(head='mlp'), 'cosine': dict(head='cosine'), 'l
 # Only the processes that train import torch: what their parent holds would count as their memory
 
 def load(name):
-    "(data, architecture, its keywords)"
+    "(data, body as options of the learner)"
     from fgvc_fast.all import fine_grained_data
-    if name=='toy': return fine_grained_data('toy_birds'),'toy_resnet',{}
-    weights = shared('weights', 'mobilenetv2_100.imagenet1k.safetensors')
-    return fine_grained_data(shared('data', 'cub50', 'CUB_200_2011')),'mobilenetv2_100',dict(weights=weights, stats=([.5]*3, [.5]*3), pad_type='same')
+    return (fine_grained_data('toy_birds'),dict(arch='toy_resnet')) if name=='toy' else cub50()
 
 def lacks(kw, data):
     "What is missing for a run, if anything"
@@ -44,13 +42,13 @@ def maker(name, seed, data, size):
     "(the loaders, a function that builds the learner for `runs[name]`), or what is missing for it"
     from fastai.vision.all import accuracy, set_seed
     from fgvc_fast.all import fine_grained_learner
-    (data,arch,fixed),kw = load(data),dict(runs[name])
+    (data,fixed),kw = load(data),dict(runs[name])
     why = lacks(kw, data)
     if why: return why,None
     more = kw.pop('dls', {})
     set_seed(seed)
     dls = data.split(valid=.3, seed=seed).dls(size=size, seed=seed, **more)
-    return dls,lambda: fine_grained_learner(dls, arch, metrics=accuracy, **fixed, **kw)
+    return dls,lambda: fine_grained_learner(dls, metrics=accuracy, **fixed, **kw)
 
 def cost(name, data, size, rounds=7):
     "How many times as long as with the plain head a training step takes, and its time; on one batch, loading not counted"

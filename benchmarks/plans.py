@@ -4,10 +4,10 @@
 """
 import argparse, numpy as np, sys, time
 from fastai.vision.all import accuracy, set_seed
-from fgvc_fast.all import Phase, fine_grained_data, fine_grained_learner
+from fgvc_fast.all import Phase, fine_grained_learner
 from fgvc_fast.train.phases import default_plan
 from torch import nn
-from _table import goals, shared, table
+from _table import cub50, goals, spread, table
 
 def body(lr, ratio, keep): return [Phase('head', 1, lr=1e-2), Phase('all', 4, lr=lr, ratio=ratio, keep_stats=keep)]
 
@@ -24,18 +24,18 @@ def main():
     p.add_argument('--seeds', type=int, default=2)
     p.add_argument('--size', type=int, default=128)
     args = p.parse_args()
-    weights,data = shared('weights', 'mobilenetv2_100.imagenet1k.safetensors'),fine_grained_data(shared('data', 'cub50', 'CUB_200_2011'))
+    data,pretrained = cub50()
     rows,means = [],{}
     for name,plan in plans.items():
         accs,start = [],time.perf_counter()
         for seed in range(args.seeds):
             set_seed(seed)
             dls = data.split(valid=.3, seed=seed).dls(size=args.size)
-            learn = fine_grained_learner(dls, 'mobilenetv2_100', weights=weights, stats=([.5]*3, [.5]*3), pad_type='same', metrics=accuracy)
+            learn = fine_grained_learner(dls, **pretrained, metrics=accuracy)
             if 'not scaled' in name: learn.model.head.norm = nn.BatchNorm1d(learn.model.pool.nf)
             with learn.no_bar(), learn.no_logging(): learn.fit_phases(plan)
             accs.append(100*learn.phase_log.accuracy.iloc[-1])
-        rows.append({'plan': name, 'valid accuracy %': f'{np.mean(accs):.1f} ± {np.std(accs):.1f}', 'seconds': round((time.perf_counter()-start)/args.seeds), 'seeds': args.seeds})
+        rows.append({'plan': name, 'valid accuracy %': spread(accs), 'seconds': round((time.perf_counter()-start)/args.seeds), 'seeds': args.seeds})
         means[name] = np.mean(accs)
         print(rows[-1], file=sys.stderr, flush=True)
     table(rows)

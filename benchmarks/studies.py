@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from fgvc_fast.all import fine_grained_data
 from fgvc_fast.studies import all_that_help, batch_study, depth_study, layers_study, reinit_study, transfer_study, tricks_study, vit_study
-from _table import shared
+from _table import cub50
 
 def some(data, tiny): return (data.subset(classes=4, per_class=8) if tiny else data).split(valid=.3, seed=0)
 
@@ -20,8 +20,8 @@ def toy(seed, tiny): return some(fine_grained_data('toy_birds', per_class=12 if 
 def load(name, tiny):
     "(data set, options of the body that has weights, of all studies)"
     if name=='toy': return toy(0, tiny),dict(arch='toy_resnet'),dict(size=96)
-    weights = shared('weights', 'mobilenetv2_100.imagenet1k.safetensors')
-    return some(fine_grained_data(shared('data', 'cub50', 'CUB_200_2011')), tiny),dict(arch='mobilenetv2_100', weights=weights, stats=([.5]*3, [.5]*3), pad_type='same'),dict(size=128)
+    data,body = cub50()
+    return some(data, tiny),body,dict(size=128)
 
 def small(study, name='toy', seeds=3, folder='studies', tiny=False):
     "The study called `study` on the data called `name`, of a size that fits this machine"

@@ -153,7 +153,7 @@ def test_plain_view_is_that_of_validation(tmp_path):
     x = torch.cat([b[0].as_subclass(torch.Tensor) for b in learn.dls.test_dl(data['train'].index)])
     with torch.no_grad(): want = learn.model.eval().features(x)
     with learn.no_bar(), freeze_below(learn, 'head'):
-        with frozen_features(learn, 0) as dls: torch.testing.assert_close(dls[0].views[0], want, rtol=1e-3, atol=1e-4)
+        with frozen_features(learn) as dls: torch.testing.assert_close(dls[0].views[0], want, rtol=1e-3, atol=1e-4)
         with frozen_features(learn, 1) as dls: assert not torch.allclose(dls[0].views[0], want, atol=1e-2)
     assert learn.dls.train_ds.split_idx==0
 

@@ -21,6 +21,11 @@ def test_in_step(copy, folder, ext):
     differ = sorted(k for k in old.keys()|new.keys() if old.get(k)!=new.get(k))
     assert not differ, f'{differ} are out of step: run nbdev-export and nbdev-clean, and commit'
 
+def test_no_machine_in_notebooks():
+    "What libraries warn about, with the paths of whoever ran the notebook, is no output to show"
+    for f in (root/'nbs').rglob('*.ipynb'):
+        if '.ipynb_checkpoints' not in f.parts: assert 'site-packages' not in f.read_text(encoding='utf-8'), f'{f.name}: take the warnings out of its outputs'
+
 def test_readme():
     sys.path.insert(0, str(root/'nbs'))
     from _readme import readme
