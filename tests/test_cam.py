@@ -1,13 +1,18 @@
-"CAM and Grad-CAM on every body: against a slow reference, against the usual library, and the learner as it was"
+"Where a model looks: every method on every body and pool, against slow references and the usual library, and the learner as it was"
 import copy
+from types import SimpleNamespace
 import pytest, torch
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorImage
 from fgvc_fast.data.all import toy_birds
-from fgvc_fast.interpret.cam import cam
+from fgvc_fast.core import FineGrainedError
+from fgvc_fast.interpret.cam import cam, cam_methods
+from fgvc_fast.interpret.layers import _as_it_is, view_layers
 from fgvc_fast.models.model import fine_grained_model
+from fgvc_fast.models.pool import pools
 from test_models import every, label, quick # chkstyle: ignore
+from test_pools import bodies, has_token, model_of, name, tokens, whole
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 square = {'tv_vit_b_16'}
@@ -83,6 +88,44 @@ def test_every_body(data, arch, size):
     for m,got in maps.items(): assert torch.equal(cam(learn, x, m), got)
     same(before, state(learn))
 
+def refused(method, layer, arch, pool):
+    "What a method says that cannot be asked there"
+    rolled,transformer = 'rollout' in method,'deit' in name(arch) or 'vit' in name(arch)
+    if layer is not None and (rolled or method=='cam'): return 'leave `layer` out'
+    if rolled and not transformer: return 'no attention|windows'
+    if method=='cam' and pool in tokens: return "method='gradcam'"
+
+def check_every_method(model, x, arch, pool, layers):
+    next(m for m in model.train().modules() if not list(m.children())).eval() # a mode of its own
+    before = state(SimpleNamespace(model=model, cbs=[]))
+    with _as_it_is(model, x.device): logits,views = view_layers(model, x, torch.eye(5)[[1,3]]-torch.eye(5)[[0,1]], layers)
+    for method,f in cam_methods.items():
+        for layer,view in zip(layers, views):
+            if method=='scorecam' and view.maps.shape[1]>64: continue # a look for each channel
+            why = refused(method, layer, arch, pool)
+            with _as_it_is(model, x.device):
+                if why:
+                    with pytest.raises(FineGrainedError, match=why): f(view)
+                    continue
+                heat = f(view)
+            assert heat.shape==(2, *(view.maps.shape[2:] if 'rollout' not in method else views[0].maps.shape[2:])), method
+            assert heat.isfinite().all() and heat.min()>=0 and not heat.requires_grad, method
+    same(before, state(SimpleNamespace(model=model, cbs=[])))
+    with torch.no_grad(): torch.testing.assert_close(logits, model.eval()(x), rtol=1e-4, atol=1e-4)
+
+@pytest.mark.parametrize('pool', pools)
+@pytest.mark.parametrize('arch', bodies, ids=name)
+def test_every_method_on_every_body_and_pool(arch, pool):
+    if pool in tokens and not has_token(arch): pytest.skip('this pool reads a class token, and the body has none')
+    model = model_of(arch, pool, 64)
+    check_every_method(model, torch.rand(2, 3, 64, 64), arch, pool, (None,1))
+
+@pytest.mark.parametrize('key', [k for k in whole if k not in pools])
+def test_every_method_on_whole_models(key):
+    torch.manual_seed(0)
+    model = fine_grained_model(n_out=5, pretrained=False, img_size=64, **whole[key])
+    check_every_method(model, torch.rand(2, 3, 64, 64), whole[key]['arch'], '', (None,) if key=='two_streams' else (None,-2))
+
 @pytest.mark.parametrize('where', ['body','pool','head'])
 def test_left_as_it_was_after_an_exception(data, where, monkeypatch):
     learn = learner(data, 'resnet18', (64,64))
@@ -102,10 +145,10 @@ def test_gradcam_of_other_pools_and_heads(data, pool, head):
     torch.testing.assert_close(cam(learn, x), slow(learn.model, x.as_subclass(torch.Tensor), 'gradcam', torch.float32), atol=1e-3, rtol=0)
     assert cam(learn, x, 'cam').shape==(len(x),64,96)
 
-def tokens(h, w): return lambda o: o[:,1:].transpose(1, 2).unflatten(2, (h, w))
+def tokens_of(h, w): return lambda o: o[:,1:].transpose(1, 2).unflatten(2, (h, w))
 
 @pytest.mark.parametrize('arch,layer,reshape', [('resnet18', lambda m: m.layer4[-1], None), ('vgg16', lambda m: m.features[-1], None),
-    ('vit_tiny_patch16_224', lambda m: m.norm, tokens(4, 6))], ids=['resnet18','vgg16','vit_tiny'])
+    ('vit_tiny_patch16_224', lambda m: m.norm, tokens_of(4, 6))], ids=['resnet18','vgg16','vit_tiny'])
 def test_against_pytorch_grad_cam(data, arch, layer, reshape):
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -118,6 +161,87 @@ def test_against_pytorch_grad_cam(data, arch, layer, reshape):
         for t,got in ours:
             ref = torch.tensor(theirs(input_tensor=x, targets=[ClassifierOutputTarget(o) for o in t]))
             assert ref.amax((1,2)).mean()>.4 and (got-ref).abs().max()<1e-3
+
+@pytest.mark.parametrize('method', ['gradcampp','hirescam','layercam']) # their Score-CAM enlarges masks with aligned corners
+@pytest.mark.parametrize('arch,stage,layer,reshape', [('resnet18', -2, lambda m: m.layer3[-1], None), ('vit_tiny_patch16_224', None, lambda m: m.norm, tokens_of(4, 6)),
+    ('swin_tiny_patch4_window7_224', None, lambda m: m.norm, lambda o: o.permute(0, 3, 1, 2))], ids=['resnet18','vit_tiny','swin_tiny'])
+def test_other_methods_against_pytorch_grad_cam(data, arch, stage, layer, reshape, method):
+    import pytorch_grad_cam as theirs
+    cls = dict(gradcampp=theirs.GradCAMPlusPlus, hirescam=theirs.HiResCAM, layercam=theirs.LayerCAM)[method]
+    learn = learner(data, arch, (64,96) if 'swin' not in arch else (64,128))
+    learn.model.head.fc.weight.data.mul_(1000) # their Grad-CAM++ adds 1e-6 to squares of gradients
+    x = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:2]
+    model = learn.model.eval()
+    with torch.no_grad(): best,second = model(x).topk(2).indices.T.tolist()
+    for target,asked in [(best, [lambda o, c=c: o[c] for c in best]), ([*zip(best, second)], [lambda o, c=c, d=d: o[c]-o[d] for c,d in zip(best, second)])]:
+        got = cam(learn, x, method, target, stage)
+        with cls(model=model, target_layers=[layer(model.body.model)], reshape_transform=reshape) as c: ref = torch.tensor(c(input_tensor=x, targets=asked))
+        assert ref.amax((1,2)).mean()>.4 and (got-ref).abs().max()<1e-3
+        torch.testing.assert_close(cam(learn, x, cls, target, stage), ref, atol=1e-3, rtol=0) # handed in
+
+def test_any_class_of_pytorch_grad_cam(data):
+    "On a frozen learner, whose maps they could not follow by themselves"
+    import pytorch_grad_cam as theirs
+    learn = learner(data, 'resnet18', (64,96))
+    learn.model.requires_grad_(False)
+    x = learn.dls.valid.one_batch()[0][:2]
+    before = state(learn)
+    for cls in (theirs.GradCAM, theirs.EigenGradCAM, theirs.XGradCAM, theirs.GradCAMElementWise, theirs.KPCA_CAM, theirs.AblationCAM, theirs.FinerCAM):
+        got = cam(learn, x, cls)
+        assert got.shape==(2,64,96) and got.isfinite().all() and 0<=got.min() and got.max()<=1, cls
+    same(before, state(learn))
+
+def slow_flows(net, x, score):
+    "Roll-out and gradient roll-out of a timm ViT, its attention computed by hand"
+    t,kept = net._pos_embed(net.patch_embed(x)),[]
+    for b in net.blocks:
+        n,h = t.shape[1],b.attn.num_heads
+        q,k,v = b.attn.qkv(b.norm1(t)).reshape(len(t), n, 3, h, -1).permute(2, 0, 3, 1, 4)
+        a = (q@k.mT/q.shape[-1]**.5).softmax(-1)
+        a.retain_grad()
+        kept.append(a)
+        t = t + b.attn.proj((a@v).transpose(1, 2).flatten(2))
+        t = t + b.mlp(b.norm2(t))
+    score(net.norm(t)).backward()
+    eye = torch.eye(n, dtype=x.dtype).expand(len(x), n, n)
+    plain,graded = eye,eye
+    for a in kept:
+        plain = (a.detach().mean(1)+eye)/2 @ plain
+        graded = graded + (a*a.grad).clamp(min=0).mean(1).detach() @ graded
+    return plain,graded
+
+@pytest.mark.parametrize('pool', ['class_token','avg'])
+def test_roll_out(data, pool):
+    learn = learner(data, 'vit_tiny_patch16_224', (64,96), pool)
+    x = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:2]
+    m = copy.deepcopy(learn.model).double().eval().requires_grad_(True)
+    def score(t):
+        rows = t[:,0] if pool=='class_token' else t[:,1:].mean(1)
+        return (m.head(rows)*torch.eye(8)[[3,5]]).sum()
+    for method,flow in zip(('rollout','gradrollout'), slow_flows(m.body.model, m.norm(x.double()), score)):
+        raw = (flow[:,0] if pool=='class_token' else flow[:,1:].mean(1))[:,1:].unflatten(1, (4,6)) # of what the pool reads
+        raw = torch.nn.functional.interpolate(raw[:,None], (64,96), mode='bilinear')[:,0]
+        ref = (raw-raw.amin((1,2), keepdim=True))/(raw-raw.amin((1,2), keepdim=True)).amax((1,2), keepdim=True)
+        torch.testing.assert_close(cam(learn, x, method, [3,5]).double(), ref, atol=1e-3, rtol=0)
+
+def test_compiled(data):
+    "What compiles a model is not asked: hooks would not be seen, and compiling takes longer than looking"
+    learn = learner(data, 'resnet18', (64,64))
+    x = learn.dls.valid.one_batch()[0]
+    got = cam(learn, x, layer=-2)
+    def fail(*_): raise AssertionError('compiled')
+    learn.model = torch.compile(learn.model, backend=fail)
+    assert torch.equal(cam(learn, x, layer=-2), got)
+    learn.model._orig_mod.body.compile(backend=fail)
+    assert torch.equal(cam(learn, x, layer=-2), got)
+
+def test_several_layers_and_a_batch_made_in_inference_mode(data):
+    learn = learner(data, 'resnet18', (64,64))
+    with torch.inference_mode(): x = learn.dls.valid.one_batch()[0].clone()
+    stages = ['layer1','layer2.0.conv1',learn.model.body.model.layer3,None]
+    many = cam(learn, x, 'layercam', layer=stages)
+    assert many.shape==(len(x),4,64,64)
+    for i,o in enumerate(stages): torch.testing.assert_close(many[:,i], cam(learn, x, 'layercam', layer=o), atol=1e-4, rtol=0)
 
 def test_fastai_model(data):
     "A body and a head of fastai, in one `nn.Sequential`"

@@ -75,10 +75,10 @@ def put_after(self:Body, stage, # Number or name
 # %% ../../nbs/api/10b_models.stages.ipynb #9fa42398
 @contextmanager
 def _attending(body, use):
-    "Inside this `with`, `use` sees the attention (B, heads, n, n) of each block"
+    "Inside this `with`, `use` sees the attention (B, heads, n, n) of each block, and may give another in its place"
     ms = [m for m in body.model.modules() if hasattr(m, 'fused_attn') and hasattr(m, 'attn_drop')]
     check(ms, f"'{body.name}' has no attention that could be rolled out: use one of timm's ViTs")
-    fused,hooks = [m.fused_attn for m in ms],[m.attn_drop.register_forward_pre_hook(lambda _, args: use(args[0].detach())) for m in ms]
+    fused,hooks = [m.fused_attn for m in ms],[m.attn_drop.register_forward_pre_hook(lambda _, args: use(args[0])) for m in ms]
     try:
         for m in ms: m.fused_attn = False
         yield
@@ -86,12 +86,14 @@ def _attending(body, use):
         for m,f in zip(ms, fused): m.fused_attn = f
         for o in hooks: o.remove()
 
+def _is_whole(attn, n): check(len(attn)==n, 'Roll-out needs blocks that attend to the whole picture; these see it in windows')
+
 class _RollOut:
     "The product of attention over blocks"
     def __init__(self, n): self.n,self.flow = n,None
     def __call__(self, attn):
-        check(len(attn)==self.n, 'Roll-out needs blocks that attend to the whole picture; these see it in windows')
-        a = attn.float().mean(1)                                            # (B, n, n)
+        _is_whole(attn, self.n)
+        a = attn.detach().float().mean(1)                                   # (B, n, n)
         a = (a/a.sum(-1, keepdim=True) + torch.eye(a.shape[-1], device=a.device))/2
         self.flow = a if self.flow is None else a@self.flow
 
