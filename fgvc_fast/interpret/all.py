@@ -1,5 +1,8 @@
 "Everything about looking at a trained model"
+from .methods import *
+from .layers import *
 from .cam import *
+from .score import *
 from .errors import *
 from .levels import *
 from .retrieve import *

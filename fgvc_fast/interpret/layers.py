@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Layer', 'find_layer', 'view_layers', 'find_method']
 
-# %% ../../nbs/api/50a_interpret.layers.ipynb #d9b788ce
+# %% ../../nbs/api/50a_interpret.layers.ipynb #7d4a0eeb
 import math, torch
 from contextlib import ExitStack, contextmanager, nullcontext
 from fastai.torch_core import get_model
 from ..augment.evidence import _evaluating, _has_halves
 from ..core import check, listing
-from .methods import LayerView, cam_methods, scores
+from .methods import LayerView, cam_methods, _score_of
 from ..models.body import as_map
 from ..models.model import FineGrainedModel
 from ..models.stages import _open
@@ -108,11 +108,11 @@ def _as_it_is(model, device):
     eager = getattr(torch.compiler, 'set_stance', None) # since torch 2.6
     with eager('force_eager') if eager else nullcontext(), torch.autocast(device.type, enabled=False), _evaluating(model): yield
 
-# %% ../../nbs/api/50a_interpret.layers.ipynb #a96d3748
+# %% ../../nbs/api/50a_interpret.layers.ipynb #3f2edf6c
 def view_layers(
     model, # Of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`
     x, # Pictures (B, 3, H, W), as the model gets them
-    towards=None, # As `scores` (B, classes), or a function of the logits that gives it; None: what the model says
+    towards=None, # 1 at the class asked about, -1 at the one it is asked against (B, classes), or a function of the logits that gives it; None: what the model says
     layers=(None,) # As `find_layer`, each
     )->tuple: # Logits (B, classes), and a `LayerView` of each layer
     "What `layers` of `model` hold of `x`, and how what is asked would change with it"
@@ -129,7 +129,7 @@ def view_layers(
     towards = _best(said) if towards is None else towards(said) if callable(towards) else towards
     @cache
     def grads():
-        with torch.enable_grad(): return torch.autograd.grad(scores(logits, towards).sum(), [c.maps for c in caught], materialize_grads=True)
+        with torch.enable_grad(): return torch.autograd.grad(_score_of(logits, towards).sum(), [c.maps for c in caught], materialize_grads=True)
     return said,[LayerView(model, x, towards, c.maps, lambda i=i: grads()[i], o) for i,(o,c) in enumerate(zip(layers, caught))]
 
 def _best(logits): return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
