@@ -3,6 +3,7 @@ from .methods import *
 from .layers import *
 from .cam import *
 from .score import *
+from .features import *
 from .errors import *
 from .levels import *
 from .retrieve import *
