@@ -68,7 +68,9 @@ class SideLosses(Callback):
         model = get_model(self.model)
         said,model.said = getattr(model, 'said', ()),[]
         for name,w,v in said: yield name,w,v if v.ndim==0 else own_loss(self.learn, v.float())
-    def before_train(self): self.sums = {}
+    def before_train(self):
+        self.sums = {}
+        if hasattr(t := get_model(self.model), 'temperature'): t.temperature.fill_(1.) # that of a calibration before this training is void
     def after_pred(self):
         self.extra,n = 0.,len(self.xb[0])
         for name,w,v in self.besides():

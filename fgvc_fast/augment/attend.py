@@ -9,8 +9,9 @@ __all__ = ['Attend']
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
-from .evidence import _has_halves, evidence_of
+from .evidence import evidence_of
 from ..core import check
+from ..models.asked import _has_halves
 from ..models.parts import attend_crop, attend_drop
 
 # %% ../../nbs/api/32_augment.attend.ipynb #e1afb303

@@ -5,36 +5,14 @@
 # %% auto #0
 __all__ = ['evidence', 'evidence_of']
 
-# %% ../../nbs/api/30b_augment.evidence.ipynb #e9c7a6ec
+# %% ../../nbs/api/30b_augment.evidence.ipynb #45025be4
 import torch
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import get_model
-from torch import nn
 from torch.nn import functional as F
 from ..core import check
-
-# %% ../../nbs/api/30b_augment.evidence.ipynb #8f9e1439
-def _halves(model, x):
-    "The last map of pictures `x`, and a function from such maps to logits"
-    if hasattr(model, 'halves'): return model.halves(x)
-    _has_halves(model)
-    return model[0](x),model[1]
-
-def _has_halves(model):
-    "Stop unless it is known where the last map of `model` is"
-    check(hasattr(model, 'halves') or isinstance(model, nn.Sequential) and len(model)==2,
-        f"{type(model).__name__} does not say where its last map is: use a model of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`")
-
-# %% ../../nbs/api/30b_augment.evidence.ipynb #b93526fd
-@contextmanager
-def _evaluating(model):
-    "`model` in evaluation mode; each of its modules gets its own mode back, whatever happens"
-    was = [(m, m.training) for m in model.modules()]
-    try:
-        with torch.inference_mode(False), torch.no_grad(): yield model.eval()
-    finally:
-        for m,t in was: m.training = t
+from ..models.asked import _evaluating, _halves
 
 # %% ../../nbs/api/30b_augment.evidence.ipynb #b33efd59
 def evidence(

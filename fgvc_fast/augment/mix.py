@@ -14,8 +14,9 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from functools import partial
 from torch.nn import functional as F
-from .evidence import _has_halves, evidence_of
+from .evidence import evidence_of
 from ..core import check
+from ..models.asked import _has_halves
 
 # %% ../../nbs/api/31_augment.mix.ipynb #cf8c1d46
 def mixup(x, # Batch of anything with floating point values

@@ -5,5 +5,9 @@ from .cam import *
 from .score import *
 from .features import *
 from .errors import *
+from .calibrate import * # chkstyle: ignore
 from .levels import *
 from .retrieve import *
+from .why import *
+from .embed import *
+from .walk import *

@@ -88,6 +88,34 @@ def per_class(self:FineGrainedInterpretation)->pd.DataFrame:
     res = pd.DataFrame(dict(label=self.vocab, pictures=seen, recall=per_class_accuracy(self.preds, self.targs, n), precision=per_class_accuracy(self.targs, self.preds, n)))
     return res[((seen+said)>0).numpy()].sort_values('recall', kind='stable', ignore_index=True)
 
+# %% ../../nbs/api/52_interpret.errors.ipynb #1f2afd93
+@patch
+def plot_per_class(self:FineGrainedInterpretation,
+    most:int=30 # Classes to show, the worst
+):
+    "Recall of the classes that are recognised worst, and of how many pictures"
+    import matplotlib.pyplot as plt
+    df,n = self.per_class(),self.targs.bincount(minlength=len(self.vocab)).numpy()
+    df = df[df.pictures>0].head(most)[::-1]
+    _,ax = plt.subplots(figsize=(5.5,.7+.2*len(df)))
+    ax.barh(range(len(df)), df.recall, color='#2a7f62')
+    ax.axvline((self.preds==self.targs).float().mean(), color='grey', ls='--', lw=1)
+    for y,o in enumerate(df.itertuples()): ax.text(1.02, y, f'{round(o.recall*o.pictures)} of {o.pictures}', va='center', fontsize=7)
+    ax.set_yticks(range(len(df)), df.label, fontsize=7)
+    ax.set(xlim=(0,1), ylim=(-.6,len(df)-.4))
+    ax.set_xlabel('share recognised (dashed: of all pictures)', fontsize=8)
+    for s in ('top','right'): ax.spines[s].set_visible(False)
+
+# %% ../../nbs/api/52_interpret.errors.ipynb #b2cec933
+@patch
+def error_levels(self:FineGrainedInterpretation)->pd.DataFrame:
+    "Of the mistakes, how many and which share meet at each level of the data set; the last row are those that share nothing"
+    tree = _levels_of(self.learn.dls)
+    check(tree is not None and len(tree.levels)>1, 'This data set has no levels above the labels: say which columns hold them, as in `fine_grained_data(df, levels=["family","label"])`')
+    c = self.most_confused()
+    res = c.groupby(c.meet.fillna('none'), sort=False).times.sum().reindex([*tree.levels[-2::-1],'none'], fill_value=0)
+    return pd.DataFrame(dict(mistakes=res, share=res/max(res.sum(), 1))).rename_axis('meet')
+
 # %% ../../nbs/api/52_interpret.errors.ipynb #1ef8ef7e
 def _side_by_side(c):
     "An order of the classes of counts `c` in which those confused most are neighbours"
@@ -150,7 +178,7 @@ def confused_pairs(self:FineGrainedInterpretation)->pd.DataFrame:
 def plot_confused_pairs(self:FineGrainedInterpretation,
     n:int=3, # Pairs
     k:int=3, # Pictures of each class
-    method:str='gradcam' # As `cam`
+    method='gradcam' # As `cam`
 ):
     "The most confused pairs side by side, mistakes first, with maps of where the model looked"
     import matplotlib.pyplot as plt
@@ -162,15 +190,34 @@ def plot_confused_pairs(self:FineGrainedInterpretation,
         for half,(this,that) in zip(row.subfigures(1, 2, wspace=.02), ((a,b),(b,a))): self._half_pair(half, this, that, k, method)
 
 @patch
-def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method):
-    "Pictures of class `this` in `fig`: first those taken for `that`, then those named rightly, the surest first; then any others"
+def plot_pair(self:FineGrainedInterpretation,
+    one:str, other:str, # Names of the classes
+    k:int=3, # Pictures of each
+    method='gradcam' # As `cam`
+):
+    "Two classes side by side, mistakes first, with maps of where the model looked"
+    import matplotlib.pyplot as plt
+    unknown = [o for o in (one,other) if o not in list(self.vocab)]
+    check(not unknown and one!=other, f"'{one}' and '{other}' are no pair of classes" + (f": there is no '{unknown[0]}'" if unknown else ''))
+    fig = plt.figure(figsize=(1.75*2*k+.4, 2.35))
+    for half,(this,that) in zip(fig.subfigures(1, 2, wspace=.02), ((one,other),(other,one))): self._half_pair(half, this, that, k, method)
+
+# %% ../../nbs/api/52_interpret.errors.ipynb #a7c1f2e4
+@patch
+def _of_pair(self:FineGrainedInterpretation, this, that, k):
+    "Up to `k` pictures of class `this`: first those taken for `that`, then those named rightly, the surest first, then any others; and how many of how many were taken for it"
     i,j = map(list(self.vocab).index, (this, that))
     of = (self.targs==i).nonzero().flatten()
     of = of[self.probs[of].argsort(descending=True)]
     wrong,right = of[self.preds[of]==j],of[self.preds[of]==i]
-    idxs = torch.cat([wrong, right, of[(self.preds[of]!=i) & (self.preds[of]!=j)]])[:k]
-    say = {i: 'right', j: 'wrong'}
-    fig.suptitle(f'{this}\n{len(wrong)} of {len(of)} taken for the other', fontsize=9, y=.98)
+    return torch.cat([wrong, right, of[(self.preds[of]!=i) & (self.preds[of]!=j)]])[:k],len(wrong),len(of)
+
+@patch
+def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method):
+    "Pictures of class `this` in `fig`, those taken for `that` first"
+    idxs,wrong,total = self._of_pair(this, that, k)
+    say = dict(zip(map(list(self.vocab).index, (this, that)), ('right','wrong')))
+    fig.suptitle(f'{this}\n{wrong} of {total} taken for the other', fontsize=9, y=.98)
     axs = fig.subplots(1, k, gridspec_kw=dict(left=.02, right=.98, top=.75, bottom=.01, wspace=.06))
     axs = np.atleast_1d(axs)
     for ax in axs: ax.axis('off')
@@ -181,7 +228,7 @@ def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method):
 def plot_top_losses(self:FineGrainedInterpretation,
     k, # How many, or which of them: a list or range
     largest:bool=True, # Largest losses, or smallest
-    method:str='gradcam', # As `cam`
+    method='gradcam', # As `cam`
     ncols:int=5 # Pictures in a row
 ):
     "The pictures the model was most wrong about, where it looked, what it said, what it is, and the loss"

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Layer', 'find_layer', 'view_layers', 'find_method']
 
-# %% ../../nbs/api/50a_interpret.layers.ipynb #7d4a0eeb
+# %% ../../nbs/api/50a_interpret.layers.ipynb #0e108468
 import math, torch
 from contextlib import ExitStack, contextmanager, nullcontext
 from fastai.torch_core import get_model
-from ..augment.evidence import _evaluating, _has_halves
 from ..core import check, listing
 from .methods import LayerView, cam_methods, _score_of
+from ..models.asked import _evaluating, _has_halves
 from ..models.body import as_map
 from ..models.model import FineGrainedModel
 from ..models.stages import _open

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['cam_methods', 'LayerView']
 
-# %% ../../nbs/api/50_interpret.methods.ipynb #8c666272
+# %% ../../nbs/api/50_interpret.methods.ipynb #b5ae0756
 import torch
-from ..augment.evidence import _halves
 from ..core import check
+from ..models.asked import _halves
 from ..models.body import as_map
 from ..models.stages import _attending, _is_whole, _RollOut
 from torch.nn import functional as F

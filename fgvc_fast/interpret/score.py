@@ -142,7 +142,7 @@ def _scored(f, x, maps, y, boxes, discs, steps):
         res['deletion'],res['insertion'] = (torch.trapezoid(o, dx=1/steps).cpu() for o in (gone,back))
     return res
 
-# %% ../../nbs/api/50c_interpret.score.ipynb #61f6a8fb
+# %% ../../nbs/api/50c_interpret.score.ipynb #bd65f0b7
 class CamReport:
     "Scores of maps: one row per picture, method and layer"
     def __init__(self, scores): self.scores = scores
@@ -166,7 +166,10 @@ class CamReport:
         return CamReport(diff).table()
 
     def __len__(self): return len(self.scores)
-    def to_markdown(self)->str: return _spelled(self.table()).to_markdown()
+    def to_markdown(self)->str:
+        "The table for a page"
+        t = _spelled(self.table()).reset_index()
+        return '\n'.join(f"| {' | '.join(map(str, o))} |" for o in [t.columns, ['---']*len(t.columns), *t.to_numpy()])
     def _repr_html_(self): return _spelled(self.table()).to_html()
     def __repr__(self): return _spelled(self.table()).to_string()
 

@@ -53,6 +53,7 @@ class FineGrainedModel(nn.Module):
         self.norm,self.body,self.pool,self.head,self.branch,self.closer = norm,body,pool,head,branch,closer
         self.added = nn.ModuleDict() # of `AddLoss`, as long as they are learned with
         self.said,self.keep,self.kept,self.apart = [],(),{},False
+        self.register_buffer('temperature', torch.ones(())) # by which answers are divided: see `calibrate`
 
     def __getstate__(self): return self.__dict__ | dict(said=[], kept={}) # what was said of a batch stays with it
 
@@ -61,6 +62,7 @@ class FineGrainedModel(nn.Module):
         own = {pre+k: v for k,v in self.added.state_dict().items()}
         for k in [k for k in state if k.startswith(pre) and k not in own]: del state[k] # of a loss that is no longer learned with
         for k,v in own.items(): state.setdefault(k, v) # of one that came later
+        state.setdefault(prefix+'temperature', torch.ones(())) # of before there was one
         super()._load_from_state_dict(state, prefix, *args)
 
     def see(self, x):
@@ -115,9 +117,9 @@ def forward(self:FineGrainedModel, x, # Pictures (B, 3, H, W) from 0 to 1
     logits,way = self._whole(x, points)
     self.kept = {k: way[k] for k in self.keep}
     self.said = [*self._besides(logits, **way)] if self.training else []
-    if self.closer is None: return logits
     def logits_of(o): return self._whole(o)[0]
-    if not self.training: return self.closer.refine(x, way['maps'], self.pool, logits, logits_of)
+    if not self.training: return (logits if self.closer is None else self.closer.refine(x, way['maps'], self.pool, logits, logits_of))/self.temperature
+    if self.closer is None: return logits
     self.said += self.closer.train_sides(x, way['maps'], self.pool, logits_of)
     return logits
 
@@ -139,7 +141,7 @@ def halves(self:FineGrainedModel, x # Pictures (B, 3, H, W) from 0 to 1
         last,more = go_on(m)
         logits = self.head(self.pool(last, **more))
         if mid is not None: logits = logits + self.branch(_repeated(mid, len(m)//len(mid)))
-        return self.closer.refine(x, m, self.pool, logits, self._again) if self.closer and whole else logits
+        return (self.closer.refine(x, m, self.pool, logits, self._again) if self.closer and whole else logits)/self.temperature
     return maps,decide
 
 @patch

@@ -1,0 +1,6 @@
+"Everything about what fools a model"
+from .attack import *
+from .corrupt import *
+from .train import *
+from .curve import *
+from .occlude import *

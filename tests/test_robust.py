@@ -1,0 +1,126 @@
+"Adversarial training and robustness: against the formulas, with whatever else trains, and the learner as it was"
+import copy
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback, CancelFitException
+from fastai.data.transforms import Normalize
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.torch_core import set_seed
+from fgvc_fast.augment.mix import Mix
+from fgvc_fast.core import FineGrainedError
+from fgvc_fast.data.all import toy_birds
+from fgvc_fast.learner import CPUAutocast, fine_grained_learner
+from fgvc_fast.robust.attack import bim, fgsm
+from fgvc_fast.robust.corrupt import corrupt, corruptions
+from fgvc_fast.robust.curve import robustness
+from fgvc_fast.robust.train import AdversarialTraining, PixelModel
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return toy_birds(families=2, species=2, per_class=12, size=64, path=tmp_path_factory.mktemp('toys'))
+
+def learner(data, cbs=None, bs=8, **kw):
+    set_seed(0)
+    dls = data.dls(size=64, bs=bs, seed=0, num_workers=0, device='cpu', **{k: kw.pop(k) for k in ('batch_tfms',) if k in kw})
+    return fine_grained_learner(dls, 'toy_resnet', metrics=accuracy, cbs=cbs, **kw)
+
+class Keep(Callback):
+    order = 9 # after all that changes the loss
+    def before_fit(self): self.model_before,self.seen = copy.deepcopy(self.model),[]
+    def after_loss(self):
+        if self.training: self.seen.append((self.xb[0].clone(), self.yb[0].clone(), self.loss.item(), self.loss_grad.item()))
+    def after_batch(self):
+        if self.training: raise CancelFitException
+
+@pytest.mark.parametrize('alpha', [0., .3, 1.])
+@pytest.mark.parametrize('head', ['linear','levels'])
+def test_the_loss_is_the_formula(data, alpha, head):
+    learn = learner(data, [AdversarialTraining(4/255, alpha, 'bim', steps=2), keep := Keep()], head=head)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    (x,y,shown,loss),m = keep.seen[0],keep.model_before.train()
+    x,y = x.as_subclass(torch.Tensor),y.as_subclass(torch.Tensor)
+    f = torch.nn.functional.cross_entropy
+    clean = f(m(x), y)
+    sides = sum(w*(v if v.ndim==0 else f(v, y)) for _,w,v in m.said) if m.said else 0.
+    attacked = f(m(bim(m, x, y, 4/255, 2)), y)
+    np.testing.assert_allclose(shown, clean.item(), rtol=1e-4)
+    np.testing.assert_allclose(loss, (alpha*clean+(1-alpha)*attacked+sides).item(), rtol=1e-4)
+    if head=='levels': assert sides>0
+
+@pytest.mark.parametrize('more', [dict(cbs=[lambda: Mix(mixup=.4)]), dict(cbs=[lambda: Mix(cutmix=1.)]), dict(cbs=[lambda: Mix(snapmix=5.)]), dict(cbs=[CPUAutocast]), dict(cbs=[], head='levels'), dict(cbs=[], loss_func=CrossEntropyLossFlat(label_smoothing=.1))],
+    ids=['mixup','cutmix','snapmix','bf16','levels','smooth'])
+def test_with_whatever_else_trains(data, more):
+    more = dict(more)
+    learn = learner(data, [AdversarialTraining(2/255), *[o() for o in more.pop('cbs')]], **more)
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases(2)
+    log = learn.phase_log
+    assert 'adversarial' in log and np.isfinite(log.adversarial.astype(float)).all() and (log.adversarial.astype(float)>0).all()
+    assert np.isfinite(log.train_loss.astype(float)).all() and not learn.model.said
+
+def test_after_a_cancelled_fit_it_goes_on(data):
+    class Stop(Callback):
+        def after_loss(self):
+            if self.training and self.train_iter==1: raise KeyboardInterrupt
+    learn = learner(data, AdversarialTraining(2/255))
+    with learn.no_bar(), learn.no_logging():
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Stop())
+        before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+        learn.validate()
+        assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+        learn.fit(1)
+    assert learn.recorder.metric_names.count('adversarial')==1
+
+def test_where_loaders_normalise(data):
+    "`eps` is one of pixels there too"
+    learn = learner(data, [cb := AdversarialTraining(4/255, 0.), keep := Keep()], batch_tfms=Normalize.from_stats([.4]*3, [.2]*3, cuda=False))
+    seen = []
+    cb.attack = lambda net, x, y, eps: seen.append((x, fgsm(net, x, y, eps))) or seen[-1][1]
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
+    x,a = seen[0]
+    assert 0<=x.min() and x.max()<=1 and (a-x).abs().max()<=4/255+1e-6
+    batch = keep.seen[0][0].as_subclass(torch.Tensor)
+    torch.testing.assert_close(batch*.2+.4, x, atol=1e-5, rtol=0)
+    m = keep.model_before.train()
+    m(batch) # the clean look, which renews statistics
+    want = torch.nn.functional.cross_entropy(m((a-.4)/.2), keep.seen[0][1].as_subclass(torch.Tensor))
+    np.testing.assert_allclose(keep.seen[0][3], want.item(), rtol=1e-3)
+    r = robustness(learn, eps=[.02], corrupted=False)
+    with learn.no_bar(): assert abs(r.table.accuracy[0]-learn.validate()[1])<1e-6
+
+def test_robustness_against_a_loop(data):
+    learn = learner(data)
+    with learn.no_bar(), learn.no_logging(): learn.fit_phases(2)
+    learn.model.train()
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    r = robustness(learn, ['fgsm','bim'], [.01,.05], steps=2, norm='l2')
+    assert learn.model.training and all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    model,dl = learn.model.eval(),learn.dls.valid.new(shuffle=False, drop_last=False)
+    def loop(f):
+        right = [(model(f(x.as_subclass(torch.Tensor), y)).argmax(1)==y).float() for x,y in dl]
+        return torch.cat([o.as_subclass(torch.Tensor) for o in right]).mean().item()
+    t = r.table.set_index(['kind','strength']).accuracy
+    assert t['clean',0.]==pytest.approx(loop(lambda x, y: x))
+    for e in (.01,.05):
+        assert t['fgsm',e]==pytest.approx(loop(lambda x, y: fgsm(model, x, y, e, 'l2')))
+        assert t['bim',e]==pytest.approx(loop(lambda x, y: bim(model, x, y, e, 2, norm='l2')))
+    for k in corruptions: assert t[k,3.]==pytest.approx(loop(lambda x, y: corrupt(x, k, 3)))
+    assert ('pgd',.01) in t.index # always beside it
+    few = robustness(learn, 'pgd', [.05], corrupted=False, n=3)
+    assert (few.table.pictures==3).all() and list(few.table.kind)==['clean','pgd']
+    a,b = (robustness(learn, 'pgd', [.05], corrupted=False, seed=1).table for _ in range(2))
+    assert a.equals(b)
+
+def test_noise_and_blur_are_what_they_say():
+    x = torch.full((1, 3, 200, 200), .5)
+    assert (corrupt(x, 'noise', 1)-x).std().item()==pytest.approx(.03, rel=.05)
+    spot = torch.zeros(1, 3, 101, 101)
+    spot[:,:,50,50] = 1
+    b = corrupt(spot, 'blur', 5)[0,0].double()
+    at = torch.arange(101).double()-50
+    assert b.sum().item()==pytest.approx(1, abs=1e-4) and ((b.sum(0)*at**2).sum()**.5).item()==pytest.approx(.03*101, rel=.03)
+
+def test_no_pictures_no_labels(data):
+    learn = learner(data)
+    with pytest.raises(FineGrainedError, match='no pictures'): robustness(learn, dl=[])
+    assert isinstance(PixelModel(learn).model, torch.nn.Module)

@@ -1,0 +1,131 @@
+"Scores of maps, depths, calibration and what is left of a hidden part: against other roads to the same numbers"
+import os
+from pathlib import Path
+import numpy as np, pytest, torch
+from fastai.metrics import accuracy
+from fastai.torch_core import set_seed
+from torch.nn import functional as F
+from fgvc_fast.core import FineGrainedError
+from fgvc_fast.data.all import fine_grained_data, toy_birds
+from fgvc_fast.interpret.calibrate import FineGrainedInterpretation
+from fgvc_fast.interpret.features import FeatureHierarchy
+from fgvc_fast.interpret.score import _blurred, _truth, cam_report, deletion_insertion, sanity_check
+from fgvc_fast.learner import fine_grained_learner
+from fgvc_fast.models.model import fine_grained_model
+from fgvc_fast.robust.occlude import hide, occlusion
+
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return toy_birds(families=2, species=3, per_class=16, size=96, path=tmp_path_factory.mktemp('toys'))
+
+def learner(data, size=64, **kw):
+    set_seed(0)
+    return fine_grained_learner(data.dls(size=size, bs=8, seed=0, num_workers=0, device='cpu', aug='none', **kw), 'toy_resnet', metrics=accuracy)
+
+@pytest.mark.parametrize('crop', [None,'box'])
+@pytest.mark.parametrize('size', [64, (48,96)])
+def test_truth_is_where_the_loaders_put_it(data, size, crop):
+    "Boxes and points of the same pictures, by way of the loaders' own `parts`"
+    learn = learner(data, size, crop=crop)
+    rows = list(data['valid'].index)
+    h,w = (size,size) if isinstance(size, int) else size
+    boxes,discs = _truth(learn, data, rows, None)
+    for parts,got in ((True,discs), ('box',boxes)):
+        dls = data.dls(size=size, bs=64, num_workers=0, device='cpu', aug='none', crop=crop, parts=parts)
+        where = dls.test_dl(rows).one_batch()[1].as_subclass(torch.Tensor)
+        if parts is True:
+            names = list(dls.parts)
+            want = torch.stack([where[j,names.index(data.items.differs[i])] for j,i in enumerate(rows)])*torch.tensor([w,h])
+            np.testing.assert_allclose(got[:,:2], want, atol=1e-3)
+        else: np.testing.assert_allclose(got, where*torch.tensor([w,h,w,h]), atol=1e-3)
+
+def test_deletion_and_insertion_against_a_loop():
+    torch.manual_seed(0)
+    model = fine_grained_model('resnet18', 4, pretrained=False, img_size=32).eval()
+    x,maps,y = torch.rand(3, 3, 32, 32),torch.rand(3, 32, 32),torch.tensor([0,1,3])
+    gone,back = deletion_insertion(model, x, maps, y, 8)
+    soft = _blurred(x)
+    for i in range(3):
+        order = maps[i].flatten().argsort(descending=True)
+        for k in range(9):
+            a,b = x[i].clone().flatten(1),soft[i].clone().flatten(1)
+            at = order[:round(k*1024/8)]
+            a[:,at],b[:,at] = soft[i].flatten(1)[:,at],x[i].flatten(1)[:,at]
+            with torch.no_grad(): p = model(torch.stack([a,b]).view(2, 3, 32, 32)).softmax(1)[:,y[i]]
+            torch.testing.assert_close(torch.stack([gone[i,k], back[i,k]]), p, atol=1e-5, rtol=0)
+
+def test_report_leaves_the_learner_as_it_was(data):
+    from test_cam import same, state
+    learn = learner(data)
+    learn.model.train()
+    before = state(learn)
+    report = cam_report(learn, methods=['gradcam', lambda v: v.maps.mean(1).relu()], layers=(None,'layer2'), n=5, steps=2)
+    sanity_check(learn, list(data['valid'].index[:4]), ['gradcam','layercam'], layer=-2)
+    FeatureHierarchy.from_learner(learn).maps(list(data['valid'].index[:4]))
+    occlusion(learn)
+    same(before, state(learn))
+    assert report.scores.groupby(['method','layer','asked']).size().eq(5).all() and set(report.names)=={'peak in box','energy in box','peak in part','energy in part','deletion','insertion'}
+    assert report.to_markdown().count('|')%10==0 and '±' in report.to_markdown() and 'layer2' in repr(report)
+
+def test_report_on_photographs():
+    shared = Path(os.environ.get('FGVC_SHARED', '../shared'))/'data'/'cub50'/'CUB_200_2011'
+    if not shared.exists(): pytest.skip(f'{shared} is not here (set FGVC_SHARED)')
+    data = fine_grained_data(shared)
+    learn = fine_grained_learner(data.subset(classes=3, per_class=8).dls(size=64, bs=8, num_workers=0, device='cpu', crop='box'), 'toy_resnet')
+    t = cam_report(learn, methods=['gradcam'], part='crown', asked=['label'], steps=0).table()
+    assert t['energy in part']['mean'].between(0, 1).all() and t['peak in box']['mean'].between(0, 1).all()
+    with pytest.raises(FineGrainedError, match='give `part`'): occlusion(learn)
+
+@pytest.mark.parametrize('arch,size', [('resnet18',64), ('swin_tiny_patch4_window7_224',64), ('vit_tiny_patch16_224',64), ('convnext_atto',64), ('mobilenetv2_100',64)])
+def test_depths_of_every_kind_of_body(data, arch, size):
+    import matplotlib.pyplot as plt
+    dls = data.dls(size=size, bs=8, num_workers=0, device='cpu')
+    fh = FeatureHierarchy.from_learner(fine_grained_learner(dls, arch, pretrained=False))
+    maps = fh.maps(list(data['valid'].index[:3]))
+    for s,m in zip(fh.model.body.stages, maps.values()): assert m.shape==(3,s.channels,size//s.reduction,size//s.reduction)
+    fh.show(data['valid'].index[0], k=3)
+    fh.plot_receptive_fields(list(data['valid'].index[:2]))
+    if arch=='resnet18': fh.show_filters(8)
+    plt.close('all')
+
+def test_two_streams_have_no_stages(data):
+    dls = data.dls(size=64, bs=8, num_workers=0, device='cpu')
+    with pytest.raises(FineGrainedError, match='one body'): FeatureHierarchy.from_learner(fine_grained_learner(dls, ('resnet18','resnet18'), pretrained=False))
+
+def test_temperature_is_that_of_least_loss(data):
+    from scipy.optimize import minimize_scalar
+    learn = learner(data)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_phases(4)
+        scores,y = learn.get_preds(act=lambda o: o)
+        t = learn.calibrate()
+        again = learn.calibrate() # from what was found
+    best = np.exp(minimize_scalar(lambda l: F.cross_entropy(scores/np.exp(l), y).item(), bounds=(-2.5,2.5), method='bounded', options=dict(xatol=1e-6)).x)
+    assert t==pytest.approx(best, rel=2e-3) and again==pytest.approx(t, rel=1e-4)
+    with learn.no_bar(): torch.testing.assert_close(learn.get_preds(act=lambda o: o)[0], scores/t, rtol=1e-4, atol=1e-4)
+
+def test_weights_of_before_there_was_a_temperature():
+    model = fine_grained_model('toy_resnet', 3, pretrained=False, img_size=64)
+    sd = {k: v for k,v in model.state_dict().items() if k!='temperature'}
+    model.temperature.fill_(2.)
+    model.load_state_dict(sd)
+    assert model.temperature==1
+
+def test_calibration_error_of_known_answers():
+    "Three bins by hand"
+    class Known(FineGrainedInterpretation):
+        def __init__(self): self.probs,self.preds,self.targs = torch.tensor([.95,.95,.95,.95,.55,.55,1.]),torch.tensor([0,0,0,0,1,1,2]),torch.tensor([0,0,0,1,1,0,2])
+    k = Known()
+    assert k.ece(10)==pytest.approx((abs(4*.95+1-4)+2*abs(.55-.5))/7, abs=1e-6)
+    assert list(k.calibration(10).pictures)==[2,5]
+
+def test_nothing_is_hidden_where_nothing_is_known():
+    x = torch.rand(2, 3, 20, 20)
+    assert torch.equal(hide(x, np.full((2,3), np.nan)), x)
+    y = hide(x, [[10,10,4]]*2)
+    assert (y!=x).any(1).sum()==2*((torch.arange(20)+.5-10)[:,None]**2+(torch.arange(20)+.5-10)**2<16).sum()
+
+def test_guessing_inside_a_family(data):
+    t = occlusion(learner(data))
+    assert np.allclose(t['guessing inside the family'], 1/3) and (t.family>=t.label).all() and t.pictures.nunique()==1
