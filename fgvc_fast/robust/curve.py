@@ -88,7 +88,7 @@ def robustness(
     check(total, 'There are no pictures in this loader')
     return Robustness(pd.DataFrame([dict(kind=k, strength=s, accuracy=v/total, pictures=total) for (k,s),v in right.items()]).sort_values(['kind','strength'], key=lambda c: c if c.name=='strength' else c.map({k: i for i,k in enumerate(['clean',*named,*corruptions])}), ignore_index=True), shown, list(learn.dls.vocab), norm)
 
-# %% ../../nbs/api/62_robust.curve.ipynb #ff8f9b12
+# %% ../../nbs/api/62_robust.curve.ipynb #6951e2c6
 def plot_robustness(
     **results # A `Robustness` by name, such as before=..., after=...
 ):
@@ -96,7 +96,7 @@ def plot_robustness(
     import matplotlib.pyplot as plt
     check(results and all(isinstance(o, Robustness) for o in results.values()), 'Give what `robustness` returns, by name: plot_robustness(before=r, after=s)')
     sides = [{k for r in results.values() for k in r.table.kind if (k in corruptions)==right and k!='clean'} for right in (False,True)]
-    _,axs = plt.subplots(1, 2 if sides[1] else 1, figsize=(8.2 if sides[1] else 4.4, 3), sharey=True, squeeze=False)
+    _,axs = plt.subplots(1, 2 if sides[1] else 1, figsize=(9.6 if sides[1] else 5.2, 2.9), sharey=True, squeeze=False, layout='constrained')
     marks = dict(zip(['fgsm','pgd','bim',*corruptions], ['--o','-o',':o','-o','--s',':^','-.D']))
     for ax,kinds,right in zip(axs[0], sides, (False,True)):
         for j,(name,r) in enumerate(results.items()):
@@ -107,10 +107,9 @@ def plot_robustness(
         ax.set_xlabel('strength of the corruption' if right else f'eps of the attack ({next(iter(results.values())).norm})', fontsize=9)
         ax.set_ylim(0, 1.02)
         ax.tick_params(labelsize=8)
-        ax.legend(fontsize=7, frameon=False)
+        ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
         for s in ('top','right'): ax.spines[s].set_visible(False)
     axs[0,0].set_ylabel('accuracy', fontsize=9)
-    plt.tight_layout(pad=.5)
 
 @patch
 def plot(self:Robustness):
