@@ -266,7 +266,7 @@ class Site:
         here.path = 'api/index.md'
         def row(p):
             names = ' '.join(self.names.link(n, here) for n in dict.fromkeys(p.names(methods=False)))
-            return f'## [{p.title}]({Path(p.path).name}) {{ .contents }}\n\n`{p.modname}` {self.names.markdown(p.subtitle, here)}\n\n{names}\n{{ .contents }}'
+            return f'## [{p.title}]({Path(p.path).name}) {{ .contents }}\n\n`{p.modname}` {self.names.markdown(p.subtitle, here)}' + (f'\n\n{names}\n{{ .contents }}' if names else '')
         return '\n\n'.join(['# API', '> Every module in the order in which they build on each other, and all that it gives', *map(row, self.api)])
 
     def write(self):

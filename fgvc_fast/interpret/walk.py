@@ -66,11 +66,11 @@ def _pair_html(self:FineGrainedInterpretation, one, other, times, k, method, sid
         halves.append(f'<div><h3>{escape(str(this))}</h3><p>{wrong} of {total} taken for the other</p>{"".join(cards)}</div>')
     return f'<section><h2>{escape(str(one))} <i>or</i> {escape(str(other))}? <small>{times} mistakes</small></h2><div class="pair">{"".join(halves)}</div></section>'
 
-# %% ../../nbs/api/57_interpret.walk.ipynb #867e1aa6
+# %% ../../nbs/api/57_interpret.walk.ipynb #0fbdc63a
 _page = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>
 body{{font:15px system-ui,sans-serif;margin:0 auto;max-width:1080px;padding:16px;color:#222}} nav{{position:sticky;top:0;background:#fff;padding:8px 0;border-bottom:1px solid #ddd}}
 select{{font:inherit;max-width:70%}} button{{font:inherit;padding:2px 12px}} .pair{{display:grid;grid-template-columns:1fr 1fr;gap:24px}} h2{{font-size:20px}} h2 small{{color:#777;font-weight:400}} h3{{margin:0;font-size:16px}}
-p{{margin:2px 0 10px;color:#555}} figure{{margin:0 0 12px;display:inline-block;border-left:4px solid #17803d;padding-left:6px}} figure.wrong{{border-color:#c0262d}} img{{width:min(160px,44%);margin-right:4px}} figcaption{{font-size:13px;color:#444}}
+p{{margin:2px 0 10px;color:#555}} figure{{margin:0 0 14px;border-left:4px solid #17803d;padding-left:8px}} figure.wrong{{border-color:#c0262d}} img{{width:calc(50% - 8px);max-width:240px;margin-right:4px}} figcaption{{font-size:13px;color:#444}}
 @media(max-width:640px){{.pair{{grid-template-columns:1fr}}}}</style>
 <h1>{title}</h1><p>{about}</p><nav><button onclick="go(-1)" aria-label="previous pair">◀</button> <select onchange="show(+this.value)" aria-label="pair">{options}</select> <button onclick="go(1)" aria-label="next pair">▶</button></nav>{sections}
 <script>const all=[...document.querySelectorAll('section')],sel=document.querySelector('select');let at=0;function show(i){{at=(i+all.length)%all.length;all.forEach((s,k)=>s.hidden=k!=at);sel.value=at}}function go(d){{show(at+d)}}
@@ -82,7 +82,7 @@ def to_html(self:FineGrainedInterpretation,
     n:int=20, # Pairs, the most confused first
     k:int=4, # Pictures of each class
     method='gradcam', # As `cam`
-    side:int=200, # Of the pictures, pixels
+    side:int=240, # Of the pictures, pixels
     title:str='What is taken for what' # Heading
     )->Path:
     "Write the confused pairs, with pictures and maps, as one self-contained HTML file"
