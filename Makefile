@@ -19,10 +19,10 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/chkstyle
-	$(QUICK) MPLBACKEND=agg $(BIN)/python -m pytest -q -rs -n 2 --durations=8
+	$(QUICK) MPLBACKEND=agg $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal --durations=8
 
 bench: $(READY)
-	@for b in imports step pools loading scale errors predict duplicates toy_birds plans mixing frozen cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
+	@for b in imports step pools loading scale errors cam predict duplicates toy_birds plans mixing frozen cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python nbs/_docs.py
