@@ -89,6 +89,18 @@ def test_depths_of_every_kind_of_body(data, arch, size):
     if arch=='resnet18': fh.show_filters(8)
     plt.close('all')
 
+def test_probes_follow_a_learner_that_trains_on(data):
+    learn,pair = learner(data),tuple(data.vocab[:2])
+    fh = FeatureHierarchy.from_learner(learn)
+    rows = list(data['valid'].index)
+    before = fh._rows(rows)
+    assert fh._rows(rows) is before
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    now,fresh = fh._rows(rows),FeatureHierarchy.from_learner(learn)._rows(rows)
+    for k in fh.stages: np.testing.assert_allclose(now[k], fresh[k], atol=1e-6)
+    assert np.abs(now[fh.stages[-1]]-before[fh.stages[-1]]).max()>1e-4
+    assert fh.separates([pair]).shape==(1,len(fh.stages))
+
 def test_two_streams_have_no_stages(data):
     dls = data.dls(size=64, bs=8, num_workers=0, device='cpu')
     with pytest.raises(FineGrainedError, match='one body'): FeatureHierarchy.from_learner(fine_grained_learner(dls, ('resnet18','resnet18'), pretrained=False))

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FeatureHierarchy']
 
-# %% ../../nbs/api/51_interpret.features.ipynb #778fefad
+# %% ../../nbs/api/51_interpret.features.ipynb #e5a16670
 import pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import check
 from .cam import _load, _shown, draw_cam
 from .layers import _as_it_is, _runnable
+from ..learner import _weights_now
 from ..models.model import FineGrainedModel
 from torch import nn
 
@@ -93,11 +94,11 @@ def show_filters(self:FeatureHierarchy,
     for ax in axs.flat: ax.axis('off')
     for ax,o in zip(axs.flat, w): ax.imshow(o.permute(1,2,0))
 
-# %% ../../nbs/api/51_interpret.features.ipynb #f23eb5d8
+# %% ../../nbs/api/51_interpret.features.ipynb #892ec3ed
 @patch
 def _rows(self:FeatureHierarchy, items):
     "For each stage the mean and the maximum of its maps (n, 2*C)"
-    key = tuple(map(str, items))
+    key = _weights_now(self.model),tuple(map(str, items)) # a learner that trains on sees something else
     if key not in self._pooled:
         ms = [[torch.cat([m.mean((2,3)), m.amax((2,3))], 1).float().cpu() for m in o] for _,o in self._batches(items)]
         self._pooled[key] = {k: torch.cat(o).numpy() for k,o in zip(self.stages, zip(*ms))}

@@ -6,7 +6,7 @@
 __all__ = ['cam_baselines', 'box_masks', 'disc_masks', 'pointing_game', 'energy_inside', 'deletion_insertion', 'centre_spot',
            'random_map', 'CamReport', 'cam_report', 'sanity_check']
 
-# %% ../../nbs/api/50c_interpret.score.ipynb #7268130e
+# %% ../../nbs/api/50c_interpret.score.ipynb #f64b1629
 import copy, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import check, listing
@@ -15,6 +15,7 @@ from ..data.lazy import open_lazily
 from .cam import _load, _to_size
 from .layers import _as_it_is, _runnable, find_method, view_layers
 from ..models.model import FineGrainedModel
+from torchvision.transforms.v2.functional import gaussian_blur
 
 # %% ../../nbs/api/50c_interpret.score.ipynb #ef3064df
 def box_masks(
@@ -81,13 +82,10 @@ def energy_inside(
     "Which share of each map is inside its mask"
     return (maps*masks).sum((1,2)) / maps.sum((1,2)).clamp(min=1e-12)
 
-# %% ../../nbs/api/50c_interpret.score.ipynb #71e7dcc2
+# %% ../../nbs/api/50c_interpret.score.ipynb #83368de1
 def _blurred(x): # strong enough that no mark is left
     k = max(x.shape[-2:])//4*2+1
-    g = torch.exp(-.5*((torch.arange(k, device=x.device)-k//2)/(k/6))**2)
-    g = (g/g.sum()).to(x.dtype)
-    for shape,pad in (((1,k),(k//2,k//2,0,0)), ((k,1),(0,0,k//2,k//2))): x = F.conv2d(F.pad(x, pad, mode='reflect'), g.view(1, 1, *shape).expand(x.shape[1], 1, *shape), groups=x.shape[1])
-    return x
+    return gaussian_blur(x, k, k/6)
 
 def deletion_insertion(
     f, # From pictures to logits

@@ -5,25 +5,20 @@
 # %% auto #0
 __all__ = ['corruptions', 'corrupt']
 
-# %% ../../nbs/api/60b_robust.corrupt.ipynb #eabf1870
+# %% ../../nbs/api/60b_robust.corrupt.ipynb #055c8f19
 import io, numpy as np, torch
 from ..core import check
 from PIL import Image
-from torch.nn import functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
 
-# %% ../../nbs/api/60b_robust.corrupt.ipynb #ba45a471
+# %% ../../nbs/api/60b_robust.corrupt.ipynb #de29641c
 def _noise(x, s):
     g = torch.Generator().manual_seed(0)
     return x + s*torch.randn(x.shape[1:], generator=g).to(x)
 
 def _blur(x, s):
     sigma = s*max(x.shape[-2:])
-    k = max(int(3*sigma), 1)
-    g = torch.exp(-.5*(torch.arange(-k, k+1, device=x.device)/sigma)**2)
-    g = (g/g.sum()).to(x)
-    for shape,pad in (((1,2*k+1),(k,k,0,0)), ((2*k+1,1),(0,0,k,k))):
-        x = F.conv2d(F.pad(x, pad, mode='replicate'), g.view(1, 1, *shape).expand(x.shape[1], 1, *shape), groups=x.shape[1])
-    return x
+    return gaussian_blur(x, 2*max(int(3*sigma), 1)+1, sigma)
 
 def _jpeg(x, q):
     res = []
