@@ -9,10 +9,11 @@ from fgvc_fast.data.all import toy_birds
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.interpret.cam import cam, cam_methods
 from fgvc_fast.interpret.layers import _as_it_is, view_layers
+from fgvc_fast.interpret.score import energy_inside, pointing_game
 from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.models.pool import pools
 from test_models import every, label, quick # chkstyle: ignore
-from test_pools import bodies, has_token, model_of, name, tokens, whole
+from test_pools import bodies, has_token, model_of, name, shallow, tokens, whole
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 square = {'tv_vit_b_16'}
@@ -50,12 +51,12 @@ def slow(model, x, method, dtype=torch.float64):
     logits = model(x.to(dtype))
     h.remove()
     t = logits.argmax(1)
-    logits.gather(1, t[:,None]).sum().backward()
+    (logits.gather(1, t[:,None])[:,0]-logits.mean(1)).sum().backward()
     a,g = kept[0].detach(),kept[0].grad
     if method=='gradcam': raw = torch.stack([sum(gk.mean()*ak for gk,ak in zip(gi, ai)) for gi,ai in zip(g, a)])
     else:
         norm,fc = model.head.norm,model.head.fc
-        w = fc.weight*norm.weight/(norm.running_var+norm.eps).sqrt() # norm and linear layer as one
+        w = (fc.weight-fc.weight.mean(0))*norm.weight/(norm.running_var+norm.eps).sqrt() # norm and linear layer as one
         raw = torch.stack([sum(w[ti,k]*ai[k] for k in range(len(ai))) for ti,ai in zip(t, a)]).detach()
     big = torch.nn.functional.interpolate(raw.clamp(min=0)[None], x.shape[2:], mode='bilinear')[0]
     return torch.stack([(o-o.min())/max((o-o.min()).max().item(), 1e-30) for o in big])
@@ -118,6 +119,37 @@ def test_every_method_on_every_body_and_pool(arch, pool):
     model = model_of(arch, pool, 64)
     check_every_method(model, torch.rand(2, 3, 64, 64), arch, pool, (None,1))
 
+@pytest.mark.parametrize('arch,size', [('toy_resnet',(65,97)), ('mobilenetv2_100',(101,67)), ('convnext_atto',(97,71)), ('hrnet_w18_small',(96,64)), ('swin_tiny_patch4_window7_224',(64,128)), ('deit_tiny_patch16_224',(48,80)), ('vit_wee_patch16_reg1_gap_256',(80,48))])
+def test_every_method_on_odd_sizes(arch, size):
+    check_every_method(model_of(arch, 'avg', size), torch.rand(2, 3, *size), arch, 'avg', (None,1))
+
+def squares(n, side=128, cell=32):
+    "Noise with one square, whose colour is the class; where it is (n, H, W)"
+    x,y = .4+.2*torch.rand(n, 3, side, side),torch.arange(n)%3
+    at = torch.zeros(n, side, side, dtype=torch.bool)
+    for i,(a,b) in enumerate(torch.randint(0, side//cell, (n, 2))*cell):
+        at[i,a:a+cell,b:b+cell] = True
+        x[i,:,at[i]] *= .3
+        x[i,y[i],at[i]] += .6
+    return x,y,at
+
+def test_maps_of_a_swin_that_has_learnt_are_on_what_it_has_learnt(data):
+    arch = 'swin_tiny_patch4_window7_224'
+    torch.manual_seed(0)
+    model = fine_grained_model(arch, 3, pretrained=False, img_size=128, **shallow[arch])
+    learn = Learner(data.subset(list(data.vocab[:3])).dls(size=128, bs=4, num_workers=0, device='cpu'), model, loss_func=CrossEntropyLossFlat())
+    opt = torch.optim.AdamW(model.train().parameters(), 1e-3)
+    for _ in range(60):
+        x,y,_ = squares(12)
+        opt.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        opt.step()
+    x,y,at = squares(30)
+    with torch.no_grad(): assert (model.eval()(x).argmax(1)==y).float().mean()>.9
+    for method in ('gradcam','cam','hirescam','layercam'):
+        maps = cam(learn, x, method, y.tolist())
+        assert pointing_game(maps, at).mean()>.9 and energy_inside(maps, at).mean()>3/16, method # one by chance
+
 @pytest.mark.parametrize('key', [k for k in whole if k not in pools])
 def test_every_method_on_whole_models(key):
     torch.manual_seed(0)
@@ -143,13 +175,22 @@ def test_gradcam_of_other_pools_and_heads(data, pool, head):
     torch.testing.assert_close(cam(learn, x), slow(learn.model, x.as_subclass(torch.Tensor), 'gradcam', torch.float32), atol=1e-3, rtol=0)
     assert cam(learn, x, 'cam').shape==(len(x),64,96)
 
+@pytest.mark.parametrize('arch', ['resnet18','vit_tiny_patch16_224'])
+def test_what_all_classes_share_does_not_show(data, arch):
+    "A softmax does not see what is added to every logit, and training with Adam does add it: so maps must not either"
+    learn = learner(data, arch, (64,96))
+    x,methods = learn.dls.valid.one_batch()[0][:2],['gradcam','cam','gradcampp','hirescam','layercam'] + ['gradrollout']*('vit' in arch)
+    before,p = [cam(learn, x, m) for m in methods],learn.model.eval()(x).softmax(1)
+    learn.model.head.fc.weight.data += .2*torch.randn(1, learn.model.head.fc.in_features)
+    torch.testing.assert_close(learn.model(x).softmax(1), p)
+    for m,b in zip(methods, before): torch.testing.assert_close(cam(learn, x, m), b, atol=5e-3, rtol=0, msg=m)
+
 def tokens_of(h, w): return lambda o: o[:,1:].transpose(1, 2).unflatten(2, (h, w))
 
 @pytest.mark.parametrize('arch,layer,reshape', [('resnet18', lambda m: m.layer4[-1], None), ('vgg16', lambda m: m.features[-1], None),
     ('vit_tiny_patch16_224', lambda m: m.norm, tokens_of(4, 6))], ids=['resnet18','vgg16','vit_tiny'])
 def test_against_pytorch_grad_cam(data, arch, layer, reshape):
     from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     learn = learner(data, arch, (64,96))
     x = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
     model = learn.model.eval()
@@ -157,7 +198,7 @@ def test_against_pytorch_grad_cam(data, arch, layer, reshape):
     ours = [(t, cam(learn, x, target=t)) for t in likely]
     with GradCAM(model=model, target_layers=[layer(model.body.model)], reshape_transform=reshape) as theirs:
         for t,got in ours:
-            ref = torch.tensor(theirs(input_tensor=x, targets=[ClassifierOutputTarget(o) for o in t]))
+            ref = torch.tensor(theirs(input_tensor=x, targets=[lambda o, c=c: o[c]-o.mean() for c in t]))
             assert ref.amax((1,2)).mean()>.4 and (got-ref).abs().max()<1e-3
 
 @pytest.mark.parametrize('method', ['gradcampp','hirescam','layercam']) # their Score-CAM enlarges masks with aligned corners
@@ -171,7 +212,7 @@ def test_other_methods_against_pytorch_grad_cam(data, arch, stage, layer, reshap
     x = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:2]
     model = learn.model.eval()
     with torch.no_grad(): best,second = model(x).topk(2).indices.T.tolist()
-    for target,asked in [(best, [lambda o, c=c: o[c] for c in best]), ([*zip(best, second)], [lambda o, c=c, d=d: o[c]-o[d] for c,d in zip(best, second)])]:
+    for target,asked in [(best, [lambda o, c=c: o[c]-o.mean() for c in best]), ([*zip(best, second)], [lambda o, c=c, d=d: o[c]-o[d] for c,d in zip(best, second)])]:
         got = cam(learn, x, method, target, stage)
         with cls(model=model, target_layers=[layer(model.body.model)], reshape_transform=reshape) as c: ref = torch.tensor(c(input_tensor=x, targets=asked))
         assert ref.amax((1,2)).mean()>.4 and (got-ref).abs().max()<1e-3
@@ -215,7 +256,7 @@ def test_roll_out(data, pool):
     m = copy.deepcopy(learn.model).double().eval().requires_grad_(True)
     def score(t):
         rows = t[:,0] if pool=='class_token' else t[:,1:].mean(1)
-        return (m.head(rows)*torch.eye(8)[[3,5]]).sum()
+        return (m.head(rows)*(torch.eye(8)[[3,5]]-1/8)).sum()
     for method,flow in zip(('rollout','gradrollout'), slow_flows(m.body.model, m.norm(x.double()), score)):
         raw = (flow[:,0] if pool=='class_token' else flow[:,1:].mean(1))[:,1:].unflatten(1, (4,6)) # of what the pool reads
         raw = torch.nn.functional.interpolate(raw[:,None], (64,96), mode='bilinear')[:,0]
@@ -254,7 +295,7 @@ def test_fastai_model(data):
     got = cam(learn, x, target=1)
     same(before, state(learn))
     m = model.eval()[0](x).detach().requires_grad_()
-    g, = torch.autograd.grad(model[1](m)[:,1].sum(), m)
+    g, = torch.autograd.grad((model[1](m)[:,1]-model[1](m).mean(1)).sum(), m)
     raw = torch.nn.functional.interpolate(torch.einsum('bc,bchw->bhw', g.mean((2,3)), m).clamp(min=0)[:,None], (64,64), mode='bilinear')[:,0].detach()
     ref = (raw-raw.amin((1,2), keepdim=True))/(raw-raw.amin((1,2), keepdim=True)).amax((1,2), keepdim=True)
     torch.testing.assert_close(got, ref, atol=1e-4, rtol=0)

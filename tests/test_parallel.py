@@ -9,6 +9,7 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.data.loader import share_of
 from fgvc_fast.learner import fine_grained_learner
+from fgvc_fast.robust.train import AdversarialTraining
 from fgvc_fast.save import save_bundle # chkstyle: ignore (now learners have it)
 from fgvc_fast.train.all import *
 from fgvc_fast.track import CSVLog, tensorboard_log, wandb_log
@@ -112,6 +113,18 @@ def test_as_one_process(birds, tmp_path):
     np.testing.assert_allclose(np.array(losses, dtype=float), np.array(ref_losses, dtype=float), rtol=1e-4)
     assert close(w, ref_w)
 
+def test_attacked_as_one_process(birds, tmp_path):
+    "Each process attacks its own share, and both together learn what one would"
+    def once(bs):
+        learn = learner(birds, bs, head=plain_head)
+        log = run(learn, [Phase('all', 2, lr=3e-3)], cbs=AdversarialTraining(4/255, attack='bim', steps=2))
+        return log,state(learn)
+    (log,w),(log1,w1) = both(lambda: once(6), tmp_path)
+    ref,ref_w = once(12)
+    assert log.equals(log1) and equal(w, w1) and (ref.adversarial>0).all()
+    np.testing.assert_allclose(log.to_numpy(dtype=float), ref.to_numpy(dtype=float), rtol=1e-3, atol=1e-4)
+    assert close(w, ref_w, 1e-3)
+
 def losses_of_their_own(): return [AddLoss('centre', .01), Mix(mixup=.4, cutmix=1., p=.5), EMA(.9), L2SP(.01, .01), Accumulate(2)]
 
 def test_all_that_trains(birds, tmp_path):
@@ -123,6 +136,7 @@ def test_all_that_trains(birds, tmp_path):
             ('reinit', dict(), [Phase('head', 1, views=2), Phase('all', 1, reinit=1), Phase('all', 1, size=40, keep_stats=True)], lambda: CSVLog(tmp_path/'log.csv')),
             ('own', dict(branch=-2, pool='gem'), [Phase('head', 1), Phase('all', 2, lr=3e-3)], losses_of_their_own),
             ('alone', dict(pool='gem'), [Phase('all', 1)], lambda: AddLoss('centre', .01, alone=True)),
+            ('adversarial', dict(pool='gem'), [Phase('all', 1)], lambda: AdversarialTraining(2/255)),
             ('parts', dict(pool='parts', closer=True, amp='bf16'), [Phase('all', 1)], lambda: tensorboard_log(tmp_path/'runs'))]:
             learn = learner(few, 6, 'toy_resnet', seed=torch.initial_seed()%7 + int(os.environ['RANK']), dls_seed=None, **opts) # each begins with a head of its own
             first = state(learn)

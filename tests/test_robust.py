@@ -123,4 +123,5 @@ def test_noise_and_blur_are_what_they_say():
 def test_no_pictures_no_labels(data):
     learn = learner(data)
     with pytest.raises(FineGrainedError, match='no pictures'): robustness(learn, dl=[])
+    with pytest.raises(FineGrainedError, match='no option `stesp`'): robustness(learn, stesp=3)
     assert isinstance(PixelModel(learn).model, torch.nn.Module)

@@ -87,5 +87,10 @@ def test_map_of_classes(learn):
     rows = learn.embeddings()[0]
     np.testing.assert_allclose(xy, rows[:,:2].float())
     ax = plt.gcf().axes[0]
-    assert sum(len(c.get_offsets()) for c in ax.collections)==len(rows) and len(ax.collections)==len(learn.dls.vocab)
+    dots = ax.collections[0]
+    np.testing.assert_allclose(dots.get_offsets(), xy)
+    of = {}
+    for t,c in zip(learn.embeddings()[1].tolist(), map(tuple, dots.get_facecolors())): of.setdefault(learn.dls.vocab[t], set()).add(c)
+    legend = {t.get_text(): tuple(h.get_facecolors()[0]) for t,h in zip(ax.get_legend().get_texts(), ax.get_legend().legend_handles)}
+    assert {k: {legend[k]} for k in legend}==of
     plt.close('all')

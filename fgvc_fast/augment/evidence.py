@@ -27,7 +27,9 @@ def evidence(
         maps,decide = _halves(model, x)
         check(torch.is_tensor(maps) and maps.ndim==4, f"the body gives {tuple(getattr(maps, 'shape', ()))}, which is no map (n, channels, height, width)")
         maps = maps.detach().to(torch.promote_types(maps.dtype, torch.float32)).requires_grad_()
-        with torch.enable_grad(): score = decide(maps.clone()).gather(1, y[:,None]).sum() # pictures do not meet in a model that evaluates
+        with torch.enable_grad():
+            said = decide(maps.clone())
+            score = (said.gather(1, y[:,None])-said.mean(1, keepdim=True)).sum() # pictures do not meet in a model that evaluates
         grad, = torch.autograd.grad(score, maps)
         res = (grad*maps.detach()).sum(1, keepdim=True).relu()
     res = F.interpolate(res, x.shape[-2:], mode='bilinear', align_corners=False)[:,0]

@@ -14,7 +14,7 @@ from numbers import Integral
 from pathlib import Path
 from PIL import Image
 from ..core import check, in_lines, listing
-from .layers import _as_it_is, _best, find_method, view_layers
+from .layers import _as_it_is, _best, _for_class, find_method, view_layers
 from .methods import cam_methods # chkstyle: ignore (handed on)
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #538f453a
@@ -35,14 +35,14 @@ def _index(o, vocab):
     return int(o)
 
 def _towards(o, vocab):
-    "What is asked for by `o`, a class or a pair of classes, as a direction among the logits (classes)"
+    "What is asked for by `o`, a class or a pair of classes, as weights of the logits (classes)"
     pair = o if isinstance(o, tuple) else (o,)
     check(len(pair) in (1,2), f"target={o}: a pair is two classes, this and not that; to ask about each picture by itself give a list")
     i = [_index(c, vocab) for c in pair]
     check(len({*i})==len(i), f"target={o} asks for the difference between a class and itself")
     res = torch.zeros(len(vocab))
     for c,sign in zip(i, (1.,-1.)): res[c] = sign
-    return res
+    return res if len(pair)==2 else _for_class(res)
 
 def _targets(target, n, vocab):
     "What is asked about each of `n` pictures (n, classes); None where it is what the model says"

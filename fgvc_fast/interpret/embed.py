@@ -35,10 +35,12 @@ def plot_embeddings(self:Learner,
     if how is None: how = TSNE(perplexity=min(30, (len(rows)-1)/3), init='pca', random_state=0)
     xy = how.fit_transform(rows.float().numpy())
     if ax is None: _,ax = plt.subplots(figsize=(5.5,4))
-    own = np.unique(group)
+    own,at = np.unique(group, return_inverse=True)
     cmap = plt.get_cmap('tab10' if len(own)<=10 else 'tab20' if len(own)<=20 else 'hsv')
-    for k,g in enumerate(own): ax.scatter(*xy[group==g].T, s=14, color=cmap(k if len(own)<=20 else k/len(own)), label=names[g], linewidths=0)
-    if len(own)<=12: ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
+    ax.scatter(*xy.T, s=np.clip(14e3/len(xy), 2, 14), c=cmap(at if len(own)<=20 else at/len(own)), linewidths=0)
+    if len(own)<=12:
+        for k,g in enumerate(own): ax.scatter([], [], s=14, color=cmap(k), label=names[g])
+        ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
     ax.set(xticks=[], yticks=[])
     ax.set_title(f'{len(rows):,} pictures by {by}', fontsize=9)
     return xy

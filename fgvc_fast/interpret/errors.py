@@ -60,6 +60,15 @@ def _pairs(self:FineGrainedInterpretation, off:bool=False # Only the mistakes
     return i[keep],j[keep],times[keep]
 
 @patch
+def _both_ways(self:FineGrainedInterpretation):
+    "Class numbers of the pairs taken for one another in either direction, and how often: three arrays, most often first"
+    n,(i,j,times) = len(self.vocab),self._pairs(off=True)
+    both,which = np.unique(np.minimum(i, j)*n+np.maximum(i, j), return_inverse=True)
+    times = np.bincount(which, times).astype(int)
+    order = np.argsort(-times, kind='stable')
+    return *np.divmod(both[order], n),times[order]
+
+@patch
 def confusion_matrix(self:FineGrainedInterpretation)->np.ndarray:
     "How often a class (row) was called another (column): all classes × all classes, 800 MB for 10,000 of them"
     n = len(self.vocab)
@@ -130,14 +139,13 @@ def _side_by_side(c):
     return order
 
 @patch
-def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes to show: those with the most confusions
+def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes to show: those of the pairs confused most often
     ):
     "The counts between the classes that are confused `most`, look-alikes side by side"
     import matplotlib.pyplot as plt
     n,(i,j,times) = len(self.vocab),self._pairs()
     off = i!=j
-    wrong = np.bincount(np.concatenate([i[off], j[off]]), np.tile(times[off], 2), minlength=n)
-    keep = np.sort(np.argsort(-wrong, kind='stable')[:most])
+    keep = np.sort([*dict.fromkeys([*np.stack(self._both_ways()[:2], 1).ravel(), *range(n)])][:most])
     at = np.full(n, -1)
     at[keep] = range(len(keep))
     shown = (at[i]>=0) & (at[j]>=0)
@@ -154,7 +162,7 @@ def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes 
     ax.set_xticks(range(len(keep)), names, rotation=90, fontsize=8)
     ax.set_yticks(range(len(keep)), names, fontsize=8)
     ax.set(xlabel='predicted', ylabel='actual')
-    ax.set_title(f'The {len(keep)} of {len(self.vocab)} classes confused most' if len(keep)<len(self.vocab) else 'Confusions', fontsize=10)
+    ax.set_title(f'The {len(keep)} of {n:,} classes confused most' if len(keep)<len(self.vocab) else 'Confusions', fontsize=10)
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #e18837c8
 @patch
@@ -168,10 +176,9 @@ def _draw(self:FineGrainedInterpretation, axs, idxs, titles, method):
 @patch
 def confused_pairs(self:FineGrainedInterpretation)->pd.DataFrame:
     "Pairs of classes taken for one another in either direction, most often first"
-    n,(i,j,times) = len(self.vocab),self._pairs(off=True)
-    both,which = np.unique(np.minimum(i, j)*n+np.maximum(i, j), return_inverse=True)
+    one,other,times = self._both_ways()
     names = np.array(self.vocab, dtype=object)
-    return pd.DataFrame(dict(one=names[both//n], other=names[both%n], times=np.bincount(which, times).astype(int))).sort_values('times', ascending=False, kind='stable', ignore_index=True)
+    return pd.DataFrame(dict(one=names[one], other=names[other], times=times))
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #d96dead4
 @patch
@@ -184,6 +191,7 @@ def plot_confused_pairs(self:FineGrainedInterpretation,
     import matplotlib.pyplot as plt
     pairs = self.confused_pairs().head(n)
     if not len(pairs): return print('No two classes are confused: every answer is right.')
+    k = self._as_many([*pairs.one, *pairs.other], k)
     fig = plt.figure(figsize=(1.75*2*k+.4, 2.35*len(pairs)))
     rows = np.atleast_1d(fig.subfigures(len(pairs), 1))
     for row,(a,b,times) in zip(rows, pairs.itertuples(index=False)):
@@ -199,10 +207,17 @@ def plot_pair(self:FineGrainedInterpretation,
     import matplotlib.pyplot as plt
     unknown = [o for o in (one,other) if o not in list(self.vocab)]
     check(not unknown and one!=other, f"'{one}' and '{other}' are no pair of classes" + (f": there is no '{unknown[0]}'" if unknown else ''))
+    k = self._as_many([one, other], k)
     fig = plt.figure(figsize=(1.75*2*k+.4, 2.35))
     for half,(this,that) in zip(fig.subfigures(1, 2, wspace=.02), ((one,other),(other,one))): self._half_pair(half, this, that, k, method)
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #a7c1f2e4
+@patch
+def _as_many(self:FineGrainedInterpretation, classes, k):
+    "`k`, or how many pictures the fullest of `classes` has, if those are fewer"
+    of,vocab = self.targs.bincount(minlength=len(self.vocab)),list(self.vocab)
+    return min(k, max(1, *of[[*map(vocab.index, classes)]].tolist()))
+
 @patch
 def _of_pair(self:FineGrainedInterpretation, this, that, k):
     "Up to `k` pictures of class `this`: first those taken for `that`, then those named rightly, the surest first, then any others; and how many of how many were taken for it"

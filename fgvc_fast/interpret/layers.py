@@ -112,7 +112,7 @@ def _as_it_is(model, device):
 def view_layers(
     model, # Of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`
     x, # Pictures (B, 3, H, W), as the model gets them
-    towards=None, # 1 at the class asked about, -1 at the one it is asked against (B, classes), or a function of the logits that gives it; None: what the model says
+    towards=None, # What is asked, as weights of the logits (B, classes), or a function of the logits that gives them; None: about the class that the model says
     layers=(None,) # As `find_layer`, each
     )->tuple: # Logits (B, classes), and a `LayerView` of each layer
     "What `layers` of `model` hold of `x`, and how what is asked would change with it"
@@ -132,7 +132,11 @@ def view_layers(
         with torch.enable_grad(): return torch.autograd.grad(_score_of(logits, towards).sum(), [c.maps for c in caught], materialize_grads=True)
     return said,[LayerView(model, x, towards, c.maps, lambda i=i: grads()[i], o) for i,(o,c) in enumerate(zip(layers, caught))]
 
-def _best(logits): return nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+def _for_class(own): # (..., classes), 1 at the class asked about
+    "What to ask of the logits about a class: it, and not the mean of all, which a softmax does not see"
+    return own - 1/own.shape[-1]
+
+def _best(logits): return _for_class(nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype))
 
 # %% ../../nbs/api/50a_interpret.layers.ipynb #5373b585
 class _Probed(nn.Module):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 # %% ../../nbs/api/50_interpret.methods.ipynb #2b2f0a37
 def _score_of(
     logits, # (B, classes)
-    towards # (B, classes): 1 at the class asked about, -1 at the one it is asked against
+    towards # (B, classes): what is asked, as weights of the logits
     )->torch.Tensor: # (B,)
     "What is asked about each picture, of what the model says"
     return (logits*towards).sum(1)
@@ -26,7 +26,7 @@ class LayerView:
     def __init__(self,
         model, # From pictures to logits
         x, # Pictures (B, 3, H, W), as the model gets them
-        towards, # 1 at the class asked about, -1 at the one it is asked against (B, classes)
+        towards, # What is asked, as weights of the logits (B, classes)
         maps, # Of this layer (B, C, h, w)
         grads=None, # Function that gives the gradients of the scores with respect to `maps`
         layer=None # Where it is; None: the last map

@@ -13,7 +13,7 @@ from ..core import check, listing
 from ..data.block import CropResize, PictureOf
 from ..data.lazy import open_lazily
 from .cam import _load, _to_size
-from .layers import _as_it_is, _runnable, find_method, view_layers
+from .layers import _as_it_is, _for_class, _runnable, find_method, view_layers
 from ..models.model import FineGrainedModel
 from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -85,7 +85,7 @@ def energy_inside(
 # %% ../../nbs/api/50c_interpret.score.ipynb #83368de1
 def _blurred(x): # strong enough that no mark is left
     k = max(x.shape[-2:])//4*2+1
-    return gaussian_blur(x, k, k/6)
+    return gaussian_blur(gaussian_blur(x, [k,1], k/6), [1,k], k/6) # as in one, for the price of two lines
 
 def deletion_insertion(
     f, # From pictures to logits
@@ -120,7 +120,7 @@ cam_baselines = dict(centre=centre_spot, random=random_map)
 def _asked(how, labels, n):
     "The direction (B, classes) that is asked for `how` of pictures of `labels`: the label, or the label and not the likeliest other"
     own = F.one_hot(labels, n).float()
-    if how=='label': return lambda logits: own.to(logits)
+    if how=='label': return lambda logits: _for_class(own.to(logits))
     return lambda logits: own.to(logits)-F.one_hot(logits.masked_fill(own.to(logits)>0, -torch.inf).argmax(1), n).to(logits)
 
 def _said(model, layer):

@@ -19,7 +19,7 @@ from PIL import Image
 @patch
 def walk(self:FineGrainedInterpretation,
     n:int=50, # Pairs to choose from, the most confused first
-    k:int=4, # Pictures of each class
+    k:int=3, # Pictures of each class
     method='gradcam' # As `cam`
     ):
     "A widget: choose a confused pair, see pictures of both with maps"

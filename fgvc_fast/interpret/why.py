@@ -49,15 +49,15 @@ def plot_errors(self:FineGrainedInterpretation,
     check(not same, f'Pictures {same} were named rightly: there is no mistake to explain')
     said,true = ([int(o[i]) for i in idxs] for o in (self.preds, self.targs))
     items = [self.dl.items[i] for i in idxs]
-    looks = [_look(self.learn, items, method, t, layer) for t in (said, true, [*zip(said, true)])]
+    x,_,maps = _look(self.learn, items*3, method, [*said, *true, *zip(said, true)], layer)
     near = self._nearest_of(idxs, [*zip(said, true)])
-    shown = _shown(self.learn.dls.valid, looks[0][0])
+    shown,maps = _shown(self.learn.dls.valid, x[:len(idxs)]),maps.view(3, len(idxs), *maps.shape[1:])
     others = _shown(self.learn.dls.valid, torch.cat([_look_at(self.learn, o) for o in near])).view(len(idxs), 2, *shown.shape[1:])
     _,axs = plt.subplots(len(idxs), 6, figsize=(11.4,2.4*len(idxs)), squeeze=False, layout='constrained')
     for r,i in enumerate(idxs):
         a,b = (in_lines(self.vocab[o[r]], 22) for o in (said, true))
         titles = [f'said {self.probs[i]:.0%}:\n{a}', f'why {a}', f'why {b}', 'why the one,\nnot the other', f'training: {a}', f'training: {b}']
-        for ax,t,im,m in zip(axs[r], titles, [shown[r]]*4 + list(others[r]), [None]+[o[2][r] for o in looks]+[None]*2):
+        for ax,t,im,m in zip(axs[r], titles, [shown[r]]*4 + list(others[r]), [None]+list(maps[:,r])+[None]*2):
             if m is None: ax.imshow(im.permute(1,2,0))
             else: draw_cam(ax, im, m)
             ax.set_title(t, fontsize=7.5)

@@ -62,6 +62,8 @@ def robustness(
     unknown = [k for k,v in named.items() if v is None]
     check(not unknown, f"attack={unknown} is unknown: use {', '.join(attacks)}, or a function")
     named.setdefault('pgd', attacks['pgd'])
+    stray = [k for k in kwargs if not any(k in signature(f).parameters for f in named.values())]
+    check(not stray, f"{', '.join(named)} know no option {', '.join(f'`{k}`' for k in stray)}")
     strengths = sorted({float(e) for e in eps if e})
     net,g = PixelModel(learn),torch.Generator(next(learn.model.parameters()).device).manual_seed(seed)
     dl = learn.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl
