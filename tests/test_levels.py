@@ -298,7 +298,6 @@ def test_counting_in_little_memory():
 
 scale = '''
 import resource, torch
-from collections import Counter
 from types import SimpleNamespace
 import pandas as pd
 from fastai.vision.all import *

@@ -73,6 +73,15 @@ def test_per_class_chart_and_levels(interp):
 def test_a_pair_that_is_none(interp):
     with pytest.raises(FineGrainedError, match="no 'Emu'"): interp.plot_pair('Emu', interp.vocab[1])
 
+def test_as_many_columns_as_pictures(interp):
+    "Where there are fewer than asked for, no empty columns make the others small"
+    one,other = interp.confused_pairs().iloc[0][['one','other']]
+    most = max((interp.targs==list(interp.vocab).index(o)).sum().item() for o in (one,other))
+    for k in (1, most, most+3):
+        interp.plot_pair(one, other, k)
+        assert len(plt.gcf().get_axes())==2*min(k, most)
+        plt.close('all')
+
 def test_widget_without_its_library(interp, monkeypatch):
     import builtins
     real = builtins.__import__
