@@ -18,9 +18,10 @@ from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.models.pool import AvgPool
 from fgvc_fast.models.second import CompactPool
 from fgvc_fast.train import frozen
-from fgvc_fast.train.frozen import _fused, frozen_features
+from fgvc_fast.train.frozen import _even, _fused, frozen_features
 from fgvc_fast.train.groups import freeze_below
 from fgvc_fast.train.all import Phase
+from timm.layers import Conv2dSame
 from torchvision.models import convnext_tiny, resnet18
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -293,9 +294,80 @@ def test_half_precision_on_disk(monkeypatch, tmp_path):
     assert_same(fit(learner('cnn', pool='gem')), fit(learner('cnn', pool='gem'), False), 5e-3)
     with freeze_below(learn, 'head'), pytest.raises(FineGrainedError, match='even in half precision.*max_gb=1e-09'), frozen_features(learn, max_gb=1e-9): pass
 
+# several threads
+
+@contextmanager
+def threads(n):
+    torch.set_num_threads(n)
+    try: yield
+    finally:
+        now = torch.get_num_threads()
+        torch.set_num_threads(1)
+    assert now==n
+
+def features(n, workers=0, **kwargs):
+    learn = learner('cnn', loaders(wild=True, **kwargs))
+    learn.model.body.requires_grad_(False)
+    for dl in learn.dls.loaders: dl.num_workers = dl.fake_l.num_workers = workers
+    with threads(n), freeze_below(learn, 'head'), frozen_features(learn, 2) as dls: return [(v,*m) for dl in dls for v,m in zip(dl.views, dl.more)]
+
+@pytest.mark.parametrize('kwargs', [dict(), dict(workers=2), dict(bs=1), dict(bs=64)])
+def test_threads_change_nothing(kwargs):
+    for a,b in zip(features(3, **kwargs), features(1, **kwargs), strict=True):
+        for x,y in zip(a, b, strict=True): torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+def test_more_threads_than_it_takes_share_the_rest():
+    "Each of four takes two of eight, and what comes later has all of them"
+    seen = []
+    with threads(8): assert [*frozen._ahead(lambda o: seen.append(torch.get_num_threads()) or o, range(9), 4)]==[*range(9)]
+    assert seen==[2]*9
+
+@pytest.mark.parametrize('n', [1, 3])
+def test_stopped_in_a_thread(n):
+    learn,real = learner('cnn', pool='gem'),frozen._sees
+    def fails(model, x, rows=False):
+        if len(x)==6: raise MemoryError('no more') # the last of 22 in batches of 8
+        return real(model, x, rows)
+    with threads(n), leaves_nothing(learn):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(frozen, '_sees', fails)
+            with pytest.raises(MemoryError, match='no more'): fit(learn)
+
+class Sizes(Pictures):
+    "The last pictures are larger"
+    def __getitem__(self, i):
+        x,y = super().__getitem__(i)
+        return (nn.functional.pad(x, (0,5,0,8), mode='reflect') if i>=16 else x),y
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_pictures_of_other_sizes(n):
+    "Rows of the average take any size, and so does the padding that depends on it; maps must be of one"
+    def mixed(**kwargs):
+        dls = loaders()
+        dls.train.dataset = Sizes(22)
+        return learner('mobilenetv2_035', dls, pad_type='same', **kwargs)
+    learn = mixed()
+    with threads(n), freeze_below(learn, 'head'), frozen_features(learn, 1) as dls: got = dls[0].views[0]
+    ds,model = Sizes(22),learn.model.eval()
+    with torch.no_grad(): want = torch.cat([model.features(ds[i][0][None]) for i in range(22)])
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3*want.abs().max().item())
+    learn = mixed(pool='gem')
+    with threads(n), leaves_nothing(learn):
+        with pytest.raises(FineGrainedError, match='different sizes') as held: fit(learn)
+        assert held.traceback # somebody keeps the error, and with it all that was going on
+        learn.dls.train.dataset = Pictures(22)
+
 # folded norms
 
-@pytest.mark.parametrize('arch', ['mobilenetv2_035', 'resnet10t', 'resnetv2_50x1_bit', resnet18])
+@pytest.mark.parametrize('size', [(32,32), (31,32), (32,7), (5,9)])
+@pytest.mark.parametrize('k,stride,groups', [(3,2,1), (5,2,4), (3,1,4), ((3,5),(2,3),2), (2,2,1), (1,2,4), (7,4,1)])
+def test_even_padding_changes_nothing(k, stride, groups, size):
+    same,x = Conv2dSame(4, 8, k, stride=stride, groups=groups),torch.randn(2,4,*size)
+    even = _even(same, size)
+    assert type(even) is nn.Conv2d
+    torch.testing.assert_close(even(x), same(x), rtol=1e-5, atol=1e-5)
+
+@pytest.mark.parametrize('arch', ['mobilenetv2_035', 'tf_efficientnet_lite0', 'resnet10t', 'resnetv2_50x1_bit', resnet18])
 def test_folded_norms_change_nothing(arch):
     model = learner(arch).model.eval().requires_grad_(False)
     x = torch.rand(2,3,32,32)
@@ -305,3 +377,4 @@ def test_folded_norms_change_nothing(arch):
     folded = sum(isinstance(m, nn.BatchNorm2d) for o in (model, quick) for m in o.body.modules())
     assert folded==sum(isinstance(m, nn.BatchNorm2d) for m in model.body.modules()) # none is left
     assert {*model.head.parameters()}<={*quick.parameters()} # not a copy of all weights
+    assert not any(isinstance(m, Conv2dSame) for m in quick.modules())

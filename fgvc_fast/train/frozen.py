@@ -7,8 +7,9 @@ __all__ = ['FeatureDL', 'frozen_features']
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #611fd2c6
 import math, re, shutil, tempfile, torch
-from collections import Counter
-from contextlib import contextmanager, nullcontext
+from collections import Counter, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
 from copy import copy, deepcopy
 from fastai.callback.core import Callback, GatherPredsCallback
 from fastai.callback.fp16 import MixedPrecision
@@ -18,8 +19,10 @@ from fastcore.basics import GetAttr, chunked, noop
 from fastprogress.fastprogress import progress_bar
 from functools import partial
 from pathlib import Path
-from timm.layers import BatchNormAct2d
+from threading import Lock
+from timm.layers import BatchNormAct2d, Conv2dSame, get_same_padding
 from torch import nn
+from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from unittest import mock
 from ..core import check, listing
@@ -118,25 +121,34 @@ def _check_steady(model, x, rows=False):
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #09173a1e
 def _pairs(model, x):
-    "Convolutions of `model` that are used once, each with the batch norm that takes what it gives of `x`"
+    "Convolutions of `model` that are used once, each with the batch norm that takes what it gives of `x`, and the size of its maps"
     made,calls,res = {},Counter(),[]
     def note(m, args, out):
         calls[m] += 1
-        if isinstance(m, nn.Conv2d): made[id(out)] = m,out # kept, so that nothing else gets its id
-        elif isinstance(m, nn.BatchNorm2d) and id(args[0]) in made: res.append((made[id(args[0])][0], m))
+        if isinstance(m, nn.Conv2d): made[id(out)] = m,args[0].shape[2:],out # kept, so that nothing else gets its id
+        elif isinstance(m, nn.BatchNorm2d) and id(args[0]) in made: res.append((made[id(args[0])][0], m, made[id(args[0])][1]))
     hooks = [o.register_forward_hook(note) for o in model.modules()]
     try: model.see(x)
     finally:
         for o in hooks: o.remove()
-    return [(c,b) for c,b in res if calls[c]==calls[b]==1 and type(b) in (nn.BatchNorm2d,BatchNormAct2d)]
+    return [o for o in res if calls[o[0]]==calls[o[1]]==1 and type(o[1]) in (nn.BatchNorm2d,BatchNormAct2d)]
+
+def _even(conv, size):
+    "`conv` for maps of `size`; if it pads them more below and on the right, with zeros in its kernel instead"
+    if type(conv) is not Conv2dSame or conv.dilation!=(1,1): return conv
+    pads = [get_same_padding(*o, 1) for o in zip(size, conv.kernel_size, conv.stride)]
+    h,w = odd = [p%2 for p in pads]
+    res = skip_init(nn.Conv2d, conv.in_channels, conv.out_channels, [k+o for k,o in zip(conv.kernel_size, odd)], conv.stride, [(p+o)//2 for p,o in zip(pads, odd)], groups=conv.groups)
+    res.weight,res.bias = nn.Parameter(nn.functional.pad(conv.weight, (w,0,h,0)), requires_grad=False),conv.bias
+    return res
 
 def _fused(model, x):
-    "`model` with each batch norm folded into the convolution before it; as it is where that would change what it sees in `x`"
+    "`model` for pictures of the size of `x`, each batch norm folded into the convolution before it; as it is where that would change what it sees"
     quick = _twin(model).eval()
     try:
         names = {m: k for k,m in quick.named_modules()}
-        for conv,norm in _pairs(quick, x):
-            both = {conv: fuse_conv_bn_eval(conv, norm), norm: nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()}
+        for conv,norm,size in _pairs(quick, x):
+            both = {conv: _even(fuse_conv_bn_eval(conv, norm), size), norm: nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()}
             for old,new in both.items():
                 owner,_,leaf = names[old].rpartition('.')
                 setattr(quick.get_submodule(owner), leaf, new)
@@ -203,13 +215,29 @@ def _looks(dls, views, seed, cpu):
             own = dict(seed=hash((seed, v))%2**63) if isinstance(dl, FineGrainedDL) else {}
             yield i,dl.new(shuffle=False, drop_last=False, n=dl.n, get_idxs=partial(range, dl.n), bs=min(dl.bs, 16) if cpu else 2*dl.bs, **own)
 
-def _batches(looks, views, seed):
-    "Batches of all `looks`: (number of the look, batch)"
+def _ahead(f, items, n):
+    "`f` of all `items`, in their order; `n` threads work ahead of whoever takes them"
+    if n==1:
+        yield from map(f, items)
+        return
+    todo,cores = deque(),torch.get_num_threads()
+    with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(max(cores//n, 1),)) as pool:
+        try:
+            for o in items:
+                todo.append(pool.submit(f, o))
+                if len(todo)>2*n: yield todo.popleft().result()
+            while todo: yield todo.popleft().result()
+        finally:
+            for o in todo: o.cancel()
+            torch.set_num_threads(cores) # of threads to come
+
+def _answers(looks, f, n, views, seed):
+    "`f` of the batches of all `looks`, each with the number of its look"
     for k,(i,dl) in enumerate(looks):
         _seed_all(seed, k)
         plain = views==0 and i==0 and hasattr(dl.dataset, 'set_split_idx')
         with dl.dataset.set_split_idx(1) if plain else nullcontext():
-            for b in dl: yield k,b
+            for o in _ahead(f, dl, n): yield k,o
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #9dfe6297
 def _precision(learn):
@@ -221,7 +249,7 @@ def _precision(learn):
     finally: cb.after_fit()
 
 def _probe(learn, model, dl, precision, device):
-    "A copy of `model` made quick, whether it keeps rows, and how what it sees of `dl` is laid out"
+    "A copy of `model`, whether it keeps rows, and how what it sees of `dl` is laid out"
     n = min(dl.n, 2)
     x = to_device(dl.new(n=n, bs=n, num_workers=0, get_idxs=partial(range, n)).one_batch()[0], device).as_subclass(torch.Tensor)
     twin = _twin(model).eval()
@@ -229,8 +257,7 @@ def _probe(learn, model, dl, precision, device):
     with torch.no_grad():
         rows = not _wants_maps(learn, model)
         _check_steady(twin, x, rows)
-        quick = _fused(twin, x)
-        with precision: return quick,rows,_Layout(_sees(quick, x, rows))
+        with precision: return twin,rows,_Layout(_sees(twin, x, rows))
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #5ba87e77
 def _compute(learn, views, seed, max_gb):
@@ -238,9 +265,16 @@ def _compute(learn, views, seed, max_gb):
     model,cache = get_model(learn.model),getattr(learn.dls, 'cache', None)
     device,home = one_param(model).device,cache.folder.parent if cache is not None else tempfile.gettempdir()
     looks,precision = list(_looks(learn.dls, views, seed, device.type=='cpu')),_precision(learn)
-    quick,rows,lay = _probe(learn, model, looks[0][1], precision, device)
-    def see(x):
-        with torch.inference_mode(), precision: return lay.pack(_sees(quick, x.as_subclass(torch.Tensor), rows))
+    twin,rows,lay = _probe(learn, model, looks[0][1], precision, device)
+    spare,one = defaultdict(list),Lock()
+    def see(x): # in any thread
+        with torch.inference_mode():
+            x = x.as_subclass(torch.Tensor)
+            mine = spare[x.shape[1:]]
+            with one: quick = mine.pop() if mine else _twin(_fused(twin, x[:2]))
+            with copy(precision): res = lay.pack(_sees(quick, x, rows))
+            mine.append(quick)
+            return res
     n = sum(dl.n for _,dl in looks)
     need,half = (n*lay.width*o.itemsize for o in (lay.dtype, torch.float16))
     place = _place(need, half, device, home, max_gb)
@@ -253,17 +287,19 @@ def _compute(learn, views, seed, max_gb):
 
 def _ask(learn, see, looks, kept, views, seed, device):
     "Fill `kept` with what `see` makes of all pictures, and return what came with them"
-    at,more,steps = [0]*len(looks),[[] for _ in looks],_batches(looks, views, seed)
-    if hasattr(learn, 'progress'): steps = progress_bar(steps, total=sum(len(dl) for _,dl in looks), leave=False)
-    for k,b in steps:
+    def ask(b):
         x,*others = to_device(b, device)
         check(all(isinstance(o, torch.Tensor) for o in others), f'Beside pictures the loaders give {listing({type(o).__name__ for o in others})}: only tensors can be kept with features')
-        got = see(x)
-        check(got.shape[1]==kept[k].shape[1], 'The loaders give pictures of different sizes, and features of one size are needed: give all one size')
-        if kept[k].dtype is torch.float16: got = got.clamp(-65504, 65504) # the largest there is
-        kept[k][at[k]:at[k]+len(got)] = got
-        at[k] += len(got)
-        more[k].append(others)
+        return see(x),others
+    n = min(torch.get_num_threads(), 4) if device.type=='cpu' else 1
+    at,more = [0]*len(looks),[[] for _ in looks]
+    with closing(_answers(looks, ask, n, views, seed)) as answers:
+        for k,(got,others) in progress_bar(answers, total=sum(len(dl) for _,dl in looks), leave=False) if hasattr(learn, 'progress') else answers:
+            check(got.shape[1]==kept[k].shape[1], 'The loaders give pictures of different sizes, and features of one size are needed: give all one size')
+            if kept[k].dtype is torch.float16: got = got.clamp(-65504, 65504) # the largest there is
+            kept[k][at[k]:at[k]+len(got)] = got
+            at[k] += len(got)
+            more[k].append(others)
     check(at==[dl.n for _,dl in looks], f'The loaders gave {sum(at):,} of {sum(dl.n for _,dl in looks):,} pictures: some were skipped, so their places are unknown')
     return [[torch.cat(o) for o in zip(*m)] for m in more]
 
