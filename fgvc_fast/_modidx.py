@@ -474,6 +474,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fgvc_fast.data.loader._seed_all': ('api/data.loader.html#_seed_all', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._seeded': ('api/data.loader.html#_seeded', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._stacked': ('api/data.loader.html#_stacked', 'fgvc_fast/data/loader.py'),
+                                       'fgvc_fast.data.loader._states': ('api/data.loader.html#_states', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader.balanced_order': ( 'api/data.loader.html#balanced_order',
                                                                                  'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader.share_of': ('api/data.loader.html#share_of', 'fgvc_fast/data/loader.py')},

@@ -109,6 +109,15 @@ def test_seeded_batches_leave_the_training_loop_alone(data, tmp_path):
     got = torch.rand(3),np.random.rand(),random.random()
     assert torch.equal(want[0], got[0]) and want[1:]==got[1:]
 
+def test_seeded_batches_leave_cuda_alone(data, tmp_path, monkeypatch):
+    "Asked for its generators it would be initialised, and workers could not be forked any more"
+    asked = []
+    for o in ('device_count','get_rng_state_all'): monkeypatch.setattr(torch.cuda, o, lambda o=o: asked.append(o) or [])
+    dls = loaders(data, tmp_path)
+    asked.clear()
+    batches(dls)
+    assert not asked
+
 def test_resumed_epoch_is_the_same(data, tmp_path):
     "Whoever puts back the loader's generator gets the epoch again"
     from copy import deepcopy

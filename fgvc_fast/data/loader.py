@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from copy import copy, deepcopy
 from fastai.data.core import TfmdDL, show_results
 from fastai.data.load import _FakeLoader, fa_collate
-from fastai.torch_core import TensorImage, get_random_states, set_random_states, to_detach
+from fastai.torch_core import TensorImage, to_detach
 from fastcore.basics import patch
 from ..core import check
 from torch.utils.data import get_worker_info
@@ -23,15 +23,21 @@ def _seed_all(*seed):
     random.seed(n), np.random.seed(n), torch.default_generator.manual_seed(n)
     if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(n) # `torch.manual_seed` would queue it for later, with a stack trace, for every picture
 
+def _states():
+    "What puts each generator back, and where it stands"
+    res = [(random.setstate, random.getstate()), (np.random.set_state, np.random.get_state()), (torch.set_rng_state, torch.get_rng_state())]
+    if torch.cuda.is_initialized(): res.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())) # else asking would initialise it, and count GPUs for every picture
+    return res
+
 @contextmanager
 def _seeded(*seed):
     "What is drawn here depends on `seed` alone; what is drawn afterwards, not on what was drawn here"
-    was = None if get_worker_info() else get_random_states() # a worker draws nothing else
+    was = () if get_worker_info() else _states() # a worker draws nothing else
     try:
         _seed_all(*seed)
         yield
     finally:
-        if was: set_random_states(**was)
+        for put,state in was: put(state)
 
 # %% ../../nbs/api/05_data.loader.ipynb #ca727d63
 def balanced_order(labels, # (n,) class number of each picture
