@@ -7,8 +7,7 @@ __all__ = ['FeatureDL', 'frozen_features']
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #611fd2c6
 import math, re, shutil, tempfile, torch
-from collections import Counter, defaultdict, deque
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from contextlib import closing, contextmanager, nullcontext
 from copy import copy, deepcopy
 from fastai.callback.core import Callback, GatherPredsCallback
@@ -19,7 +18,6 @@ from fastcore.basics import GetAttr, chunked, noop
 from fastprogress.fastprogress import progress_bar
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from timm.layers import BatchNormAct2d, Conv2dSame, get_same_padding
 from torch import nn
 from torch.nn.utils import skip_init
@@ -215,29 +213,13 @@ def _looks(dls, views, seed, cpu):
             own = dict(seed=hash((seed, v))%2**63) if isinstance(dl, FineGrainedDL) else {}
             yield i,dl.new(shuffle=False, drop_last=False, n=dl.n, get_idxs=partial(range, dl.n), bs=min(dl.bs, 16) if cpu else 2*dl.bs, **own)
 
-def _ahead(f, items, n):
-    "`f` of all `items`, in their order; `n` threads work ahead of whoever takes them"
-    if n==1:
-        yield from map(f, items)
-        return
-    todo,cores = deque(),torch.get_num_threads()
-    with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(max(cores//n, 1),)) as pool:
-        try:
-            for o in items:
-                todo.append(pool.submit(f, o))
-                if len(todo)>2*n: yield todo.popleft().result()
-            while todo: yield todo.popleft().result()
-        finally:
-            for o in todo: o.cancel()
-            torch.set_num_threads(cores) # of threads to come
-
-def _answers(looks, f, n, views, seed):
-    "`f` of the batches of all `looks`, each with the number of its look"
+def _batches(looks, views, seed):
+    "Batches of all `looks`: (number of the look, batch)"
     for k,(i,dl) in enumerate(looks):
         _seed_all(seed, k)
         plain = views==0 and i==0 and hasattr(dl.dataset, 'set_split_idx')
         with dl.dataset.set_split_idx(1) if plain else nullcontext():
-            for o in _ahead(f, dl, n): yield k,o
+            for b in dl: yield k,b
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #9dfe6297
 def _precision(learn):
@@ -266,15 +248,12 @@ def _compute(learn, views, seed, max_gb):
     device,home = one_param(model).device,cache.folder.parent if cache is not None else tempfile.gettempdir()
     looks,precision = list(_looks(learn.dls, views, seed, device.type=='cpu')),_precision(learn)
     twin,rows,lay = _probe(learn, model, looks[0][1], precision, device)
-    spare,one = defaultdict(list),Lock()
-    def see(x): # in any thread
+    quick = {} # by size of picture
+    def see(x):
+        x = x.as_subclass(torch.Tensor)
         with torch.inference_mode():
-            x = x.as_subclass(torch.Tensor)
-            mine = spare[x.shape[1:]]
-            with one: quick = mine.pop() if mine else _twin(_fused(twin, x[:2]))
-            with copy(precision): res = lay.pack(_sees(quick, x, rows))
-            mine.append(quick)
-            return res
+            if x.shape[1:] not in quick: quick[x.shape[1:]] = _fused(twin, x[:2])
+            with precision: return lay.pack(_sees(quick[x.shape[1:]], x, rows))
     n = sum(dl.n for _,dl in looks)
     need,half = (n*lay.width*o.itemsize for o in (lay.dtype, torch.float16))
     place = _place(need, half, device, home, max_gb)
@@ -287,14 +266,12 @@ def _compute(learn, views, seed, max_gb):
 
 def _ask(learn, see, looks, kept, views, seed, device):
     "Fill `kept` with what `see` makes of all pictures, and return what came with them"
-    def ask(b):
-        x,*others = to_device(b, device)
-        check(all(isinstance(o, torch.Tensor) for o in others), f'Beside pictures the loaders give {listing({type(o).__name__ for o in others})}: only tensors can be kept with features')
-        return see(x),others
-    n = min(torch.get_num_threads(), 4) if device.type=='cpu' else 1
     at,more = [0]*len(looks),[[] for _ in looks]
-    with closing(_answers(looks, ask, n, views, seed)) as answers:
-        for k,(got,others) in progress_bar(answers, total=sum(len(dl) for _,dl in looks), leave=False) if hasattr(learn, 'progress') else answers:
+    with closing(_batches(looks, views, seed)) as batches:
+        for k,b in progress_bar(batches, total=sum(len(dl) for _,dl in looks), leave=False) if hasattr(learn, 'progress') else batches:
+            x,*others = to_device(b, device)
+            check(all(isinstance(o, torch.Tensor) for o in others), f'Beside pictures the loaders give {listing({type(o).__name__ for o in others})}: only tensors can be kept with features')
+            got = see(x)
             check(got.shape[1]==kept[k].shape[1], 'The loaders give pictures of different sizes, and features of one size are needed: give all one size')
             if kept[k].dtype is torch.float16: got = got.clamp(-65504, 65504) # the largest there is
             kept[k][at[k]:at[k]+len(got)] = got
