@@ -112,6 +112,7 @@ def test_seeded_batches_leave_the_training_loop_alone(data, tmp_path):
 def test_seeded_batches_leave_cuda_alone(data, tmp_path, monkeypatch):
     "Asked for its generators it would be initialised, and workers could not be forked any more"
     asked = []
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: False)
     for o in ('device_count','get_rng_state_all'): monkeypatch.setattr(torch.cuda, o, lambda o=o: asked.append(o) or [])
     dls = loaders(data, tmp_path)
     asked.clear()

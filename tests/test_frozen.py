@@ -323,6 +323,20 @@ def test_pictures_of_other_sizes():
         with pytest.raises(FineGrainedError, match='different sizes'): fit(learn)
         learn.dls.train.dataset = Pictures(22)
 
+def test_of_many_sizes_few_are_folded(monkeypatch):
+    class Grows(Pictures):
+        def __getitem__(self, i):
+            x,y = super().__getitem__(i)
+            return nn.functional.pad(x, (0,i//2,0,i//2), mode='reflect'),y
+    folds,dls = [],loaders(bs=1)
+    dls.train.dataset = Grows(22)
+    monkeypatch.setattr(frozen, '_fused', lambda *args: folds.append(1) or _fused(*args))
+    learn = learner('mobilenetv2_035', dls, pad_type='same')
+    with freeze_below(learn, 'head'), frozen_features(learn, 1) as dls: got = dls[0].views[0]
+    with torch.no_grad(): want = torch.cat([learn.model.eval().features(Grows(22)[i][0][None]) for i in range(22)])
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3*want.abs().max().item())
+    assert len(folds)==3
+
 # folded norms
 
 @pytest.mark.parametrize('size', [(32,32), (31,32), (32,7), (5,9)])

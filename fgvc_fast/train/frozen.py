@@ -124,7 +124,7 @@ def _pairs(model, x):
     def note(m, args, out):
         calls[m] += 1
         if isinstance(m, nn.Conv2d): made[id(out)] = m,args[0].shape[2:],out # kept, so that nothing else gets its id
-        elif isinstance(m, nn.BatchNorm2d) and id(args[0]) in made: res.append((made[id(args[0])][0], m, made[id(args[0])][1]))
+        elif isinstance(m, nn.BatchNorm2d) and (hit := made.get(id(args[0]))): res.append((hit[0], m, hit[1]))
     hooks = [o.register_forward_hook(note) for o in model.modules()]
     try: model.see(x)
     finally:
@@ -252,7 +252,7 @@ def _compute(learn, views, seed, max_gb):
     def see(x):
         x = x.as_subclass(torch.Tensor)
         with torch.inference_mode():
-            if x.shape[1:] not in quick: quick[x.shape[1:]] = _fused(twin, x[:2])
+            if x.shape[1:] not in quick: quick[x.shape[1:]] = _fused(twin, x[:2]) if len(quick)<3 else twin # not a copy of the weights for each of many sizes
             with precision: return lay.pack(_sees(quick[x.shape[1:]], x, rows))
     n = sum(dl.n for _,dl in looks)
     need,half = (n*lay.width*o.itemsize for o in (lay.dtype, torch.float16))
