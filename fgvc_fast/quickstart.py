@@ -172,7 +172,7 @@ def main(out:str='quickstart', # Folder for report.html and the bundle
     dls = data.dls(size=size, seed=0)
     page = Report('fgvc_fast: quickstart', f'{data}. Everything here was drawn, trained and measured by one command on this machine, without a network connection.')
     page.section('The pictures', 'A training batch as the model sees it, with the boxes that came along through the random crops.')
-    dls.show_batch(max_n=10, nrows=2, figsize=(10,4.6), boxes=True)
+    dls.show_batch(max_n=10, nrows=2, figsize=(10,5.1), boxes=True)
     plt.tight_layout(pad=.4, h_pad=1.5)
     page.figure()
     rows = []
