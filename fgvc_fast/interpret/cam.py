@@ -6,51 +6,59 @@
 __all__ = ['cam', 'spotlight', 'draw_cam']
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #f8a85758
-import torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
+from collections.abc import Iterable
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage, to_device
 from fastcore.basics import patch
 from numbers import Integral
 from pathlib import Path
 from PIL import Image
-from ..core import check, in_lines, listing
-from .layers import _as_it_is, _best, _for_class, find_method, view_layers
+from textwrap import wrap
+from ..core import check, check_number, in_lines, listing
+from .layers import _as_it_is, asked_against, find_method, logit_weights, view_layers
 from .methods import cam_methods # chkstyle: ignore (handed on)
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #538f453a
 def _to_size(maps, size):
-    "`maps` (B, h, w) enlarged to `size` and spread over [0,1], each by itself; a map of nothing stays nothing"
+    "`maps` (B, h, w) enlarged to `size` and spread over [0,1], each by itself; a map that is the same everywhere, but for rounding, is nothing"
     maps = F.interpolate(maps[:,None], size, mode='bilinear', align_corners=False)[:,0]
-    maps = maps - maps.amin((1,2), keepdim=True)
-    return maps / maps.amax((1,2), keepdim=True).clamp(min=1e-7)
+    lo,hi = maps.amin((1,2), keepdim=True),maps.amax((1,2), keepdim=True)
+    return torch.where(hi-lo > 1e-6*torch.maximum(lo.abs(), hi.abs()), (maps-lo)/(hi-lo), 0.)
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #057d446f
-def _index(o, vocab):
-    "The number of class `o`, a name or a number"
+def _index(o, vocab, what='target'):
+    "The number of class `o`, a name or a number, which the user gave as `what`"
     if isinstance(o, str):
-        check(o in vocab, f"target='{o}' is no class of this learner: it knows {listing(vocab)}")
+        check(o in vocab, f"{what}='{o}' is no class of this learner: it knows {listing(vocab)}")
         return list(vocab).index(o)
-    check(isinstance(o, Integral), f"target={o!r} is no class: give a name, a number, or a pair of them, ('this', 'not that')")
-    check(0<=int(o)<len(vocab), f"target={o}: this learner has {len(vocab)} classes, 0 to {len(vocab)-1}")
+    check(isinstance(o, Integral) and not isinstance(o, bool), f"{what}={o!r} is no class: give a name, a number, or a pair of them, ('this', 'not that')")
+    check(0<=int(o)<len(vocab), f"{what}={o}: this learner has {len(vocab)} classes, 0 to {len(vocab)-1}")
     return int(o)
 
-def _towards(o, vocab):
+def _against(o, vocab):
+    "What `o`, as the user gave it, sets a class against: None, 'mean', or the number of a class"
+    return o if o is None or isinstance(o, str) and o=='mean' else _index(o, vocab, 'against')
+
+def _towards(o, vocab, against='mean'):
     "What is asked for by `o`, a class or a pair of classes, as weights of the logits (classes)"
     pair = o if isinstance(o, tuple) else (o,)
     check(len(pair) in (1,2), f"target={o}: a pair is two classes, this and not that; to ask about each picture by itself give a list")
     i = [_index(c, vocab) for c in pair]
-    check(len({*i})==len(i), f"target={o} asks for the difference between a class and itself")
-    res = torch.zeros(len(vocab))
-    for c,sign in zip(i, (1.,-1.)): res[c] = sign
-    return res if len(pair)==2 else _for_class(res)
+    check(len(i)==1 or against=='mean', f"target={o} says already what it is set against: leave `against={against!r}` out, or give one class")
+    if len(i)==2: against = i[1]
+    check(against!=i[0], f"target={o!r} against {vocab[i[0]]!r} asks for the difference between a class and itself")
+    return logit_weights(torch.tensor(i[:1]), len(vocab), against)[0]
 
-def _targets(target, n, vocab):
+def _targets(target, n, vocab, against='mean'):
     "What is asked about each of `n` pictures (n, classes); None where it is what the model says"
+    against = _against(against, vocab)
+    if hasattr(target, 'tolist'): target = target.tolist() # labels of a batch, a column
     if target is None: return
-    if isinstance(target, (str,tuple)) or not hasattr(target, '__iter__'): return _towards(target, vocab).expand(n, -1)
+    if isinstance(target, (str,tuple)) or not hasattr(target, '__iter__'): return _towards(target, vocab, against).expand(n, -1)
     target = list(target)
     check(len(target)==n, f"{len(target)} targets for {n} pictures: give one class for all, or one for each")
-    return torch.stack([_towards(o, vocab) for o in target])
+    return torch.stack([_towards(o, vocab, against) for o in target])
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #562900d7
 def _is_batch(o): return torch.is_tensor(o) and o.ndim==4
@@ -59,34 +67,43 @@ def _load(learn, items):
     "How many `items` there are, and batches of them (B, 3, H, W) as the model sees them"
     if isinstance(items, (tuple,list)) and len(items) and _is_batch(items[0]): items = items[0] # (xb, yb)
     if torch.is_tensor(items):
-        check(_is_batch(items), f"A tensor of shape {tuple(items.shape)} is no batch: (n, 3, height, width) is needed")
+        check(_is_batch(items) and items.shape[1]==3 and len(items), f"A tensor of shape {tuple(items.shape)} is no batch: (n, 3, height, width) is needed")
         return len(items),[items]
-    items = [items] if isinstance(items, (str,Path,Integral,Image.Image)) else list(items)
+    alone = isinstance(items, (str,Path,Integral,Image.Image)) or isinstance(items, np.ndarray) and items.ndim in (2,3)
+    check(alone or isinstance(items, Iterable), f"items={items!r} are no pictures: give paths, pictures, rows of the data set, or a batch")
+    items = [items] if alone else list(items)
     check(len(items), "There are no pictures to look at: give paths, pictures, rows of the data set, or a batch")
     dl = learn.dls.test_dl(items, **(dict(num_workers=0) if len(items)<=64 else {})) # workers take longer to start than that
     return len(items),(b[0] for b in dl)
 
+def _vocab(learn):
+    "The classes of `learn`"
+    vocab = getattr(learn.dls, 'vocab', None)
+    check(vocab is not None, 'These loaders do not say their classes (`dls.vocab`): make them with `data.dls(...)`, or with a block of categories')
+    return vocab
+
 # %% ../../nbs/api/50b_interpret.cam.ipynb #20b6e311
-def _looks(learn, items, methods, target, layers):
-    "Batches of pictures as the model sees them, logits, and maps by layer and method: (B, layers, methods, H, W)"
-    methods = [find_method(o) for o in methods]
+def _looks(learn, items, method, target, layers, against):
+    "Batches of pictures as the model sees them, logits, and maps by layer (B, layers, H, W)"
+    f,vocab,against = find_method(method),_vocab(learn),asked_against(method, against)
     n,batches = _load(learn, items)
-    towards,done = _targets(target, n, learn.dls.vocab),0
+    towards,done,other = _targets(target, n, vocab, against),0,_against(against, vocab)
+    def said(logits): return logit_weights(logits.argmax(1), logits.shape[1], other)
     dev = next(learn.model.parameters()).device
     for x in batches:
-        x,now = x.to(dev),_best if towards is None else towards[done:done+len(x)].to(dev)
+        x,now = x.to(dev),said if towards is None else towards[done:done+len(x)].to(dev)
         done += len(x)
         with _as_it_is(learn.model, dev):
             logits,views = view_layers(learn.model, x, now, layers)
-            maps = torch.stack([torch.stack([_to_size(m(v).detach(), x.shape[-2:]) for m in methods], 1) for v in views], 1)
+            maps = torch.stack([_to_size(f(v).detach(), x.shape[-2:]) for v in views], 1)
         yield x.as_subclass(torch.Tensor).cpu(),logits.cpu(),maps.float().cpu()
 
-def _look(learn, items, method='gradcam', target=None, layer=None):
+def _look(learn, items, method='gradcam', target=None, layer=None, against='auto'):
     "Pictures as the model sees them, logits (n, classes) and maps (n, H, W) of `items`; of a list of layers (n, layers, H, W)"
-    many = isinstance(layer, list)
+    many = isinstance(layer, (list,tuple))
     check(not many or layer, 'layer=[]: name at least one')
-    x,logits,maps = [torch.cat(o) for o in zip(*_looks(learn, items, [method], target, layer if many else [layer]))]
-    return x,logits,maps[:,:,0] if many else maps[:,0,0]
+    x,logits,maps = [torch.cat(o) for o in zip(*_looks(learn, items, method, target, layer if many else [layer], against))]
+    return x,logits,maps if many else maps[:,0]
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #13280b23
 def cam(
@@ -94,10 +111,11 @@ def cam(
     items, # Paths, pictures, rows of the data set (one or many), or a batch as the loaders give it
     method='gradcam', # A name from `cam_methods`, a function from a `LayerView` to maps, or a class of pytorch-grad-cam
     target=None, # A class (name or number), a pair as ('this', 'not that'), or a list with one of these for each picture; None: what the model says
-    layer=None # Stage (name or number), module or its dotted name, or a list of them; None: the last map
+    layer=None, # Stage (name or number), module or its dotted name, or a list of them; None: the last map
+    against='auto' # What a class is set against: 'mean' of all; None: nothing, its score alone; or a class. 'auto': 'mean', and None for a class of pytorch-grad-cam
 )->torch.Tensor: # (n, H, W); of a list of layers (n, layers, H, W)
     "Where `learn` sees `target` in each of `items`: maps in [0,1], of the size that the model sees"
-    return _look(learn, items, method, target, layer)[2]
+    return _look(learn, items, method, target, layer, against)[2]
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #95be4eea
 def spotlight(
@@ -135,6 +153,25 @@ def _actual(learn, items):
         numbers = {o: i for i,o in enumerate(data.vocab)}
         return [numbers.get(o) for o in data.items.label[list(items)]] # None where the publisher keeps the label
 
+# %% ../../nbs/api/50b_interpret.cam.ipynb #97882fc7
+def _spoken(target, n, vocab):
+    "What was asked about each of `n` pictures, in words; None where it is what the model says"
+    if hasattr(target, 'tolist'): target = target.tolist()
+    if target is None: return
+    each = [target]*n if isinstance(target, (str,tuple)) or not hasattr(target, '__iter__') else list(target)
+    def name(o): return in_lines(str(vocab[_index(o, vocab)]), 26)
+    return [f'why {name(o[0])},\nnot {name(o[1])}' if isinstance(o, tuple) and len(o)==2 else f'why {name(o[0] if isinstance(o, tuple) else o)}' for o in each]
+
+def _question(method, target, against, vocab):
+    "A line that says by which method a map was made, and against what the class was set"
+    name = getattr(method, '__name__', str(method))
+    if name in ('eigencam','rollout'): return f'{name}, which asks about no class'
+    pairs = isinstance(target, tuple) and len(target)==2 or isinstance(target, list) and all(isinstance(o, tuple) and len(o)==2 for o in target)
+    if pairs: return f'{name}: of the one class, and not of the other'
+    what = 'the class that is said' if target is None else 'the class asked about'
+    how = 'its score alone' if against is None else 'against the mean of all' if isinstance(against, str) and against=='mean' else f'against {vocab[_index(against, vocab)]}'
+    return f'{name}: {what}, {how}'
+
 # %% ../../nbs/api/50b_interpret.cam.ipynb #979138e4
 @patch
 def show_cam(self:Learner,
@@ -143,23 +180,27 @@ def show_cam(self:Learner,
     method='gradcam', # As `cam`
     target=None, # As `cam`
     layer=None, # One, as `cam`
-    ncols:int=5 # Pictures in a row
+    ncols:int=5, # Pictures in a row
+    against='auto' # As `cam`
 ):
-    "Where this learner looks in `items`: in colour what counts, above it what the model says, in green if it is right"
+    "Where this learner looks in `items`: in colour what counts, above it what the model says, in green if it is right; on top what was asked"
     import matplotlib.pyplot as plt
+    check_number('n', n, 1, whole=True), check_number('ncols', ncols, 1, whole=True)
+    check(not isinstance(layer, (list,tuple)), f'layer={layer!r}: `show_cam` draws one layer; `cam` gives the maps of several')
     if items is None: items = _some_of_valid(self.dls, n)
     elif isinstance(items, (str,Path,Integral,Image.Image)): items = [items]
-    x,logits,maps = _look(self, items, method, target, layer)
-    p,vocab,actual = logits.softmax(1),self.dls.vocab,_actual(self, items)
+    x,logits,maps = _look(self, items, method, target, layer, against)
+    p,vocab,actual,asked = logits.softmax(1),self.dls.vocab,_actual(self, items),_spoken(target, len(x), self.dls.vocab)
     ncols = min(ncols, len(x))
     nrows = -(-len(x)//ncols)
-    _,axs = plt.subplots(nrows, ncols, figsize=(1.9*ncols, 2.45*nrows), squeeze=False)
+    fig,axs = plt.subplots(nrows, ncols, figsize=(1.9*ncols, (2.45 if asked is None else 2.6)*nrows+.2), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for i,(ax,im,m) in enumerate(zip(axs.flat, _shown(self.dls.valid, x), maps)):
         k = p[i].argmax().item()
         right = None if actual is None or actual[i] is None else k==actual[i]
-        said = f'{in_lines(vocab[k], 26)} {p[i,k]:.0%}'
-        draw_cam(ax, im, m, said if right is not False else f'{said}\nnot {in_lines(vocab[actual[i]], 26)}', right)
+        lines = [f'{in_lines(vocab[k], 26)} {p[i,k]:.0%}', *[f'not {in_lines(vocab[actual[i]], 26)}']*(right is False), *([asked[i]] if asked else [])]
+        draw_cam(ax, im, m, '\n'.join(lines), right)
+    fig.suptitle('\n'.join(wrap(_question(method, target, asked_against(method, against), vocab), max(24*ncols, 32))), fontsize=7.5, color='#555')
     plt.tight_layout(pad=.4, h_pad=.8)
 
 def _some_of_valid(dls, n):

@@ -10,7 +10,7 @@ import torch
 from ..core import check
 from ..models.asked import _halves
 from ..models.body import as_map
-from ..models.stages import _attending, _is_whole, _RollOut
+from ..models.stages import _as_tokens, _attending, _RollOut
 from torch.nn import functional as F
 
 # %% ../../nbs/api/50_interpret.methods.ipynb #2b2f0a37
@@ -52,18 +52,20 @@ def _gradcam(v): return _weighed(v, v.grads.mean((2,3)))
 
 # %% ../../nbs/api/50_interpret.methods.ipynb #a6b803bd
 def _gradcampp(v):
-    g = v.grads
-    below = 2*g**2 + g**3*v.maps.sum((2,3), keepdim=True)
-    return _weighed(v, torch.where(below!=0, g**2/below, 0.).mul(g.relu()).sum((2,3)))
+    below = 2 + v.grads*v.maps.sum((2,3), keepdim=True)
+    return _weighed(v, torch.where(below!=0, v.grads.relu()/below, 0.).sum((2,3)))
 
 # %% ../../nbs/api/50_interpret.methods.ipynb #8d166757
 def _scorecam(v, bs=64):
     "`bs` masked pictures at a time"
-    weights = []
+    weights,blank = [],getattr(getattr(v.model, 'norm', None), 'mean', torch.zeros(1, 1, 1, 1, device=v.x.device))[0]
     for i,(x,m) in enumerate(zip(v.x, v.maps)):
-        lo,hi = m.amin((1,2), keepdim=True),m.amax((1,2), keepdim=True)
-        masks = ((m-lo)/(hi-lo).clamp(min=1e-8))[:,None]                                # (C, 1, h, w)
-        with torch.no_grad(): said = [v.ask(x*F.interpolate(o, x.shape[1:], mode='bilinear'), i) for o in masks.split(bs)]
+        said = []
+        for o in m[:,None].split(bs):
+            big = F.interpolate(o, x.shape[1:], mode='bilinear')                    # (bs, 1, H, W)
+            lo,hi = big.amin((2,3), keepdim=True),big.amax((2,3), keepdim=True)
+            masks = torch.where(hi>lo, (big-lo)/(hi-lo), 0.)
+            with torch.no_grad(): said.append(v.ask(blank + (x-blank)*masks, i))
         weights.append(torch.cat(said).softmax(0))
     return _weighed(v, torch.stack(weights))
 
@@ -93,35 +95,35 @@ class _GradRollOut:
     def __init__(self, model, x, towards):
         kept = []
         def keep(a):
-            _is_whole(a, len(x))
             kept.append(a if a.requires_grad else a.detach().requires_grad_()) # the first is where gradients end
             return kept[-1]
         with torch.enable_grad():
-            with _attending(model.body, keep): said = _score_of(model._whole(x)[0], towards)
-            grads = torch.autograd.grad(said.sum(), kept)
-        self.flow = torch.eye(kept[0].shape[-1], device=x.device).expand(len(x), -1, -1)
+            with _attending(model.body, keep, len(x)): said,way = model._whole(x)
+            grads = torch.autograd.grad(_score_of(said, towards).sum(), kept, materialize_grads=True)
+        self.flow,self.maps = torch.eye(kept[0].shape[-1], device=x.device, dtype=x.dtype).expand(len(x), -1, -1),way['maps']
         for a,g in zip(kept, grads): self.flow = self.flow + (a.detach()*g).relu().mean(1)@self.flow
 
-def _as_rolled(v, flow):
-    "The row of `flow` (B, n, n) of the class token if the pool reads it, or the mean row of the picture's tokens, as a map"
-    n = v.model.body._prefix
+def _as_rolled(v, flow, maps):
+    "The row of `flow` (B, n, n) of the class token if the pool reads it, or the mean row of the picture's tokens, as a map like `maps`"
+    n,flow = v.model.body._prefix,_as_tokens(v.model.body, flow, maps)
     row = flow[:,0] if 'prefix' in getattr(v.model.pool, 'wants', {}) else flow[:,n:].mean(1)
     return as_map(row[...,None], v.x.shape[2:], n)[:,0]
 
 # %% ../../nbs/api/50_interpret.methods.ipynb #2631e472
 def _has_attention(v):
     check(v.layer is None, 'Roll-out goes through all blocks: leave `layer` out')
-    check(hasattr(getattr(v.model, 'body', None), '_prefix'), f'{type(v.model).__name__} shows no attention that could be rolled out: use a ViT of `fine_grained_learner`')
+    check(hasattr(getattr(v.model, 'body', None), '_prefix'), f"{type(v.model).__name__} shows no attention that could be rolled out: use a ViT of `fine_grained_learner`, or method='gradcam'")
 
 def _rollout(v):
     _has_attention(v)
-    out = _RollOut(len(v.x))
-    with torch.no_grad(), _attending(v.model.body, out): v.model._whole(v.x)
-    return _as_rolled(v, out.flow)
+    out = _RollOut()
+    with torch.no_grad(), _attending(v.model.body, out, len(v.x)): maps = v.model._whole(v.x)[1]['maps']
+    return _as_rolled(v, out.flow, maps)
 
 def _gradrollout(v):
     _has_attention(v)
-    return _as_rolled(v, _GradRollOut(v.model, v.x, v.towards).flow)
+    out = _GradRollOut(v.model, v.x, v.towards)
+    return _as_rolled(v, out.flow, out.maps)
 
 # %% ../../nbs/api/50_interpret.methods.ipynb #4311faf6
 cam_methods = dict(gradcam=_gradcam, cam=_cam, gradcampp=_gradcampp, hirescam=_hirescam, layercam=_layercam, eigencam=_eigencam, scorecam=_scorecam, rollout=_rollout, gradrollout=_gradrollout)

@@ -73,26 +73,38 @@ def put_after(self:Body, stage, # Number or name
     return self
 
 # %% ../../nbs/api/10b_models.stages.ipynb #9fa42398
+def _rolled(body, ok, why): check(ok, f"'{body.name}' {why}, so there is no attention that could be rolled out: use one of timm's plain ViTs, or method='gradcam'")
+
 @contextmanager
-def _attending(body, use):
-    "Inside this `with`, `use` sees the attention (B, heads, n, n) of each block, and may give another in its place"
-    ms = [m for m in body.model.modules() if hasattr(m, 'fused_attn') and hasattr(m, 'attn_drop')]
-    check(ms, f"'{body.name}' has no attention that could be rolled out: use one of timm's ViTs")
-    fused,hooks = [m.fused_attn for m in ms],[m.attn_drop.register_forward_pre_hook(lambda _, args: use(args[0])) for m in ms]
+def _attending(body, use, n):
+    "Inside this `with`, `use` sees the attention (B, heads, n, n) of each block to `n` pictures, and may give another in its place"
+    ms,of = [m for m in body.model.modules() if hasattr(m, 'fused_attn') and hasattr(m, 'attn_drop')],len(body.blocks())
+    _rolled(body, ms and of, 'has no blocks that show how their tokens attend to one another')
+    met = {}
+    def seen(m, args):
+        shape = args[0].shape
+        _rolled(body, len(shape)==4 and shape[0]==n, 'has blocks that see the picture in windows')
+        _rolled(body, len({*shape[2:], *met.values()})==1, 'has blocks in which not every token of the last map attends to every other')
+        met[m] = shape[2]
+        return use(args[0])
+    fused,hooks = [m.fused_attn for m in ms],[m.attn_drop.register_forward_pre_hook(lambda _, args, m=m: seen(m, args)) for m in ms]
     try:
         for m in ms: m.fused_attn = False
         yield
+        _rolled(body, len(met)==of, f'shows the attention of {len(met)} of its {of} blocks')
     finally:
         for m,f in zip(ms, fused): m.fused_attn = f
         for o in hooks: o.remove()
 
-def _is_whole(attn, n): check(len(attn)==n, 'Roll-out needs blocks that attend to the whole picture; these see it in windows')
+def _as_tokens(body, flow, maps):
+    "Stop unless `flow` is between the tokens of the last `maps`"
+    _rolled(body, flow.shape[-1]==body._prefix+maps.shape[2]*maps.shape[3], 'has blocks that attend to something other than the places of its last map')
+    return flow
 
 class _RollOut:
     "The product of attention over blocks"
-    def __init__(self, n): self.n,self.flow = n,None
+    def __init__(self): self.flow = None
     def __call__(self, attn):
-        _is_whole(attn, self.n)
         a = attn.detach().float().mean(1)                                   # (B, n, n)
         a = (a/a.sum(-1, keepdim=True) + torch.eye(a.shape[-1], device=a.device))/2
         self.flow = a if self.flow is None else a@self.flow
@@ -106,13 +118,13 @@ def see(self:Body, x, # Images (B, 3, H, W)
     ):
     "The last map (B, nf, h, w) of `x`; and what else was asked for, by name: `stages` a list of maps, `prefix` (B, n, nf), `rollout` (B, h, w)"
     check(self._prefix or not prefix, f"'{self.name}' has no class token: use a ViT, or a pool over the map")
-    idx,kept,flow = [self.stage_index(o) for o in stages],{},_RollOut(len(x))
+    idx,kept,flow = [self.stage_index(o) for o in stages],{},_RollOut()
     uses = {i: lambda m, i=i: kept.update({i: m}) for i in {*idx}-{len(self.stages)-1}}
-    with _hooked(self, uses), _attending(self, flow) if rollout else nullcontext(): res = self(x, prefix)
+    with _hooked(self, uses), _attending(self, flow, len(x)) if rollout else nullcontext(): res = self(x, prefix)
     maps,seen = (res[0],dict(prefix=res[1])) if prefix else (res,{})
     kept[len(self.stages)-1] = maps
     if stages: seen['stages'] = [kept[i] for i in idx]
-    if rollout: seen['rollout'] = flow.flow[:,0] if self._prefix else flow.flow.mean(1)
+    if rollout: seen['rollout'] = _as_tokens(self, flow.flow, maps)[:,0] if self._prefix else flow.flow.mean(1)
     if rollout: seen['rollout'] = seen['rollout'][:,self._prefix:].view(len(x), *maps.shape[2:])
     return maps,seen
 
