@@ -216,7 +216,7 @@ def test_other_methods_against_pytorch_grad_cam(data, arch, stage, layer, reshap
         got = cam(learn, x, method, target, stage)
         with cls(model=model, target_layers=[layer(model.body.model)], reshape_transform=reshape) as c: ref = torch.tensor(c(input_tensor=x, targets=asked))
         assert ref.amax((1,2)).mean()>.4 and (got-ref).abs().max()<1e-3
-        torch.testing.assert_close(cam(learn, x, cls, target, stage), ref, atol=1e-3, rtol=0) # handed in
+        torch.testing.assert_close(cam(learn, x, cls, target, stage, 'mean'), ref, atol=1e-3, rtol=0) # handed in
 
 def test_any_class_of_pytorch_grad_cam(data):
     "On a frozen learner, whose maps they could not follow by themselves"
@@ -225,10 +225,146 @@ def test_any_class_of_pytorch_grad_cam(data):
     learn.model.requires_grad_(False)
     x = learn.dls.valid.one_batch()[0][:2]
     before = state(learn)
-    for cls in (theirs.GradCAM, theirs.EigenGradCAM, theirs.XGradCAM, theirs.GradCAMElementWise, theirs.KPCA_CAM, theirs.AblationCAM, theirs.FinerCAM):
+    for cls in (theirs.GradCAM, theirs.EigenGradCAM, theirs.XGradCAM, theirs.GradCAMElementWise, theirs.KPCA_CAM, theirs.AblationCAM, theirs.FinerCAM, theirs.ShapleyCAM, theirs.RefineCAM):
         got = cam(learn, x, cls)
         assert got.shape==(2,64,96) and got.isfinite().all() and 0<=got.min() and got.max()<=1, cls
     same(before, state(learn))
+
+@pytest.mark.parametrize('arch,layer,reshape', [('resnet18', lambda m: m.layer4[-1], None), ('vit_tiny_patch16_224', lambda m: m.norm, tokens_of(4, 4))], ids=['resnet18','vit_tiny'])
+def test_a_class_of_pytorch_grad_cam_gives_its_own_map(data, arch, layer, reshape):
+    "The library's own target unless another is asked for; gradients and what learns are as before"
+    import pytorch_grad_cam as theirs
+    learn = learner(data, arch, (64,64))
+    learn.model.head.fc.weight.data.mul_(30)
+    for p in list(learn.model.head.parameters()): p.grad = torch.ones_like(p)
+    x,model,before = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:2],copy.deepcopy(learn.model).eval(),state(learn)
+    for cls in [theirs.GradCAM, theirs.GradCAMPlusPlus, theirs.LayerCAM, theirs.EigenCAM, theirs.HiResCAM, theirs.FinerCAM] + [theirs.ScoreCAM if 'vit' in arch else theirs.FullGrad]:
+        for target in (None, 1):
+            got = cam(learn, x, cls, target)
+            with cls(model=model, target_layers=[layer(model.body.model)], reshape_transform=reshape) as c:
+                if cls is theirs.FinerCAM: ref = c(input_tensor=x, targets=None, target_idx=target)
+                else: ref = c(input_tensor=x, targets=None if target is None else [theirs.utils.model_targets.ClassifierOutputTarget(target)]*2)
+            torch.testing.assert_close(got, torch.tensor(ref), atol=1e-4, rtol=0, msg=cls.__name__)
+    same(before, state(learn))
+    for mine,cls in (('gradcam',theirs.GradCAM), ('hirescam',theirs.HiResCAM), ('layercam',theirs.LayerCAM)):
+        torch.testing.assert_close(cam(learn, x, mine, 1, against=None), cam(learn, x, cls, 1), atol=1e-3, rtol=0)
+        torch.testing.assert_close(cam(learn, x, mine, 1), cam(learn, x, cls, 1, against='mean'), atol=1e-3, rtol=0)
+    assert (cam(learn, x, 'gradcam', 1, against=None)-cam(learn, x, 'gradcam', 1)).abs().max()>.05 # another question
+    for cls in (theirs.GuidedBackpropReLUModel, theirs.AblationLayer, torch.nn.Linear): # which ask for other things
+        with pytest.raises(FineGrainedError, match=cls.__name__): cam(learn, x, cls)
+    same(before, state(learn))
+
+def test_score_cam_against_pytorch_grad_cam(data, monkeypatch):
+    "Masked to zero as the network sees it, which is the mean colour; theirs enlarges with aligned corners, the paper's code does not"
+    from pytorch_grad_cam import ScoreCAM
+    monkeypatch.setattr(torch.nn, 'UpsamplingBilinear2d', lambda size: torch.nn.Upsample(size=size, mode='bilinear'))
+    learn = learner(data, 'resnet18', (64,96))
+    learn.model.head.fc.weight.data.mul_(30)
+    x,model = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:2],copy.deepcopy(learn.model).eval()
+    seen,model.norm = model.norm(x),torch.nn.Identity() # the usual way: pictures come normalised
+    with ScoreCAM(model=model, target_layers=[model.body.model.layer1[0].conv1]) as c:
+        c.batch_size = 64
+        ref = torch.tensor(c(input_tensor=seen, targets=[lambda o: o[1]]*2))
+    got = cam(learn, x, 'scorecam', 1, 'layer1.0.conv1', None)
+    assert ref.amax((1,2)).min()>.9
+    small = lambda o: o.unflatten(1, (16,4)).unflatten(3, (24,4))[:,:,1:3,:,1:3].mean((2,4)) # they enlarge with OpenCV
+    torch.testing.assert_close(small(got), small(ref), atol=.03, rtol=0)
+
+def test_of_two_classes_the_one_and_the_pair_agree(data):
+    two = data.subset(list(data.vocab[:2]))
+    for arch in ('resnet18','vit_tiny_patch16_224'):
+        learn = learner(two, arch, (64,64))
+        learn.model.head.fc.weight.data.mul_(100)
+        x,(a,b) = learn.dls.valid.one_batch()[0][:1],learn.dls.vocab
+        for m in cam_methods:
+            if 'rollout' in m and 'vit' not in arch or m=='scorecam' and 'vit' not in arch: continue
+            one,pair,other = cam(learn, x, m, a),cam(learn, x, m, (a,b)),cam(learn, x, m, 0, against=b)
+            assert torch.equal(one, pair) and torch.equal(one, other), m
+
+@pytest.mark.parametrize('kw', [dict(head='linear'), dict(head='mlp'), dict(head='levels', parents=[[0,0,0,0,1,1,1,1],[0,0,1,1,2,2,3,3]]), dict(branch=-2), dict(pool='bilinear')], ids=str)
+def test_centered_logits(data, kw):
+    "The same probabilities, and the score alone is what it was less the mean"
+    from fgvc_fast.interpret.methods import center_logits
+    torch.manual_seed(0)
+    model,x = fine_grained_model('toy_resnet', 8, pretrained=False, img_size=64, **kw).eval(),torch.rand(2, 3, 64, 64)
+    for m in model.modules():
+        if isinstance(m, torch.nn.Linear): m.weight.data += torch.randn(m.in_features)
+    def look(w):
+        with _as_it_is(model, x.device): return [cam_methods[m](view_layers(model, x, w)[1][0]) for m in ('gradcam','hirescam')]
+    with torch.no_grad(): before = model(x).double()
+    own = torch.eye(8)[[1,6]]
+    want = look(own-1/8)
+    with torch.no_grad(): after = center_logits(model)(x).double()
+    torch.testing.assert_close(after, before-before.mean(1, keepdim=True), atol=1e-3, rtol=1e-3)
+    for a,b in zip(look(own), want): torch.testing.assert_close(a, b, atol=1e-3*b.max().item(), rtol=0)
+
+@pytest.mark.parametrize('kw,err', [(dict(target=True), 'no class'), (dict(target=float('nan')), 'no class'), (dict(target=8), '0 to 7'), (dict(target='Emu'), "target='Emu'"), (dict(against='Emu'), "against='Emu'"),
+    (dict(against=-1), '0 to 7'), (dict(against=('a','b')), 'no class'), (dict(target=0, against=0), 'itself'), (dict(target=(0,1), against=None), 'already'), (dict(method=None), 'unknown'), (dict(method=int), 'no maps'),
+    (dict(layer=True), 'stage'), (dict(layer=()), 'at least one'), (dict(items=torch.rand(1, 4, 64, 64)), 'no batch'), (dict(items=torch.rand(0, 3, 64, 64)), 'no batch'), (dict(items=torch.full((1,3,64,64), float('nan'))), 'NaN'),
+    (dict(items=torch.ones(1, 3, 64, 64).byte()), 'whole numbers'), (dict(items=None), 'no pictures'), (dict(items=3.5), 'no pictures')], ids=str)
+def test_what_cannot_be_asked(asker, kw, err):
+    before = state(asker)
+    with pytest.raises(FineGrainedError, match=err): cam(asker, **(dict(items=torch.rand(1, 3, 64, 64)) | kw))
+    same(before, state(asker))
+
+@pytest.fixture(scope='module')
+def asker(data): return learner(data, 'toy_resnet', (64,64))
+
+def test_against_what_the_model_says_itself(asker):
+    x = torch.rand(4, 3, 64, 64)
+    with torch.no_grad(): said = asker.model.eval()(x).argmax(1)
+    with pytest.raises(FineGrainedError, match='set against itself'): cam(asker, x, against=said[0].item())
+    other = next(i for i in range(8) if i not in said)
+    assert torch.equal(cam(asker, x, against=other), cam(asker, x, target=[(int(o),other) for o in said]))
+    assert torch.equal(cam(asker, x, target=said), cam(asker, x)) and torch.equal(cam(asker, x, target=said.numpy()), cam(asker, x))
+
+def test_little_evidence_is_spread_and_none_is_not(asker):
+    "Weights a trillion times smaller make the same map; a map that is the same everywhere is none; half weights are refused, double ones go"
+    x,model = torch.rand(2, 3, 64, 64),asker.model
+    want = cam(asker, x, 'gradcam', 1)
+    asker.model = copy.deepcopy(model)
+    asker.model.head.fc.weight.data.mul_(1e-12)
+    torch.testing.assert_close(cam(asker, x, 'gradcam', 1), want, atol=1e-3, rtol=0)
+    assert cam(asker, x, lambda v: v.maps.new_full((2,7,5), .1)).eq(0).all()
+    asker.model = copy.deepcopy(model).double()
+    torch.testing.assert_close(cam(asker, x, 'gradcam', 1), want, atol=1e-3, rtol=0)
+    for m in (copy.deepcopy(model).half(), copy.deepcopy(model).bfloat16()):
+        asker.model = m
+        with pytest.raises(FineGrainedError, match='float'): cam(asker, x)
+    asker.model = model
+
+def test_caption_says_what_was_asked(asker):
+    import matplotlib.pyplot as plt
+    from pytorch_grad_cam import GradCAM
+    x,(a,b) = torch.rand(2, 3, 64, 64),asker.dls.vocab[:2]
+    for kw,says in [({}, 'against the mean of all'), (dict(against=None), 'score alone'), (dict(method=GradCAM), 'GradCAM: the class that is said, its score alone'), (dict(target=a, against=b), f'against {b}'),
+        (dict(target=(a,b)), 'not of the other'), (dict(method='eigencam'), 'no class')]:
+        asker.show_cam(x, **kw)
+        fig = plt.gcf()
+        assert says in ' '.join(fig._suptitle.get_text().split()), kw
+        assert (a in ' '.join(fig.axes[0].get_title().split()[1:])) or 'target' not in kw
+        plt.close('all')
+
+# Random weights of the smallest model of each family of timm: rolled out, or refused by its name
+rolls = 'vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 vit_wee_patch16_reg1_gap_256 vit_relpos_small_patch16_224 eva02_tiny_patch14_224 vit_tiny_r_s16_p8_224 test_vit'.split()
+not_rolls = 'cait_xxs24_224 xcit_nano_12_p16_224 volo_d1_224 pvt_v2_b0 twins_svt_small pit_ti_distilled_224 coatnet_pico_rw_224 nest_tiny visformer_tiny fastvit_sa12 swinv2_tiny_window8_256 mobilevit_xxs levit_128s convit_tiny'.split()
+
+@pytest.mark.parametrize('arch', rolls+not_rolls)
+def test_roll_out_of_every_family(arch):
+    few = {k: dict(depth=2) for k in ('vit_tiny_patch16_224','deit_tiny_distilled_patch16_224','vit_relpos_small_patch16_224','eva02_tiny_patch14_224','vit_tiny_r_s16_p8_224','cait_xxs24_224','xcit_nano_12_p16_224')}
+    torch.manual_seed(0)
+    model = fine_grained_model(arch, 4, pretrained=False, **few.get(arch, {}))
+    x = torch.rand(1, 3, *model.body.img_size)
+    before = state(SimpleNamespace(model=model, cbs=[]))
+    with _as_it_is(model, x.device): view = view_layers(model, x)[1][0]
+    for method in ('rollout','gradrollout'):
+        with _as_it_is(model, x.device):
+            if arch in not_rolls:
+                with pytest.raises(FineGrainedError, match=f"'{arch}'.*method='gradcam'"): cam_methods[method](view)
+                continue
+            flow,maps = cam_methods[method](view),model.maps(x)
+        assert flow.shape[1:]==maps.shape[2:] and flow.isfinite().all() and flow.min()>=0 and flow.std()>0
+    same(before, state(SimpleNamespace(model=model, cbs=[])))
 
 def slow_flows(net, x, score):
     "Roll-out and gradient roll-out of a timm ViT, its attention computed by hand"

@@ -55,6 +55,106 @@ def test_deletion_and_insertion_against_a_loop():
             with torch.no_grad(): p = model(torch.stack([a,b]).view(2, 3, 32, 32)).softmax(1)[:,y[i]]
             torch.testing.assert_close(torch.stack([gone[i,k], back[i,k]]), p, atol=1e-5, rtol=0)
 
+@pytest.mark.parametrize('size', [(64,320), (320,64), (5,40)])
+def test_deletion_and_insertion_of_pictures_that_are_not_square(size):
+    "By hand, in double precision: a Gaussian, reflected at the edges, one line after the other; then pixel by pixel, and the area of trapezia"
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.AvgPool2d((5,8)), torch.nn.Flatten(), torch.nn.LazyLinear(3)).double()
+    x,y,steps = torch.rand(1, 3, *size).double(),torch.tensor([2]),4
+    net(x)
+    k = max(size)//4*2+1
+    def lines(o, s): # along the last side
+        r = min(k, 2*s-1)//2
+        w = torch.exp(-.5*(torch.arange(-r, r+1).double()/(k/6))**2)
+        return F.conv1d(F.pad(o, (r,r), mode='reflect'), (w/w.sum())[None,None])
+    a = lines(x.reshape(-1, 1, size[1]), size[1]).reshape(x.shape)
+    soft = lines(a.mT.reshape(-1, 1, size[0]), size[0]).reshape(a.mT.shape).mT
+    maps = torch.rand(1, *size).double()
+    gone,back = deletion_insertion(net, x, maps, y, steps)
+    order,n,area = maps.flatten().argsort(descending=True).tolist(),size[0]*size[1],[0.,0.]
+    for j,(start,end) in enumerate(((x,soft),(soft,x))):
+        curve = []
+        for i in range(steps+1):
+            now = start.clone()
+            for at in order[:round(i*n/steps)]: now[0,:,at//size[1],at%size[1]] = end[0,:,at//size[1],at%size[1]]
+            with torch.no_grad(): curve.append(net(now).softmax(1)[0,2].item())
+        np.testing.assert_allclose((gone,back)[j][0], curve, atol=1e-6)
+        area[j] = sum((p+q)/2/steps for p,q in zip(curve, curve[1:]))
+    np.testing.assert_allclose([torch.trapezoid(o, dx=1/steps).item() for o in (gone,back)], area, atol=1e-6)
+
+def test_pointing_game_with_tolerance():
+    "Zhang et al.: a hit where the peak is within some pixels of the mask; in loops"
+    from fgvc_fast.interpret.score import pointing_game
+    torch.manual_seed(0)
+    maps,masks = torch.rand(12, 30, 40),torch.rand(12, 30, 40)>.995
+    for tol in (0, 1, 3.5, 15):
+        want = []
+        for m,k in zip(maps, masks):
+            peak = divmod(m.argmax().item(), 40)
+            want.append(float(any((peak[0]-a)**2+(peak[1]-b)**2<=tol**2 for a,b in k.nonzero().tolist())))
+        assert pointing_game(maps, masks, tol).tolist()==want
+    assert 0<sum(want) and pointing_game(torch.ones(1, 5, 5), torch.ones(1, 5, 5)).item()==0
+    for bad in ((maps, masks, -1), (maps, masks, float('nan')), (maps[0], masks), (maps*torch.nan, masks)):
+        with pytest.raises(FineGrainedError): pointing_game(*bad)
+
+def test_rank_correlation_is_spearmans():
+    from scipy.stats import spearmanr
+    from fgvc_fast.interpret.score import _ranked
+    torch.manual_seed(0)
+    a,b = torch.rand(5, 6, 7).sub(.5).relu(),torch.rand(5, 6, 7).mul(4).round() # many places alike
+    got = (_ranked(a)*_ranked(b)).sum(1)
+    np.testing.assert_allclose(got, [spearmanr(p.flatten(), q.flatten())[0] for p,q in zip(a, b)], atol=1e-10)
+    assert (_ranked(torch.ones(1, 4, 4))*_ranked(torch.ones(1, 4, 4))).sum().isnan()
+
+def flat_map(v): return v.maps.new_ones(len(v.x), 3, 3)
+
+@pytest.mark.parametrize('kw', [dict(), dict(head='cosine'), dict(pool='gem', branch=-2), dict(pool='parts', closer=True), dict(pool='class_attention', attend={-2: 'se', -1: 'cbam'}), dict(arch='vit_tiny_patch16_224', pool='part_tokens')], ids=str)
+def test_all_that_is_named_is_made_random(data, kw):
+    "After the last row no parameter is what it was; and the learner is"
+    from fgvc_fast.interpret.score import _ever_more_random
+    from fastai.learner import Learner
+    from fastai.losses import CrossEntropyLossFlat
+    from fgvc_fast.models.model import fine_grained_model
+    torch.manual_seed(0)
+    kw = dict(arch='toy_resnet') | kw
+    model = fine_grained_model(n_out=6, pretrained=False, img_size=64, **kw, **(dict(depth=2) if 'vit' in kw['arch'] else {}))
+    for p in model.parameters(): p.data += .1*torch.rand_like(p)+.01 # as if trained
+    was,names,left = {k: p.clone() for k,p in model.named_parameters()},[],[]
+    for name in _ever_more_random(model):
+        names.append(name)
+        left.append({k for k,p in model.named_parameters() if torch.equal(p, was[k])})
+    assert names==['head', *[f'and {o}' for o in model.body.group_names()[::-1]]] and not left[-1]
+    assert {k.split('.')[0] for k in left[0]}=={'body'} and all(a>b for a,b in zip(left, left[1:]))
+
+def test_a_flat_map_correlates_with_nothing(data):
+    from test_cam import same, state
+    learn = learner(data)
+    before,x,rng = state(learn),torch.rand(3, 3, 64, 64),torch.get_rng_state()
+    with pytest.warns(UserWarning, match='flat_map.*same everywhere'): t = sanity_check(learn, x, ['gradcam', flat_map])
+    assert t.flat_map.isna().all() and t.gradcam.between(-1, 1).all() and torch.equal(rng, torch.get_rng_state())
+    def broken(v): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): sanity_check(learn, x, [broken])
+    assert torch.equal(rng, torch.get_rng_state())
+    with pytest.raises(KeyboardInterrupt): cam_report(learn, methods=[broken], n=2)
+    same(before, state(learn))
+
+def test_report_of_each_question(data):
+    "Each question is what `cam` answers when asked it"
+    from fgvc_fast.interpret.cam import cam
+    learn = learner(data)
+    learn.model.head.fc.weight.data += .3*torch.randn(1, learn.model.head.fc.in_features)
+    rows = list(data['valid'].index[:4])
+    r = cam_report(learn, methods='gradcam', asked=['label','score','contrast'], n=None, steps=0).scores.query("method=='gradcam'")
+    boxes = _truth(learn, data, rows, None)[0]
+    from fgvc_fast.interpret.score import box_masks, energy_inside
+    with torch.no_grad(): best = learn.model.eval()(learn.dls.test_dl(rows).one_batch()[0]).topk(2).indices.tolist()
+    labels = [learn.dls.vocab.o2i[o] for o in data.items.label[rows]]
+    likeliest = [a if a!=y else b for y,(a,b) in zip(labels, best)]
+    for how,kw in dict(label=dict(target=labels), score=dict(target=labels, against=None), contrast=dict(target=[*zip(labels, likeliest)])).items():
+        got = r[(r.asked==how)].set_index('item')['energy in box'].loc[rows]
+        np.testing.assert_allclose(got, energy_inside(cam(learn, rows, **kw), box_masks(boxes, (64,64))), atol=1e-4)
+    assert set(cam_report(learn, methods='gradcam', asked='score', n=2, steps=0).scores.asked)=={'score',''}
+
 def test_report_leaves_the_learner_as_it_was(data):
     from test_cam import same, state
     learn = learner(data)

@@ -198,9 +198,11 @@ def show_cam(self:Learner,
     for i,(ax,im,m) in enumerate(zip(axs.flat, _shown(self.dls.valid, x), maps)):
         k = p[i].argmax().item()
         right = None if actual is None or actual[i] is None else k==actual[i]
-        lines = [f'{in_lines(vocab[k], 26)} {p[i,k]:.0%}', *[f'not {in_lines(vocab[actual[i]], 26)}']*(right is False), *([asked[i]] if asked else [])]
+        lines = [f'{in_lines(vocab[k], 26)} {p[i,k]:.0%}']
+        if right is False: lines.append(f'not {in_lines(vocab[actual[i]], 26)}')
+        if asked: lines.append(asked[i])
         draw_cam(ax, im, m, '\n'.join(lines), right)
-    fig.suptitle('\n'.join(wrap(_question(method, target, asked_against(method, against), vocab), max(24*ncols, 32))), fontsize=7.5, color='#555')
+    fig.suptitle('\n'.join(wrap(_question(method, target, asked_against(method, against), vocab), max(26*ncols, 32), break_on_hyphens=False)), fontsize=7.5, color='#555')
     plt.tight_layout(pad=.4, h_pad=.8)
 
 def _some_of_valid(dls, n):

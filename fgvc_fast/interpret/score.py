@@ -317,12 +317,13 @@ def _forget(part):
 
 def _ever_more_random(model):
     "Make ever more of `model` random, and say what: all that is new, then stage by stage from the deepest, each with the block after it"
-    for o in (model.pool, model.head, model.branch):
-        if o is not None: _forget(o)
+    for name,o in model.named_children():
+        if name not in ('norm','body','added'): _forget(o)
     yield 'head'
+    after = getattr(model.body, 'after', {})
     for n,stage in enumerate(model.body.group_names()[::-1], 1):
         model.reinit(n)
-        if (i := str(len(model.body.stages)-n)) in model.body.after: _forget(model.body.after[i])
+        if (i := str(len(model.body.stages)-n)) in after: _forget(after[i])
         yield f'and {stage}'
 
 def sanity_check(
@@ -335,7 +336,7 @@ def sanity_check(
     )->pd.DataFrame:
     "Rank correlation of maps with those of the same model with random pool and head, and with ever more random stages (rows), by method; NaN where a map is the same everywhere"
     whole = _runnable(learn.model)
-    check(isinstance(whole, FineGrainedModel) and hasattr(whole.body, 'after'), f'The stages of a {type(whole).__name__} are not known: the check needs a model of `fine_grained_learner`, on one body')
+    check(isinstance(whole, FineGrainedModel), f'The stages of a {type(whole).__name__} are not known: the check needs a model of `fine_grained_learner`')
     check_number('seed', seed, 0, whole=True)
     check(not isinstance(layer, (list,tuple)), f'layer={layer!r}: the check is of one layer')
     auto = isinstance(against, str) and against=='auto'
