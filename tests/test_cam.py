@@ -299,7 +299,7 @@ def test_centered_logits(data, kw):
     for a,b in zip(look(own), want): torch.testing.assert_close(a, b, atol=1e-3*b.max().item(), rtol=0)
 
 @pytest.mark.parametrize('kw,err', [(dict(target=True), 'no class'), (dict(target=float('nan')), 'no class'), (dict(target=8), '0 to 7'), (dict(target='Emu'), "target='Emu'"), (dict(against='Emu'), "against='Emu'"),
-    (dict(against=-1), '0 to 7'), (dict(against=('a','b')), 'no class'), (dict(target=0, against=0), 'itself'), (dict(target=(0,1), against=None), 'already'), (dict(method=None), 'unknown'), (dict(method=int), 'no maps'),
+    (dict(against=-1), '0 to 7'), (dict(against=('a','b')), 'no class'), (dict(target=0, against=0), 'itself'), (dict(target=(0,1), against=2), 'already'), (dict(method=None), 'unknown'), (dict(method=int), 'no maps'),
     (dict(layer=True), 'stage'), (dict(layer=()), 'at least one'), (dict(items=torch.rand(1, 4, 64, 64)), 'no batch'), (dict(items=torch.rand(0, 3, 64, 64)), 'no batch'), (dict(items=torch.full((1,3,64,64), float('nan'))), 'NaN'),
     (dict(items=torch.ones(1, 3, 64, 64).byte()), 'whole numbers'), (dict(items=None), 'no pictures'), (dict(items=3.5), 'no pictures')], ids=str)
 def test_what_cannot_be_asked(asker, kw, err):
@@ -341,7 +341,7 @@ def test_caption_says_what_was_asked(asker):
         (dict(target=(a,b)), 'not of the other'), (dict(method='eigencam'), 'no class')]:
         asker.show_cam(x, **kw)
         fig = plt.gcf()
-        assert says in ' '.join(fig._suptitle.get_text().split()), kw
+        assert says in ' '.join(fig._supxlabel.get_text().split()), kw
         assert (a in ' '.join(fig.axes[0].get_title().split()[1:])) or 'target' not in kw
         plt.close('all')
 

@@ -45,7 +45,7 @@ def _towards(o, vocab, against='mean'):
     pair = o if isinstance(o, tuple) else (o,)
     check(len(pair) in (1,2), f"target={o}: a pair is two classes, this and not that; to ask about each picture by itself give a list")
     i = [_index(c, vocab) for c in pair]
-    check(len(i)==1 or against=='mean', f"target={o} says already what it is set against: leave `against={against!r}` out, or give one class")
+    check(len(i)==1 or against in ('mean',None), f"target={o} says already what it is set against: leave `against` out, or give one class")
     if len(i)==2: against = i[1]
     check(against!=i[0], f"target={o!r} against {vocab[i[0]]!r} asks for the difference between a class and itself")
     return logit_weights(torch.tensor(i[:1]), len(vocab), against)[0]
@@ -183,7 +183,7 @@ def show_cam(self:Learner,
     ncols:int=5, # Pictures in a row
     against='auto' # As `cam`
 ):
-    "Where this learner looks in `items`: in colour what counts, above it what the model says, in green if it is right; on top what was asked"
+    "Where this learner looks in `items`: in colour what counts, above it what the model says, in green if it is right; below what was asked"
     import matplotlib.pyplot as plt
     check_number('n', n, 1, whole=True), check_number('ncols', ncols, 1, whole=True)
     check(not isinstance(layer, (list,tuple)), f'layer={layer!r}: `show_cam` draws one layer; `cam` gives the maps of several')
@@ -202,7 +202,7 @@ def show_cam(self:Learner,
         if right is False: lines.append(f'not {in_lines(vocab[actual[i]], 26)}')
         if asked: lines.append(asked[i])
         draw_cam(ax, im, m, '\n'.join(lines), right)
-    fig.suptitle('\n'.join(wrap(_question(method, target, asked_against(method, against), vocab), max(26*ncols, 32), break_on_hyphens=False)), fontsize=7.5, color='#555')
+    fig.supxlabel('\n'.join(wrap(_question(method, target, asked_against(method, against), vocab), 30*ncols, break_on_hyphens=False)), fontsize=7.5, color='#555')
     plt.tight_layout(pad=.4, h_pad=.8)
 
 def _some_of_valid(dls, n):

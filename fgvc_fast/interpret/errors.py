@@ -10,7 +10,8 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastai.interpret import Interpretation
 from fastcore.basics import patch
 from ..core import check, in_lines
-from .cam import _look, _shown, draw_cam
+from .cam import _look, _question, _shown, draw_cam
+from .layers import asked_against
 from ..learner import _gather
 from ..levels import _levels_of
 from ..metrics import per_class_accuracy
@@ -166,11 +167,12 @@ def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes 
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #e18837c8
 @patch
-def _draw(self:FineGrainedInterpretation, axs, idxs, titles, method):
-    "Draw the pictures `idxs` with their maps on `axs`, under `titles`"
+def _draw(self:FineGrainedInterpretation, axs, idxs, titles, method, against='auto'):
+    "Draw the pictures `idxs` with their maps on `axs`, under `titles`, and below what was asked if it was not the usual question"
     if not len(idxs): return
-    x,_,maps = _look(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist())
+    x,_,maps = _look(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
     for ax,im,m,t,i in zip(axs, _shown(self.learn.dls.valid, x), maps, titles, idxs): draw_cam(ax, im, m, t, bool(self.preds[i]==self.targs[i]))
+    if (how := asked_against(method, against))!='mean': ax.figure.supxlabel(_question(method, None, how, self.vocab), fontsize=7, color='#555')
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #358e67ae
 @patch
@@ -185,7 +187,8 @@ def confused_pairs(self:FineGrainedInterpretation)->pd.DataFrame:
 def plot_confused_pairs(self:FineGrainedInterpretation,
     n:int=3, # Pairs
     k:int=3, # Pictures of each class
-    method='gradcam' # As `cam`
+    method='gradcam', # As `cam`
+    against='auto' # As `cam`
 ):
     "The most confused pairs side by side, mistakes first, with maps of where the model looked"
     import matplotlib.pyplot as plt
@@ -195,13 +198,14 @@ def plot_confused_pairs(self:FineGrainedInterpretation,
     fig = plt.figure(figsize=(1.75*2*k+.4, 2.35*len(pairs)))
     rows = np.atleast_1d(fig.subfigures(len(pairs), 1))
     for row,(a,b,times) in zip(rows, pairs.itertuples(index=False)):
-        for half,(this,that) in zip(row.subfigures(1, 2, wspace=.02), ((a,b),(b,a))): self._half_pair(half, this, that, k, method)
+        for half,(this,that) in zip(row.subfigures(1, 2, wspace=.02), ((a,b),(b,a))): self._half_pair(half, this, that, k, method, against)
 
 @patch
 def plot_pair(self:FineGrainedInterpretation,
     one:str, other:str, # Names of the classes
     k:int=3, # Pictures of each
-    method='gradcam' # As `cam`
+    method='gradcam', # As `cam`
+    against='auto' # As `cam`
 ):
     "Two classes side by side, mistakes first, with maps of where the model looked"
     import matplotlib.pyplot as plt
@@ -209,7 +213,7 @@ def plot_pair(self:FineGrainedInterpretation,
     check(not unknown and one!=other, f"'{one}' and '{other}' are no pair of classes" + (f": there is no '{unknown[0]}'" if unknown else ''))
     k = self._as_many([one, other], k)
     fig = plt.figure(figsize=(1.75*2*k+.4, 2.35))
-    for half,(this,that) in zip(fig.subfigures(1, 2, wspace=.02), ((one,other),(other,one))): self._half_pair(half, this, that, k, method)
+    for half,(this,that) in zip(fig.subfigures(1, 2, wspace=.02), ((one,other),(other,one))): self._half_pair(half, this, that, k, method, against)
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #a7c1f2e4
 @patch
@@ -228,7 +232,7 @@ def _of_pair(self:FineGrainedInterpretation, this, that, k):
     return torch.cat([wrong, right, of[(self.preds[of]!=i) & (self.preds[of]!=j)]])[:k],len(wrong),len(of)
 
 @patch
-def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method):
+def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method, against):
     "Pictures of class `this` in `fig`, those taken for `that` first"
     idxs,wrong,total = self._of_pair(this, that, k)
     say = dict(zip(map(list(self.vocab).index, (this, that)), ('right','wrong')))
@@ -236,7 +240,7 @@ def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method):
     axs = fig.subplots(1, k, gridspec_kw=dict(left=.02, right=.98, top=.75, bottom=.01, wspace=.06))
     axs = np.atleast_1d(axs)
     for ax in axs: ax.axis('off')
-    self._draw(axs, idxs, [f'{say.get(self.preds[o].item(), "another")}, {self.probs[o]:.0%} sure' for o in idxs], method)
+    self._draw(axs, idxs, [f'{say.get(self.preds[o].item(), "another")}, {self.probs[o]:.0%} sure' for o in idxs], method, against)
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #bfdc447e
 @patch
@@ -244,7 +248,8 @@ def plot_top_losses(self:FineGrainedInterpretation,
     k, # How many, or which of them: a list or range
     largest:bool=True, # Largest losses, or smallest
     method='gradcam', # As `cam`
-    ncols:int=5 # Pictures in a row
+    ncols:int=5, # Pictures in a row
+    against='auto' # As `cam`
 ):
     "The pictures the model was most wrong about, where it looked, what it said, what it is, and the loss"
     import matplotlib.pyplot as plt
@@ -257,5 +262,5 @@ def plot_top_losses(self:FineGrainedInterpretation,
     def title(i):
         said = f'{in_lines(self.vocab[self.preds[i]], 26)} {self.probs[i]:.0%}'
         return f'{said}\n' + (f'not {in_lines(self.vocab[self.targs[i]], 26)}\n' if self.preds[i]!=self.targs[i] else '') + f'loss {self.losses[i]:.2f}'
-    self._draw(axs.flat, idxs, [title(i) for i in idxs], method)
+    self._draw(axs.flat, idxs, [title(i) for i in idxs], method, against)
     plt.tight_layout(pad=.4, h_pad=.8)

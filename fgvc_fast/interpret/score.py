@@ -361,5 +361,5 @@ def sanity_check(
             r = pd.DataFrame({k: (true[k]*now[k]).sum(1).numpy() for k in named})
             rows[what] = r.mean()
             for k,o in r.isna().sum()[r.isna().any()].items(): flat.setdefault(k, []).append(f'{what}: {o} of {len(r)}')
-    for k,o in flat.items(): warn(f"'{k}' gives maps that are the same everywhere, which correlate with nothing and are left out ({listing(o, 20)} pictures)")
+    for k,o in flat.items(): warn(f"'{k}' gives maps that are the same everywhere, which correlate with nothing and are left out ({listing(o, 20)} pictures)", stacklevel=2)
     return pd.DataFrame(rows).T.rename_axis('random')

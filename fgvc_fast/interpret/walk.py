@@ -9,8 +9,9 @@ __all__ = []
 import base64, io, numpy as np
 from fastcore.basics import patch
 from ..core import FineGrainedError, check
-from .cam import _look, _shown, spotlight
+from .cam import _look, _question, _shown, spotlight
 from .errors import FineGrainedInterpretation
+from .layers import asked_against
 from html import escape
 from pathlib import Path
 from PIL import Image
@@ -20,7 +21,8 @@ from PIL import Image
 def walk(self:FineGrainedInterpretation,
     n:int=50, # Pairs to choose from, the most confused first
     k:int=3, # Pictures of each class
-    method='gradcam' # As `cam`
+    method='gradcam', # As `cam`
+    against='auto' # As `cam`
     ):
     "A widget: choose a confused pair, see pictures of both with maps"
     try: import ipywidgets as w
@@ -33,7 +35,7 @@ def walk(self:FineGrainedInterpretation,
     def draw(*_):
         out.clear_output(wait=True)
         with out:
-            self.plot_pair(*pairs.iloc[choose.value][['one','other']], k, method)
+            self.plot_pair(*pairs.iloc[choose.value][['one','other']], k, method, against)
             plt.show()
     def step(d): choose.value = (choose.value+d)%len(names)
     back.on_click(lambda _: step(-1)), on.on_click(lambda _: step(1))
@@ -51,12 +53,12 @@ def _as_jpeg(im, side):
     return 'data:image/jpeg;base64,'+base64.b64encode(f.getvalue()).decode()
 
 @patch
-def _pair_html(self:FineGrainedInterpretation, one, other, times, k, method, side):
+def _pair_html(self:FineGrainedInterpretation, one, other, times, k, method, side, against):
     "A section of the file"
     halves = []
     for this,that in ((one,other),(other,one)):
         idxs,wrong,total = self._of_pair(this, that, k)
-        x,_,maps = _look(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist())
+        x,_,maps = _look(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
         cards = []
         for im,m,i in zip(_shown(self.learn.dls.valid, x), maps, idxs):
             right = self.preds[i]==self.targs[i]
@@ -83,15 +85,17 @@ def to_html(self:FineGrainedInterpretation,
     k:int=4, # Pictures of each class
     method='gradcam', # As `cam`
     side:int=240, # Of the pictures, pixels
-    title:str='What is taken for what' # Heading
+    title:str='What is taken for what', # Heading
+    against='auto' # As `cam`
     )->Path:
     "Write the confused pairs, with pictures and maps, as one self-contained HTML file"
     pairs = self.confused_pairs().head(n)
     check(len(pairs), 'No two classes are confused, so there is nothing to write')
     rows = list(pairs.itertuples(index=False))
     wrong = (self.preds!=self.targs).sum().item()
-    about = f'{wrong} mistakes in {len(self.preds):,} pictures of {len(self.vocab):,} classes. Left the picture, right what the model looked at, in colour. Arrow keys go from pair to pair.'
+    asked = escape(_question(method, None, asked_against(method, against), self.vocab))
+    about = f'{wrong} mistakes in {len(self.preds):,} pictures of {len(self.vocab):,} classes. Left the picture, right what the model looked at, in colour ({asked}). Arrow keys go from pair to pair.'
     options = ''.join(f'<option value="{i}">{escape(str(a))} / {escape(str(b))} ({t})</option>' for i,(a,b,t) in enumerate(rows))
     path = Path(path)
-    path.write_text(_page.format(title=escape(title), about=about, options=options, sections=''.join(self._pair_html(*o, k, method, side) for o in rows)), encoding='utf-8')
+    path.write_text(_page.format(title=escape(title), about=about, options=options, sections=''.join(self._pair_html(*o, k, method, side, against) for o in rows)), encoding='utf-8')
     return path

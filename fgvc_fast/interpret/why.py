@@ -11,6 +11,7 @@ from fastcore.basics import patch
 from ..core import check, in_lines
 from .cam import _look, _shown, draw_cam
 from .errors import FineGrainedInterpretation
+from .layers import asked_against
 from .retrieve import _embed
 from numbers import Integral
 
@@ -36,7 +37,8 @@ def plot_errors(self:FineGrainedInterpretation,
     n:int=3, # How many: the surest mistakes first
     idxs=None, # Which pictures instead, by their number in the loader
     method='gradcam', # As `cam`
-    layer=None # As `cam`
+    layer=None, # As `cam`
+    against='auto' # As `cam`; of the one and not the other, it is the other
 ):
     "Mistakes: the picture, what spoke for what was said, for what it is, for the one and not the other, and the nearest training picture of each"
     import matplotlib.pyplot as plt
@@ -49,14 +51,16 @@ def plot_errors(self:FineGrainedInterpretation,
     check(not same, f'Pictures {same} were named rightly: there is no mistake to explain')
     said,true = ([int(o[i]) for i in idxs] for o in (self.preds, self.targs))
     items = [self.dl.items[i] for i in idxs]
-    x,_,maps = _look(self.learn, items*3, method, [*said, *true, *zip(said, true)], layer)
+    x,_,maps = _look(self.learn, items*3, method, [*said, *true, *zip(said, true)], layer, against)
     near = self._nearest_of(idxs, [*zip(said, true)])
     shown,maps = _shown(self.learn.dls.valid, x[:len(idxs)]),maps.view(3, len(idxs), *maps.shape[1:])
     others = _shown(self.learn.dls.valid, torch.cat([_look_at(self.learn, o) for o in near])).view(len(idxs), 2, *shown.shape[1:])
     _,axs = plt.subplots(len(idxs), 6, figsize=(11.4,2.4*len(idxs)), squeeze=False, layout='constrained')
+    how = asked_against(method, against)
+    alone = '\n(its score alone)' if how is None else '' if isinstance(how, str) and how=='mean' else f'\n(against {in_lines(str(how), 14, 1)})'
     for r,i in enumerate(idxs):
         a,b = (in_lines(self.vocab[o[r]], 22) for o in (said, true))
-        titles = [f'said {self.probs[i]:.0%}:\n{a}', f'why {a}', f'why {b}', 'why the one,\nnot the other', f'training: {a}', f'training: {b}']
+        titles = [f'said {self.probs[i]:.0%}:\n{a}', f'why {a}{alone}', f'why {b}{alone}', 'why the one,\nnot the other', f'training: {a}', f'training: {b}']
         for ax,t,im,m in zip(axs[r], titles, [shown[r]]*4 + list(others[r]), [None]+list(maps[:,r])+[None]*2):
             if m is None: ax.imshow(im.permute(1,2,0))
             else: draw_cam(ax, im, m)
