@@ -109,12 +109,9 @@ def test_rank_correlation_is_spearmans():
 def flat_map(v): return v.maps.new_ones(len(v.x), 3, 3)
 
 @pytest.mark.parametrize('kw', [dict(), dict(head='cosine'), dict(pool='gem', branch=-2), dict(pool='parts', closer=True), dict(pool='class_attention', attend={-2: 'se', -1: 'cbam'}), dict(arch='vit_tiny_patch16_224', pool='part_tokens')], ids=str)
-def test_all_that_is_named_is_made_random(data, kw):
+def test_all_that_is_named_is_made_random(kw):
     "After the last row no parameter is what it was; and the learner is"
     from fgvc_fast.interpret.score import _ever_more_random
-    from fastai.learner import Learner
-    from fastai.losses import CrossEntropyLossFlat
-    from fgvc_fast.models.model import fine_grained_model
     torch.manual_seed(0)
     kw = dict(arch='toy_resnet') | kw
     model = fine_grained_model(n_out=6, pretrained=False, img_size=64, **kw, **(dict(depth=2) if 'vit' in kw['arch'] else {}))

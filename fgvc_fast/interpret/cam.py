@@ -50,6 +50,7 @@ def _towards(o, vocab, against='mean'):
     check(against!=i[0], f"target={o!r} against {vocab[i[0]]!r} asks for the difference between a class and itself")
     return logit_weights(torch.tensor(i[:1]), len(vocab), against)[0]
 
+# %% ../../nbs/api/50b_interpret.cam.ipynb #a2e7e102
 def _targets(target, n, vocab, against='mean'):
     "What is asked about each of `n` pictures (n, classes); None where it is what the model says"
     against = _against(against, vocab)

@@ -191,6 +191,7 @@ def _no_weight_learns(model):
     finally:
         for p in was: p.requires_grad_(True)
 
+# %% ../../nbs/api/50a_interpret.layers.ipynb #f68d8ac4
 def _makes_maps(cls): return hasattr(cls, 'forward') and 'targets' in inspect.signature(cls.forward).parameters
 
 def _asked_of(c, x, towards):
@@ -217,6 +218,7 @@ def _theirs(cls):
         return torch.from_numpy(np.stack(maps)).to(v.x.device)
     return method
 
+# %% ../../nbs/api/50a_interpret.layers.ipynb #ae709618
 def find_method(
     method # A name from `cam_methods`, a function from a `LayerView` to maps (B, h, w), or a class of pytorch-grad-cam
     ):

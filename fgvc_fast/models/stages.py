@@ -96,6 +96,7 @@ def _attending(body, use, n):
         for m,f in zip(ms, fused): m.fused_attn = f
         for o in hooks: o.remove()
 
+# %% ../../nbs/api/10b_models.stages.ipynb #3d7e453c
 def _as_tokens(body, flow, maps):
     "Stop unless `flow` is between the tokens of the last `maps`"
     _rolled(body, flow.shape[-1]==body._prefix+maps.shape[2]*maps.shape[3], 'has blocks that attend to something other than the places of its last map')
