@@ -9,7 +9,7 @@ __all__ = ['cam_baselines', 'cam_questions', 'box_masks', 'disc_masks', 'pointin
 # %% ../../nbs/api/50c_interpret.score.ipynb #f64b1629
 import copy, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
-from ..core import check, check_choice, check_number, listing
+from ..core import check, check_number, listing
 from ..data.block import CropResize, PictureOf
 from ..data.lazy import open_lazily
 from .cam import _against, _load, _to_size, _vocab
@@ -150,6 +150,7 @@ def _asked(how, labels, n):
     own = F.one_hot(labels, n)
     return lambda logits: own-F.one_hot(logits.masked_fill(own>0, -torch.inf).argmax(1), n)
 
+# %% ../../nbs/api/50c_interpret.score.ipynb #60f595e7
 def _listed(what, o):
     "`o`, one or several of what the user calls `what`, as a list"
     o = list(o) if isinstance(o, (list,tuple)) else [o]
@@ -169,6 +170,7 @@ def _said(model, layer):
     if layer is None: return 'last'
     return model.body.group_names()[layer] if isinstance(layer, int) and hasattr(model, 'body') else str(layer)
 
+# %% ../../nbs/api/50c_interpret.score.ipynb #6e9dd259
 def _scored(f, x, maps, y, boxes, discs, steps, tolerance):
     "Scores by name (B,) of `maps` of pictures `x`"
     res,size,here = {},maps.shape[1:],maps.cpu()
@@ -326,6 +328,7 @@ def _ever_more_random(model):
         if (i := str(len(model.body.stages)-n)) in after: _forget(after[i])
         yield f'and {stage}'
 
+# %% ../../nbs/api/50c_interpret.score.ipynb #85811057
 def sanity_check(
     learn, # Of `fine_grained_learner`
     items, # As `cam`: some twenty pictures are enough
