@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/api/01b_data.few.ipynb #6d78a5d2
-import numpy as np
+import math, numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core import check
-from .table import FineGrainedData
+from numbers import Real
+from ..core import check, check_number
+from .table import FineGrainedData, shuffled_ranks
 
 # %% ../../nbs/api/01b_data.few.ipynb #f54f27b3
 @patch
@@ -18,11 +19,13 @@ def long_tail(self:FineGrainedData,
     seed:int=0        # Which class is how frequent, and which pictures it keeps
     ):
     "A new data set whose training pictures fall exponentially from class to class, to one at the least"
-    check(ratio>=1, f'ratio={ratio}: how many times as many pictures the most frequent class has, so 1 or more')
-    n = self['train'].groupby('label', observed=True).size()
+    check(isinstance(ratio, Real) and 1<=ratio<math.inf, f'ratio={ratio!r}: how many times as many pictures the most frequent class has, so 1 or more')
+    check_number('seed', seed, 0, 2**32-1, whole=True)
+    check(len(self['train']), f'There is nothing to train on: no row has split=\'train\'')
+    rows,rank = shuffled_ranks(self.items, 'train', seed)
+    label = self.items.label.iloc[rows].astype(object)
+    n = pd.Series(rank+1).groupby(label.to_numpy()).max() # files of each class
     order = np.random.default_rng(seed).permutation(n.index)
     k = np.arange(len(order))/max(len(order)-1, 1)
     keep = dict(zip(order, np.maximum(n.max()/ratio**k, 1).astype(int)))
-    drawn = self['train'].sample(frac=1, random_state=seed)
-    label = drawn.label.astype(object)
-    return self.drop(drawn.index[label.groupby(label).cumcount() >= label.map(keep)])
+    return self.drop(rows[rank >= label.map(keep).to_numpy()])

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/api/01c_data.merge.ipynb #e9bd2630
-import os, pandas as pd
+import os, pandas as pd, warnings
 from fastcore.basics import patch
 from pathlib import Path
 from ..core import check, listing
@@ -23,13 +23,16 @@ def rename(self:FineGrainedData,
     level:str='label'   # The level whose names they are
     ):
     "A new data set with other names; what then has the same name is one class"
-    check(level in self.levels, f"level='{level}' is none of this data set's: {listing(self.levels)}")
+    self._must_be_level(level)
+    check(callable(names) or isinstance(names, dict), f"names={names!r}: give {{old name: new name}}, or a function of a name such as `str.strip`")
     c = self.items[level]
     old = _names(c)
     if not callable(names):
-        lost = sorted(set(names)-set(old))
+        lost = sorted(set(names)-set(old), key=str)
         check(not lost, f"There is no {level} called {listing(map(repr, lost))} (there are {listing(map(repr, old), 20)})")
     new = {o: names(o) if callable(names) else names.get(o, o) for o in old}
+    bad = {k: v for k,v in new.items() if not isinstance(v, str) or not v.strip()}
+    check(not bad, f"A name is text: {listing(f'{k!r} would become {v!r}' for k,v in bad.items())}")
     res = c.astype(object).map(new)
     if isinstance(c.dtype, pd.CategoricalDtype): res = pd.Categorical(res, list(dict.fromkeys(new.values())))
     return self._new(self.items.assign(**{level: res}))
@@ -74,5 +77,15 @@ def merge(self:FineGrainedData, *others:FineGrainedData):
     start = [sum(map(len, datas[:i])) for i in range(len(datas))]
     parts = [d.parts.assign(item=d.parts.item+n) for d,n in zip(datas, start) if d.parts is not None]
     res = FineGrainedData(items, root, self.levels, pd.concat(parts, ignore_index=True) if parts else None, _united_cards(datas), valid=0)
+    if all(d.by==self.by for d in datas): res.by = self.by
+    _say_divided(res)
     if all(d.attributes is self.attributes for d in datas): res.attributes,res.certainty = self.attributes,self.certainty # parts of one data set
     return res
+
+# %% ../../nbs/api/01c_data.merge.ipynb #9ab7999f
+def _say_divided(data):
+    "Warn where files (or groups) are in several splits now"
+    n = data.items.groupby(data.groups).split.nunique()
+    n = (n>1).sum()
+    what = f"groups of '{data.by}'" if data.by else 'files'
+    if n: warnings.warn(f"{n:,} {what} stand in more than one split of the merged data set: `data.split()` divides train and valid anew, `data.check()` names them")
