@@ -1,4 +1,5 @@
 "Annotations (no pictures) in the layouts of FGVC-Aircraft, Stanford Cars, NABirds and Stanford Dogs, of any size"
+import json
 from uuid import UUID
 import numpy as np
 from scipy.io import savemat
@@ -66,3 +67,45 @@ def dogs(root, breeds, train=3, test=2, boxes=True):
     box = '<object><name>dog</name><bndbox><xmin>30</xmin><ymin>14</ymin><xmax>206</xmax><ymax>284</ymax></bndbox></object>'
     for f,_ in (rows['train']+rows['test'] if boxes else []): lines(root/'Annotation'/f, [f'<annotation><filename>%s</filename>{box}</annotation>'])
     return rows
+
+def cub(root, species=('001.Common_Wren','002.Kea','103.Common_Wren'), each=4):
+    "CUB-200-2011 with boxes, parts and attributes; two species that differ in their number alone"
+    rows = [(i+1, c+1, f'{o}/{k}.jpg') for i,(k,(c,o)) in enumerate((k,(c,o)) for k in range(each) for c,o in enumerate(species))]
+    for fn,value in {'images':lambda i,c,f: (f,), 'image_class_labels':lambda i,c,f: (c,), 'train_test_split':lambda i,c,f: (i%2,), 'bounding_boxes':lambda i,c,f: (5.,6.,40.,30.)}.items():
+        lines(root/f'{fn}.txt', [(o[0],*value(*o)) for o in rows])
+    lines(root/'classes.txt', list(enumerate(species, 1)))
+    lines(root/'parts'/'parts.txt', [(1,'back'),(2,'left_eye')])
+    lines(root/'parts'/'part_locs.txt', [(i,k,9.,8.,1) for i,*_ in rows for k in (1,2)])
+    lines(root/'attributes.txt', [(1,'crest'),(2,'red')])
+    lines(root/'attributes'/'image_attribute_labels.txt', [(i,k,1,4,12.5) for i,*_ in rows for k in (1,2)])
+    return rows
+
+def pets(root, breeds=('Abyssinian','beagle'), each=6):
+    rows = [(f'{b}_{i}', c, 1+(c-1)%2, 1) for i in range(each) for c,b in enumerate(breeds, 1)]
+    for s,r in dict(trainval=rows[::2]+rows[1::4], test=rows[3::4], list=rows).items(): lines(root/'annotations'/f'{s}.txt', ['# a header', *r])
+    voc = '<annotation><object><bndbox><xmin>3</xmin><ymin>4</ymin><xmax>40</xmax><ymax>50</ymax></bndbox></object></annotation>'
+    for o in rows[:4]: lines(root/'annotations'/'xmls'/f'{o[0]}.xml', [voc])
+    return rows
+
+def flowers(root, n=102):
+    root.mkdir(parents=True)
+    savemat(root/'imagelabels.mat', dict(labels=np.arange(3*n)[None]%n+1))
+    savemat(root/'setid.mat', dict(zip(('trnid','valid','tstid'), np.arange(1, 3*n+1).reshape(3,1,n))))
+
+def food(root, dishes=('apple_pie','waffles')):
+    lines(root/'meta'/'classes.txt', dishes)
+    lines(root/'meta'/'labels.txt', [o.replace('_', ' ').title() for o in dishes])
+    for s,r in dict(train=range(4), test=range(4, 6)).items(): lines(root/'meta'/f'{s}.txt', [f'{o}/{i}' for o in dishes for i in r])
+
+def cifar_100(root, n=4):
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True)
+    for s in ('train','test'): (root/f'{s}.bin').write_bytes(np.c_[rng.integers(0, 2, (n,2)), rng.integers(0, 256, (n,3072))].astype(np.uint8).tobytes())
+    lines(root/'fine_label_names.txt', ['oak_tree','crab'])
+    lines(root/'coarse_label_names.txt', ['trees','sea'])
+
+def inaturalist(root, n=6):
+    ranks = dict(kingdom='Animalia', phylum='Chordata', order='Passeriformes', family='F', genus='G', supercategory='Birds', **{'class':'Aves'})
+    for s in ('train','val'):
+        lines(root/f'{s}.json', [json.dumps(dict(images=[dict(id=i, file_name=f'{s}/{i}.jpg', latitude=1.5, longitude=None) for i in range(n)],
+            annotations=[dict(id=i, image_id=i, category_id=i%2) for i in range(n)], categories=[dict(id=i, name=f'Genus species{i}', **ranks) for i in range(2)]))])

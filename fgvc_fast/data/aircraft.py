@@ -8,7 +8,7 @@ __all__ = ['aircraft_card', 'read_aircraft']
 # %% ../../nbs/api/03b_data.aircraft.ipynb #c4084312
 import pandas as pd
 from ..core import check, listing
-from .formats import _tree, _words
+from .formats import _once, _tree, _upright, _words, reader
 from .table import FineGrainedData
 
 # %% ../../nbs/api/03b_data.aircraft.ipynb #668cc5ad
@@ -32,7 +32,9 @@ _parts_of_split = dict(train='train', val='valid', test='test')
 
 def _names(fn):
     "The names in `fn`, one in each line, in its order"
-    return _words(fn, ['name'], rest=True, tree=f'a tree of FGVC-Aircraft looks like this:{_aircraft_layout}\n').name.str.strip().tolist()
+    names = _words(fn, ['name'], rest=True, tree=f'a tree of FGVC-Aircraft looks like this:{_aircraft_layout}\n').name.tolist()
+    _once(fn, 'the name', names)
+    return names
 
 def _level(root, level, plural):
     "What `level` says of each image: a categorical by image name, and which part of the split the image is in"
@@ -53,15 +55,13 @@ def _level(root, level, plural):
 # %% ../../nbs/api/03b_data.aircraft.ipynb #01ea9802
 def _aircraft_boxes(fn, ids):
     "Corners of the boxes of images `ids`: from xmin, ymin, xmax, ymax that count from 1 and lie inside"
-    b = _words(fn, ['id','x0','y0','x1','y1'])
-    num = b[['x0','y0','x1','y1']].apply(pd.to_numeric, errors='coerce')
-    bad = b.index[num.isna().any(axis=1)]
-    check(not len(bad), f"{fn}: the box of image {listing(b.id[bad])} is no four numbers")
-    check(not b.id.duplicated().any(), f"{fn}: image {listing(b.id[b.id.duplicated()])} stands there twice")
-    num[['x0','y0']] = (num[['x0','y0']]-1).clip(lower=0)
-    return num.set_index(b.id).reindex(ids).reset_index(drop=True)
+    b = _words(fn, ['id','x0','y0','x1','y1'], numbers=['x0','y0','x1','y1'])
+    _once(fn, 'image', b.id)
+    b[['x0','y0']] = (b[['x0','y0']]-1).clip(lower=0)
+    return _upright(fn, b, b.id).set_index('id').reindex(ids).reset_index(drop=True)
 
 # %% ../../nbs/api/03b_data.aircraft.ipynb #fe9f5f99
+@reader
 def read_aircraft(root, # The folder that holds `data`, or one above it, or `data` itself
     val:str='train', # What the published val is for: 'train' (as in the papers; our own validation is carved out of both) or 'valid'
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`

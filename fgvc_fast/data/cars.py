@@ -9,7 +9,7 @@ __all__ = ['cars_card', 'read_cars']
 import numpy as np, pandas as pd, re
 from pathlib import Path
 from ..core import FineGrainedError, check, listing
-from .formats import _tree
+from .formats import _tree, reader
 from .table import FineGrainedData
 
 # %% ../../nbs/api/03b_data.cars.ipynb #027fdf11
@@ -97,6 +97,7 @@ def _cars_one(fn):
     return _boxed(df, _class_names(fn), fn).assign(path=df.relative_im_path.astype(str), split=np.where(df.test.astype(int)==1, 'test', 'train'))
 
 # %% ../../nbs/api/03b_data.cars.ipynb #bafe8957
+@reader
 def read_cars(root, # The folder that holds `devkit` or `cars_annos.mat`, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 from pathlib import Path
 from PIL import Image
 from ..core import FineGrainedError, check, listing
-from .formats import _present, _tree
+from .formats import _lines, _once, _present, _tree, reader
 from .table import FineGrainedData
 
 # %% ../../nbs/api/03b_data.cifar.ipynb #d00da506
@@ -84,7 +84,8 @@ def _names(root, n, binary):
             res[c] = d[_name_keys[k]]
     else:
         fns = dict(label='batches.meta.txt') if n==10 else {c: f"{_name_keys[k]}.txt" for c,k in _keys[n].items()}
-        res = {c: [o.strip() for o in _present(root/f, f'a tree of CIFAR-{n} looks like this:{_layouts[n]}').read_text().splitlines() if o.strip()] for c,f in fns.items()}
+        res = {c: [o.strip() for o in _lines(root/f, f'a tree of CIFAR-{n} looks like this:{_layouts[n]}') if o.strip()] for c,f in fns.items()}
+    for c,v in res.items(): _once(root, f'the {c}', [str(o).replace('_', ' ') for o in v])
     return {c: [str(o) for o in v] for c,v in res.items()}
 
 # %% ../../nbs/api/03b_data.cifar.ipynb #0009f6ff
@@ -148,6 +149,7 @@ def _read_cifar(n, root, pictures, card, kwargs):
     return FineGrainedData(items, to, list(names), **{'card':card, **kwargs})
 
 # %% ../../nbs/api/03b_data.cifar.ipynb #6f84a315
+@reader
 def read_cifar_10(root, # The folder that holds the batches (python or binary version), or one above it
     pictures=None, # Folder for the PNG files (default: `png` beside the batches)
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
@@ -155,6 +157,7 @@ def read_cifar_10(root, # The folder that holds the batches (python or binary ve
     "CIFAR-10: official split, pixels unpacked once into PNG files"
     return _read_cifar(10, root, pictures, cifar_10_card, kwargs)
 
+@reader
 def read_cifar_100(root, # The folder that holds the batches (python or binary version), or one above it
     pictures=None, # Folder for the PNG files (default: `png` beside the batches)
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`

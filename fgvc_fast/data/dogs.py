@@ -9,7 +9,7 @@ __all__ = ['dogs_card', 'read_dogs']
 import numpy as np, pandas as pd
 from ..core import FineGrainedError, check, listing
 from .cars import _mat
-from .formats import _tree
+from .formats import _tree, reader
 from .table import FineGrainedData
 from xml.etree import ElementTree
 
@@ -32,6 +32,7 @@ def _largest_box(fn):
     except (ElementTree.ParseError, TypeError, ValueError) as e: raise FineGrainedError(f"{fn} is no annotation of Stanford Dogs (XML with object/bndbox/xmin, ymin, xmax, ymax): {e}") from e
     check(boxes, f"{fn} has no object with a box")
     x0,y0,x1,y1 = max(boxes, key=lambda b: (b[2]-b[0])*(b[3]-b[1]))
+    check(x0<x1 and y0<y1, f"{fn}: the box {x0:g},{y0:g},{x1:g},{y1:g} is empty or inside out")
     return max(x0,0),max(y0,0),x1,y1,len(boxes)
 
 # %% ../../nbs/api/03b_data.dogs.ipynb #997322c6
@@ -46,6 +47,7 @@ def _dog_list(fn):
 def _first_dir(root, *names): return next((o for o in names if (root/o).is_dir()), names[0])
 
 # %% ../../nbs/api/03b_data.dogs.ipynb #7288e731
+@reader
 def read_dogs(root, # The folder that holds train_list.mat and `Images`, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:

@@ -9,7 +9,7 @@ __all__ = ['flowers_card', 'flower_names', 'read_flowers']
 import numpy as np, pandas as pd
 from scipy.io import loadmat
 from ..core import FineGrainedError, check, listing
-from .formats import _present, _tree, _words
+from .formats import _present, _tree, _words, reader
 from .table import FineGrainedData
 
 # %% ../../nbs/api/03b_data.flowers.ipynb #f671c9a7
@@ -66,6 +66,7 @@ def _flowers_txt(root):
     return df.assign(label=num.astype(int) + (num.max()<102)) # 102 occurs only where classes run from 1
 
 # %% ../../nbs/api/03b_data.flowers.ipynb #edac7b67
+@reader
 def read_flowers(root, # The folder that holds `jpg` and the lists, or one above it
     **kwargs # `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:

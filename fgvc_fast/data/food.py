@@ -8,7 +8,7 @@ __all__ = ['food_card', 'read_food']
 # %% ../../nbs/api/03b_data.food.ipynb #eae6dd43
 import json, pandas as pd
 from ..core import FineGrainedError, check, listing
-from .formats import _present, _tree
+from .formats import _once, _present, _tree, reader
 from .table import FineGrainedData
 
 # %% ../../nbs/api/03b_data.food.ipynb #ea72404c
@@ -26,7 +26,7 @@ _food_tree = 'a tree of Food-101 has meta/classes.txt, labels.txt, train.txt, te
 
 def _food_lines(fn):
     "The lines of `fn` that say something"
-    try: return [o.strip() for o in _present(fn, _food_tree).read_text(encoding='utf-8').splitlines() if o.strip()]
+    try: return [o.strip() for o in _present(fn, _food_tree).read_text(encoding='utf-8-sig').splitlines() if o.strip()]
     except UnicodeDecodeError as e: raise FineGrainedError(f"{fn} is not a text file: {e}") from e
 
 def _food_list(meta, split):
@@ -34,7 +34,7 @@ def _food_list(meta, split):
     fn = meta/f'{split}.txt'
     if not fn.is_file() and (meta/f'{split}.json').is_file():
         fn = meta/f'{split}.json'
-        try: names = [o for c in json.loads(fn.read_text(encoding='utf-8')).values() for o in c]
+        try: names = [o for c in json.loads(fn.read_text(encoding='utf-8-sig')).values() for o in c]
         except (ValueError, AttributeError, TypeError) as e: raise FineGrainedError(f"{fn} is not JSON of the form {{class: [class/number, …]}}: {e}") from e
     else: names = _food_lines(fn)
     bad = [i for i,o in enumerate(names, 1) if not isinstance(o, str) or o.count('/')!=1]
@@ -43,6 +43,7 @@ def _food_list(meta, split):
     return [o.removesuffix('.jpg') for o in names]
 
 # %% ../../nbs/api/03b_data.food.ipynb #89b72c69
+@reader
 def read_food(root, # The folder that holds `images` and `meta`, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
@@ -55,6 +56,7 @@ def read_food(root, # The folder that holds `images` and `meta`, or one above it
     check(len(names)==len(classes), f"{meta}: classes.txt has {len(classes)} lines, labels.txt {len(names)}: they should be the same dishes")
     items = pd.DataFrame([(o,s) for s in ('train','test') for o in _food_list(meta, s)], columns=['name','split'])
     check(not items.name.duplicated().any(), f"{meta}: {listing(items.name[items.name.duplicated()])} stands twice in the lists of train and test")
+    for o,v in {'classes.txt':classes, 'labels.txt':names}.items(): _once(meta/o, 'the name', v)
     folder = items.name.str.split('/').str[0]
     check(folder.isin(classes).all(), f"{meta/'classes.txt'} has no line for {listing(sorted(set(folder)-set(classes)))}, which train or test names")
     items['label'] = pd.Categorical(folder.map(dict(zip(classes, names))), names)

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from array import array
 from contextlib import contextmanager
 from ..core import FineGrainedError, check, listing
-from .formats import _present, _tree
+from .formats import _present, _tree, reader
 from .table import FineGrainedData
 
 # %% ../../nbs/api/03b_data.inaturalist.ipynb #51007b66
@@ -149,6 +149,7 @@ def _inat_files(root, year, mini):
     return root,year,root/f'{heads[year]}.json',val
 
 # %% ../../nbs/api/03b_data.inaturalist.ipynb #beaceb68
+@reader
 def read_inaturalist(root, # The folder that holds the JSON files, or one above it
     year:int=None,   # 2017, 2018, 2019 or 2021; None: the one that is there
     mini:bool=False, # 2021: train_mini.json, with 50 pictures of each class

@@ -8,7 +8,7 @@ __all__ = ['nabirds_card', 'read_nabirds']
 # %% ../../nbs/api/03b_data.nabirds.ipynb #78efe696
 import numpy as np, pandas as pd
 from ..core import check, listing
-from .formats import _matched, _tree, _words
+from .formats import _corners, _matched, _once, _part_table, _tree, _words, reader
 from .table import FineGrainedData
 
 # %% ../../nbs/api/03b_data.nabirds.ipynb #8fcf9954
@@ -26,25 +26,15 @@ nabirds/
   parts/parts.txt, part_locs.txt"""
 _nabirds_tree = f'a tree of NABirds looks like this:{_nabirds_layout}\n'
 
-def _columns(fn, words, numbers):
-    "The blank-separated file `fn` with the columns `words`, then `numbers` (as such)"
-    df = _words(fn, [*words, *numbers], tree=_nabirds_tree)
-    num = df[numbers].apply(pd.to_numeric, errors='coerce')
-    bad = df.index[num.isna().any(axis=1)]
-    check(not len(bad), f"{fn}: expected numbers ({', '.join(numbers)}), found '{' '.join(df.loc[bad[0]]) if len(bad) else ''}'")
-    return df.assign(**num)
-
 # %% ../../nbs/api/03b_data.nabirds.ipynb #c2075753
 def _nodes(root):
     "Names by class id, and the parent of each class that has one"
     fn = root/'classes.txt'
-    df = _words(fn, ['id','name'], rest=True, tree=_nabirds_tree)
-    ids = pd.to_numeric(df.id, errors='coerce')
-    check(ids.notna().all(), f"{fn}: class id '{df.id[ids.isna()].iloc[0] if ids.isna().any() else ''}' is no number")
-    check(not ids.duplicated().any(), f"{fn}: class {listing(ids[ids.duplicated()])} stands there twice")
-    names = dict(zip(ids.astype(int), df.name.str.split().str.join(' ')))
-    h = _columns(root/'hierarchy.txt', [], ['child','parent']).astype(int)
-    check(not h.child.duplicated().any(), f"{root/'hierarchy.txt'}: class {listing(h.child[h.child.duplicated()])} has two parents")
+    df = _words(fn, ['id','name'], rest=True, tree=_nabirds_tree, whole=['id'])
+    _once(fn, 'class', df.id)
+    names = dict(zip(df.id, df.name.str.split().str.join(' ')))
+    h = _words(root/'hierarchy.txt', ['child','parent'], tree=_nabirds_tree, whole=['child','parent'])
+    _once(root/'hierarchy.txt', 'the parent of class', h.child)
     lost = sorted({*h.child, *h.parent}-set(names))
     check(not lost, f"{fn} has no line for class {listing(lost)}")
     return names,dict(zip(h.child, h.parent))
@@ -64,39 +54,25 @@ def _nabirds_levels(used, names, parents, fn):
     return pd.DataFrame([(l[0], l[max(len(l)-3,0)], l[max(len(l)-2,0)], l[-1]) for l in lines.values()], index=list(lines), columns=['order','family','species','label'])
 
 # %% ../../nbs/api/03b_data.nabirds.ipynb #4668110d
-def _nabirds_parts(root, ids):
-    "The part table of `root` for image `ids`, or None where it has none"
-    fn = root/'parts'/'part_locs.txt'
-    if not fn.is_file(): return None
-    names = _words(root/'parts'/'parts.txt', ['id','name'], rest=True, tree=_nabirds_tree)
-    names = dict(zip(names.id, names.name.str.strip()))
-    p = _words(fn, ['id','part','x','y','visible'], tree=_nabirds_tree)
-    lost = sorted(set(p.part)-set(names))
-    check(not lost, f"{root/'parts'/'parts.txt'} has no line for part {listing(lost)}")
-    num = p[['x','y','visible']].apply(pd.to_numeric, errors='coerce')
-    bad = p.id[num.isna().any(axis=1)]
-    check(not len(bad), f"{fn}: expected numbers (x, y, visible) for image {listing(bad)}")
-    item = pd.Index(ids).get_indexer(p.id)
-    return pd.DataFrame(dict(item=item, part=p.part.map(names), **num))[item>=0].reset_index(drop=True)
-
 def _photographers(fn, ids):
     "Who took each of the images `ids` (None where `fn` does not say)"
-    rows = (o.split(maxsplit=1) for o in fn.read_text(encoding='utf-8', errors='replace').split('\n'))
+    rows = (o.split(maxsplit=1) for o in fn.read_text(encoding='utf-8-sig', errors='replace').split('\n'))
     names = {o[0]: o[1].strip() for o in rows if len(o)==2}
     return [names.get(o) for o in ids]
 
 # %% ../../nbs/api/03b_data.nabirds.ipynb #20b7d881
+@reader
 def read_nabirds(root, # The folder that holds images.txt, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "NABirds: official split, boxes, parts, order → family → species → class; plumage, photographer, size of the picture"
     root = _tree(root, 'NABirds', ['hierarchy.txt'], _nabirds_layout)
     items = _words(root/'images.txt', ['id','file'], rest=True, tree=_nabirds_tree)
-    twice = items.id[items.id.duplicated()]
-    check(not len(twice), f"{root/'images.txt'}: image {listing(twice)} stands there twice")
-    def col(fn, *cols): return _matched(items, root/fn, _columns(root/fn, ['id'], list(cols)))
+    _once(root/'images.txt', 'image', items.id)
+    def col(fn, *cols, whole=()): return _matched(items, root/fn, _words(root/fn, ['id',*whole,*cols], tree=_nabirds_tree, whole=whole, numbers=cols))
     names,parents = _nodes(root)
-    cls,train = col('image_class_labels.txt', 'cls').cls.astype(int),col('train_test_split.txt', 'train').train
+    cls,train = col('image_class_labels.txt', whole=['cls']).cls,col('train_test_split.txt', whole=['train']).train
+    check(train.isin([0,1]).all(), f"{root/'train_test_split.txt'}: image {listing(items.id[~train.isin([0,1])])} has neither 1 (train) nor 0 (test)")
     lost = sorted(set(cls)-set(names))
     check(not lost, f"{root/'classes.txt'} has no line for class {listing(lost)}")
     levels = _nabirds_levels(sorted({*cls} | {*parents}-{*parents.values()}), names, parents, root/'hierarchy.txt')
@@ -108,8 +84,8 @@ def read_nabirds(root, # The folder that holds images.txt, or one above it
     out['plumage'] = cls.map(plumage)
     if (root/'bounding_boxes.txt').is_file():
         b = col('bounding_boxes.txt', 'x', 'y', 'w', 'h')
-        out[['x0','y0','x1','y1']] = np.stack([b.x, b.y, b.x+b.w, b.y+b.h], 1)
+        out[['x0','y0','x1','y1']] = _corners(root/'bounding_boxes.txt', b.assign(id=items.id))
     if (root/'sizes.txt').is_file(): out[['width','height']] = col('sizes.txt', 'width', 'height')
     if (root/'photographers.txt').is_file(): out['photographer'] = _photographers(root/'photographers.txt', items.id)
     kwargs['card'] = {**nabirds_card, **kwargs.get('card', {})}
-    return FineGrainedData(out, root, ['order','family','species','label'], parts=_nabirds_parts(root, items.id), **kwargs)
+    return FineGrainedData(out, root, ['order','family','species','label'], parts=_part_table(root, items.id, _nabirds_tree, ()), **kwargs)

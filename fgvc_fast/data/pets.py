@@ -9,7 +9,7 @@ __all__ = ['pets_card', 'read_pets']
 import pandas as pd
 from xml.etree import ElementTree
 from ..core import FineGrainedError, check, listing
-from .formats import _tree, _words
+from .formats import _once, _tree, _words, reader
 from .table import FineGrainedData
 
 # %% ../../nbs/api/03b_data.pets.ipynb #b70527c1
@@ -28,11 +28,7 @@ oxford-iiit-pet/
 
 def _pets_list(fn):
     "Columns name, class, species, breed of a list of Pets; lines that begin with # are its header"
-    df = _words(fn, ['name','class','species','breed'], tree='a tree of Oxford-IIIT Pets has annotations/trainval.txt, test.txt, xmls/ and images/', skip='#')
-    for c in ('class','species','breed'):
-        num = pd.to_numeric(df[c], errors='coerce')
-        check(num.notna().all(), f"{fn}, {df.name[num.isna()].iloc[0] if num.isna().any() else ''}: {c} '{df[c][num.isna()].iloc[0] if num.isna().any() else ''}' is not a number")
-        df[c] = num.astype(int)
+    df = _words(fn, ['name','class','species','breed'], tree='a tree of Oxford-IIIT Pets has annotations/trainval.txt, test.txt, xmls/ and images/', skip='#', whole=['class','species','breed'])
     bad = df.name[~df.species.isin([1,2])]
     check(not len(bad), f"{fn}, {listing(bad)}: species must be 1 (cat) or 2 (dog)")
     return df
@@ -44,9 +40,11 @@ def _voc_box(fn):
     except (ElementTree.ParseError, TypeError, ValueError) as e: raise FineGrainedError(f"{fn} is not a PASCAL VOC annotation with object/bndbox/xmin, ymin, xmax, ymax: {e}") from e
     if not boxes: return [None]*4
     x0,y0,x1,y1 = max(boxes, key=lambda b: (b[2]-b[0])*(b[3]-b[1]))
+    check(x0<=x1 and y0<=y1, f"{fn}: the box {x0:g},{y0:g},{x1:g},{y1:g} is inside out")
     return [x0-1, y0-1, x1, y1]
 
 # %% ../../nbs/api/03b_data.pets.ipynb #a59bf298
+@reader
 def read_pets(root, # The folder that holds `images` and `annotations`, one above it, or `annotations` itself
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
@@ -62,6 +60,7 @@ def read_pets(root, # The folder that holds `images` and `annotations`, one abov
     items['breed'] = items.name.str.rsplit('_', n=1).str[0].str.replace('_', ' ')
     names = items.groupby('class').breed.unique()
     check((names.str.len()==1).all(), f"{ann}: class {listing(names.index[names.str.len()>1])} has pictures of several breeds: {listing(names[names.str.len()>1].explode())}")
+    _once(ann, 'the breed', names.str[0])
     items['label'] = pd.Categorical(items.breed, names.str[0])
     items['species'] = pd.Categorical(items.species.map({1:'cat', 2:'dog'}), ['cat','dog'])
     items['path'] = 'images/' + items.name + '.jpg'
