@@ -1,8 +1,10 @@
 "Few-shot parts, long tails, other names, two data sets in one, labels that look the same"
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, warnings
 from PIL import Image
 from fgvc_fast.core import FineGrainedError
+from fgvc_fast.data import block # chkstyle: ignore (now data sets have `dls`)
 from fgvc_fast.data.all import FineGrainedData, fine_grained_data, read_folder, toy_birds
+from fgvc_fast.data.table import carve
 
 def table(train, valid=3, test=5, **kwargs):
     "`train` pictures of each class, that do not exist"
@@ -172,3 +174,141 @@ def test_a_picture_reads_small(tmp_path):
         data = FineGrainedData(one, tmp_path, valid=0, card=dict(banner=banner))
         assert data.picture(0).size==(60,40-banner) and data.picture(0, (6,5)).size==(6,5)
         with pytest.raises(FineGrainedError, match='gone.png does not exist'): data.picture(1)
+
+# Files and groups stay whole
+
+def boxes_of(files, per_file, classes=4, two=False, seed=0):
+    "A table with a row per box, in any order; in some files boxes of two classes (`two`)"
+    rows = [(f'{i}.jpg', f'class {(i+(two and k==1 and i%3==0))%classes}', f'person {i//7}') for i in range(files) for k in range(per_file)]
+    return pd.DataFrame(rows, columns=['path','label','who']).sample(frac=1, random_state=seed).reset_index(drop=True)
+
+def whole(data, by='path'): return data.items.groupby(by).split.nunique().max()==1
+
+@pytest.mark.parametrize('two', [False,True])
+@pytest.mark.parametrize('seed', range(4))
+def test_carve_divides_files(two, seed):
+    items = boxes_of(80, 3, two=two, seed=seed)
+    items.loc[::2,'path'] = './'+items.path[::2] # another spelling of the same file
+    data = FineGrainedData(items, seed=seed)
+    key = items.path.str.removeprefix('./')
+    assert whole(data, key) and whole(data.split(.2, test=.2, seed=seed), key) and whole(data.merge(data.drop([0])).split(.3), key)
+    for share in (.1,.25,.5):
+        n = pd.Series(carve(items.assign(split='train'), share, seed)=='valid').groupby([items.label, key]).first().groupby('label').agg(['sum','size'])
+        assert ((n['sum']-n['size']*share).abs()<=(1.5 if two else .5)).all(), n # to the nearest file, where a file has one label
+
+@pytest.mark.parametrize('share', [.01,.1,.5,.85,.9,.99])
+def test_carve_against_its_rule(share):
+    items = table(range(1, 31), 0, 0).items.assign(split='train')
+    got = (carve(items, share, 3)=='valid').groupby(items.label).sum().tolist()
+    assert got==[min(max(round(n*share), n>=3), n-1) for n in range(1, 31)]
+
+def test_small_classes():
+    two = FineGrainedData(table([2,2,2], 0, 0).items.assign(split='train'), valid=0)
+    assert two.split(.1).items.split.value_counts().to_dict()==dict(train=3, valid=3) and counts(two.split(.1)).tolist()==[1,1,1]
+    assert counts(FineGrainedData(table([2,2,3], 0, 0).items.assign(split='train'), valid=0).split(.1), 'valid').to_dict()=={'class 002':1} # where one class has three, those of two stay
+    with pytest.raises(FineGrainedError, match="Nothing could be put aside for 'valid': every class has a single picture"): table([1,1,1], 0, 0).split(.1)
+
+def test_the_remedy_that_the_error_names(tmp_path):
+    for i in range(6): Image.new('RGB', (8,8)).save(tmp_path/f'{i}.png')
+    data = FineGrainedData(pd.DataFrame(dict(path=[f'{i}.png' for i in range(6)], label=list('aabbcc'))), tmp_path, valid=0)
+    with pytest.raises(FineGrainedError, match=r'`data\.split\(valid=\.1\)` makes some'): data.dls(size=8, cache=False, num_workers=0)
+    assert len(data.split(valid=.1).dls(size=8, cache=False, num_workers=0).valid_ds)==3
+
+@pytest.mark.parametrize('seed', range(6))
+def test_groups_stay_whole(seed, capsys):
+    "However uneven the groups, and whatever is done afterwards"
+    rng = np.random.default_rng(seed)
+    who = rng.choice(60, 600, p=(w := 1/np.arange(1, 61))/w.sum())
+    items = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(600)], label=[f'class {i}' for i in rng.integers(0, 6, 600)], who=[f'person {i}' for i in who]))
+    data = FineGrainedData(items, by='who', seed=seed)
+    new = data.split(.15, test=.15, seed=seed)
+    said = capsys.readouterr().out
+    for o in (data, new, new.split(.3), new.subset(classes=3), new.subset(per_class=20), new.long_tail(5), new.drop(range(50)), FineGrainedData(items, by='who').merge(FineGrainedData(items, by='who'))): assert whole(o, 'who') and o.by=='who'
+    for s,share in dict(train=.7, valid=.15, test=.15).items():
+        got = new.items.label[new.items.split==s].value_counts()/items.label.value_counts()
+        assert (got-share).abs().max()<.12 and (got>0).all() # of each class about as much as was asked for
+        assert f'{s} {len(new[s])/600:.1%} ({new[s].who.nunique()} groups)' in said
+    assert new.items.equals(data.split(.15, test=.15, seed=seed).items) and not new.items.equals(data.split(.15, test=.15, seed=seed+1).items)
+
+def test_groups_at_a_level():
+    birds = toy_birds(families=2, species=2, per_class=8, size=32)
+    items = birds.items.assign(who=[f'person {i%5}' for i in range(len(birds))], split='train')
+    data = FineGrainedData(items, birds.root, birds.levels, by='who').at_level('family')
+    assert whole(data, 'who') and whole(data.split(.3), 'who') and data.split(.3).by=='who'
+    twice = FineGrainedData(items.assign(order='bird'), birds.root, ['order','family','label'], valid=0).at_level('family').at_level('order')
+    assert twice.items.finest.tolist()==items.label.tolist() and twice.vocab==['bird']
+
+def test_groups_that_nobody_named():
+    items = boxes_of(60, 1)
+    items.loc[items.index[::2],'who'] = None
+    data = FineGrainedData(items, by='who').split(.3)
+    assert data.items.dropna(subset='who').groupby('who').split.nunique().max()==1 and data.items[data.items.who.isna()].split.nunique()==2
+    one = FineGrainedData(items.assign(who='Ann'), by='who')
+    assert not len(one['valid'])
+    with pytest.raises(FineGrainedError, match="no group of 'who' can go"): one.split(.2)
+    with pytest.raises(FineGrainedError, match='is of two groups'): FineGrainedData(pd.concat([items, items.assign(who='Ben')]), by='who')
+    for by in ('nobody', 'label', 5, ['who']):
+        with pytest.raises(FineGrainedError, match='by='): FineGrainedData(items, by=by)
+
+def test_merged_data_says_what_is_divided():
+    a,b = FineGrainedData(boxes_of(20, 1).assign(split='train'), valid=0),FineGrainedData(boxes_of(20, 1).assign(split='test'), valid=0)
+    with pytest.warns(UserWarning, match='20 files stand in more than one split'): both = a.merge(b)
+    assert (both.check(progress=False).problem=='same file in two splits').sum()==40
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        a.merge(a)
+
+def test_few_and_tails_count_files():
+    data = FineGrainedData(boxes_of(80, 3), valid=0)
+    few = data.subset(per_class=5)
+    assert few.items.groupby('label').path.nunique().tolist()==[5]*4 and len(few)==60
+    tail = data.long_tail(4)
+    assert sorted(tail.items.groupby('label').path.nunique())==[int(20/4**(k/3)) for k in (3,2,1,0)]
+
+# What check says
+
+def test_check_says(tmp_path):
+    for i in range(6): Image.new('RGB', (20,10), (i,0,0)).save(tmp_path/f'{i}.png')
+    Image.new('RGB', (20,10), (0,0,0)).save(tmp_path/'copy.png')
+    rows = [('0.png','a','F','train',0,0,9,9), ('0.png','b','F','train',0,0,9,9), ('1.png','a','G','train',0,0,9,9), ('1.png','a','G','train',0,0,9,9), ('2.png',' ','F','train',0,0,9,9),
+        ('3.png','b','F','train',0,0,9,9), ('3.png','b','F','test',1,1,9,9), ('copy.png','a','F','valid',0,0,9,9), ('4.png','b','F','train',.1,.1,.9,.8), ('5.png','b','F','train',0,0,99,9)]
+    data = FineGrainedData(pd.DataFrame(rows, columns=['path','label','family','split','x0','y0','x1','y1']), tmp_path, ['family','label'])
+    said = data.check(progress=False)
+    got = said[said.row.notna()].groupby('problem').row.agg(list).to_dict()
+    assert got=={'box of a pixel': [8], 'box outside the image': [9], 'empty label': [4], 'same file with two labels': [0,1,7], 'same row twice': [3], 'same file in two splits': [0,1,7,5,6]} | {'same file in two splits': got['same file in two splits']}
+    assert sorted(got['same file in two splits'])==[0,1,5,6,7] and said.usable.all()
+    assert said[said.problem=='label of two levels'].detail.tolist()==["label 'a' is of more than one family: F, G"]
+    one = FineGrainedData(pd.DataFrame(dict(path=['0.png','1.png'], label='a')), tmp_path, valid=0).check(progress=False)
+    assert one.problem.tolist()==['a single class']
+    (tmp_path/'folder.png').mkdir()
+    gone = FineGrainedData(pd.DataFrame(dict(path=['folder.png','1.png'], label=['a','b'])), tmp_path, valid=0).check(progress=False)
+    assert gone[gone.problem=='missing file'][['row','detail']].values.tolist()==[[0,'that is a folder']]
+    people = FineGrainedData(pd.DataFrame(dict(path=['0.png','1.png'], label='a', split=['train','test'], who='Ann')), tmp_path, by='who', valid=0).check(progress=False)
+    assert people[people.problem=='group in two splits'].detail.tolist()==["who 'Ann': train, test"]
+
+# Calls
+
+d3 = table([3,3], 2, 2)
+fam = FineGrainedData(d3.items.assign(family='f'), 'photos', ['family','label'])
+calls = {f: (o, args) for f,o,args in [
+    ('drop', d3, [dict(rows=o) for o in ([999], [-1], [0,.5], ['x'], [None], [True,False], 'x', None, 3.5, range(14), [[1]])]),
+    ('split', d3, [dict(valid=o) for o in (-.1, 1, 2, None, 'x', True, np.nan)]+[dict(test=-1), dict(valid=.5, test=.5), dict(seed='x'), dict(seed=-1), dict(seed=.5), dict(by='nix')]),
+    ('subset', d3, [dict(classes=o) for o in (0, 99, -1, .5, True, [], ['nix'], [5], 'nix', {}, object())]+[dict(per_class=o) for o in (0, -1, .5, 'x', True)]+[dict(level='nix'), dict(level=None), dict(seed=-1), dict(seed='x'), dict(classes=1, level=5)]),
+    ('at_level', fam, [dict(level=o) for o in ('nix', None, 5, ['family'])]),
+    ('rename', d3, [dict(names=o) for o in (None, 5, 'x', ['a'], {'nix':'x'}, {5:'x'}, {'class 000':None}, {'class 000':''}, {'class 000':7}, lambda o: None, lambda o: 5)]+[dict(names={}, level='nix')]),
+    ('long_tail', d3, [dict(ratio=o) for o in (0, -1, .5, np.nan, np.inf, 'x', None)]+[dict(seed='x'), dict(seed=-1)]),
+    ('path', d3, [dict(row=o) for o in (-1, 99, None, 'x', .5, True)]), ('picture', d3, [dict(row=o) for o in (-1, 99, None)]+[dict(row=0, size=o) for o in (0, 'x', (1,), (0,5), (1,2,3))]),
+    ('show', d3, [dict(n=0), dict(n='x'), dict(cols=0), dict(size=0), dict(size='x'), dict(rows=[]), dict(rows=5), dict(rows=[99]), dict(rows=['x']), dict(seed='x')]),
+    ('__getitem__', d3, [dict(split=o) for o in ('val', None, 5, [0])])]}
+@pytest.mark.parametrize('call,i', [(f,i) for f,(_,a) in calls.items() for i in range(len(a))])
+def test_wrong_arguments(call, i):
+    data,args = calls[call]
+    before = data.items.copy()
+    with pytest.raises(FineGrainedError) as e: getattr(data, call)(**args[i])
+    assert any(str(o) in str(e.value) for o in (*args[i], 'rows', 'row', 'class', 'level', 'name')), e.value
+    pd.testing.assert_frame_equal(data.items, before)
+
+@pytest.mark.parametrize('kwargs', [dict(items=o) for o in (None, [], {}, 'x')]+[dict(root=o) for o in (None, 5, b'x')]+[dict(levels=o) for o in ('family', [], ['label','family'], ['family'], [5,'label'], ['label','label'], ['path','label'], ['nix','label'])]
+    +[dict(card=o) for o in (5, 'x', [])]+[dict(valid=o) for o in (None, 'x', -1, 1, np.nan, True)]+[dict(seed=o) for o in ('x', -1, .5, None)]+[dict(parts=5)])
+def test_wrong_data_sets(kwargs):
+    with pytest.raises(FineGrainedError): FineGrainedData(**{**dict(items=table([3,3], 0, 0).items.assign(split='train', family='f')), **kwargs})

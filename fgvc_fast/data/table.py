@@ -310,6 +310,7 @@ def carve(items:pd.DataFrame, share:float=.1, # Of each class's files, 0–1
     if not want.any(): want = (have==2).astype(int)
     going = rank<want[label]
     if by is not None or len(pd.unique(file))!=have.sum(): # or files of two labels
+        group = pd.factorize(group)[0] # in the random order
         first = ~pd.DataFrame(dict(label=label, file=file)).duplicated().to_numpy()
         going = np.isin(group, group[first][_whole_groups(group[first], label[first], want, have)])
     split.iloc[rows[going]] = give
