@@ -71,7 +71,7 @@ def dogs(root, breeds, train=3, test=2, boxes=True):
 def cub(root, species=('001.Common_Wren','002.Kea','103.Common_Wren'), each=4):
     "CUB-200-2011 with boxes, parts and attributes; two species that differ in their number alone"
     rows = [(i+1, c+1, f'{o}/{k}.jpg') for i,(k,(c,o)) in enumerate((k,(c,o)) for k in range(each) for c,o in enumerate(species))]
-    for fn,value in {'images':lambda i,c,f: (f,), 'image_class_labels':lambda i,c,f: (c,), 'train_test_split':lambda i,c,f: (i%2,), 'bounding_boxes':lambda i,c,f: (5.,6.,40.,30.)}.items():
+    for fn,value in dict(images=lambda i,c,f: (f,), image_class_labels=lambda i,c,f: (c,), train_test_split=lambda i,c,f: (i%2,), bounding_boxes=lambda i,c,f: (5.,6.,40.,30.)).items():
         lines(root/f'{fn}.txt', [(o[0],*value(*o)) for o in rows])
     lines(root/'classes.txt', list(enumerate(species, 1)))
     lines(root/'parts'/'parts.txt', [(1,'back'),(2,'left_eye')])

@@ -6,7 +6,7 @@
 __all__ = ['Known', 'catalog', 'fine_grained_data']
 
 # %% ../../nbs/api/04_data.catalog.ipynb #b57b6f62
-import pandas as pd, shutil
+import os, pandas as pd, shutil
 from collections import namedtuple
 from difflib import get_close_matches
 from functools import partial
@@ -23,7 +23,7 @@ from .formats import cub_card, read_cub, read_folder, read_table
 from .inaturalist import inaturalist_cards, read_inaturalist
 from .nabirds import nabirds_card, read_nabirds
 from .pets import pets_card, read_pets
-from .table import FineGrainedData
+from .table import FineGrainedData, shown
 from .toy import toy_birds
 
 # %% ../../nbs/api/04_data.catalog.ipynb #ca8676e5
@@ -83,19 +83,20 @@ def _published(p):
 def fine_grained_data(
     source, # A name of `fine_grained_data.names()`, a folder (of classes, of splits, CUB's or NABirds' own), a CSV, a DataFrame
     path=None, # Where the files of a named data set lie; None: in fastai's data folder, fetched when first asked for
-    **kwargs # Of the reader: `root`, `levels`, `valid`, `seed`, `card`, ...
+    **kwargs # Of the reader: `root`, `levels`, `valid`, `seed`, `by`, `card`, ...
     )->FineGrainedData:
     "The data set in `source`, whatever it looks like there"
-    if not isinstance(source, str) or source not in catalog: check(path is None, f"path goes with a name of the catalogue ({listing(catalog, 20)}), and '{source}' is none: give the folder alone")
+    check(isinstance(source, (str,os.PathLike,pd.DataFrame)), f"A data set cannot be made of a {type(source).__name__}: give a name, a path or a DataFrame")
+    check(path is None or isinstance(path, (str,os.PathLike)), f"path={path!r}: give the folder of the data set")
+    if not isinstance(source, str) or source not in catalog: check(path is None, f"path goes with a name of the catalogue ({listing(catalog, 20)}), and '{shown(source) if not isinstance(source, pd.DataFrame) else 'a DataFrame'}' is none: give the folder alone")
     if isinstance(source, pd.DataFrame): return read_table(source, **kwargs)
-    check(isinstance(source, (str, Path)), f"A data set cannot be made of a {type(source).__name__}: give a name, a path or a DataFrame")
     if source=='toy_birds': return toy_birds(path, **kwargs)
     if source in catalog: return catalog[source].read(Path(path).expanduser() if path else _download(source), **kwargs)
     path = Path(source).expanduser()
     if path.is_dir(): return _published(path)(path, **kwargs)
     if path.is_file(): return read_table(path, **kwargs)
     near = get_close_matches(str(source).lower().replace(' ', '_').replace('-', '_'), catalog, 1)
-    raise FineGrainedError(f"'{source}' is no path that exists here, and no name of the catalogue ({listing(catalog, 20)}){f': did you mean {near[0]!r}?' if near else ''}")
+    raise FineGrainedError(f"'{shown(source)}' is no path that exists here, and no name of the catalogue ({listing(catalog, 20)}){f': did you mean {near[0]!r}?' if near else ''}")
 
 # %% ../../nbs/api/04_data.catalog.ipynb #a2716fa1
 def _names():

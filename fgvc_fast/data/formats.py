@@ -76,7 +76,7 @@ def _folder_levels(rows, levels):
     if levels is not None: return list(levels),[o for o in rows if len(o[1])>=len(levels)],None
     n = min(min(len(o[1]) for o in rows), len(_ranks))
     same,names = _shared(rows, n-1)
-    if n>1 and len(same)*2<len(names):
+    if n>1 and len(same)*2<=len(names):
         return _ranks[-n:],rows,f"Folders lie in folders ({'/'.join(rows[0][2])}): read as {' → '.join(_ranks[-n:])}. For the upper ones as classes use `levels=['label']`, or `data.at_level('{_ranks[-n]}')` later"
     deep = next((o for o in rows if len(o[1])>1), None)
     return ['label'],rows,deep and f"The class of a picture is its upper folder ({'/'.join(deep[2])}: {deep[1][0]}); `levels=['family','label']` makes both levels"
@@ -115,7 +115,7 @@ def read_folder(root, # Folder of class folders, or of train/valid/test folders 
     data = FineGrainedData(items, root, levels, **kwargs)
     data.left_out = _beside(sorted({*left, *found}-{o[2] for o in rows}), folders, rows)
     said = [note]*bool(note) + [f"left out: {listing(data.left_out, 3)}"]*bool(data.left_out)
-    if said: warnings.warn(f"{shown(root)}: {'; '.join(said)}", stacklevel=2)
+    if said: print(f"{shown(root)}: {'; '.join(said)}")
     return data
 
 # %% ../../nbs/api/03_data.formats.ipynb #1197fde8
@@ -144,6 +144,7 @@ def _odd_lines(fn, code, sep, n):
     reader = csv.reader(frame, delimiter=sep, skipinitialspace=True)
     return [reader.line_num for o in reader if o and len(o)!=n]
 
+# %% ../../nbs/api/03_data.formats.ipynb #2cab6392
 _archives = '.zip', '.tar', '.tgz', '.gz', '.bz2', '.xz', '.zst', '.7z', '.rar'
 
 def _check_text(fn):

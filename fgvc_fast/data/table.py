@@ -6,7 +6,7 @@
 __all__ = ['split_names', 'shown', 'as_text', 'as_numbers', 'FineGrainedData', 'shuffled_ranks', 'carve']
 
 # %% ../../nbs/api/01_data.table.ipynb #ad073c27
-import hashlib, os, re, unicodedata, warnings
+import hashlib, os, re, unicodedata
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from fastcore.parallel import parallel
@@ -238,6 +238,9 @@ def _must_be_labelled(self:FineGrainedData, split):
     require(not n, f"{n:,} of {len(label):,} '{split}' pictures of {self.card.get('title') or self.root} have no label, so they can be predicted but not scored"
         f"{': ' if 'unlabelled' in self.card else ''}{self.card.get('unlabelled', '')}")
 
+@patch
+def _must_be_level(self:FineGrainedData, level): require(level in self.levels, f"level={level!r} is none of this data set's: {listing(self.levels)}")
+
 # %% ../../nbs/api/01_data.table.ipynb #0a918c60
 def _files(items):
     "A number for each row's file, from 0 in the order of the rows; another spelling of a path (`./a.jpg`) is the same file"
@@ -362,9 +365,6 @@ def _new(self:FineGrainedData, items):
 
 # %% ../../nbs/api/01_data.table.ipynb #029ca0dc
 @patch
-def _must_be_level(self:FineGrainedData, level): require(level in self.levels, f"level={level!r} is none of this data set's: {listing(self.levels)}")
-
-@patch
 def subset(self:FineGrainedData,
     classes=None,        # Names to keep; a number: that many, drawn at random
     per_class:int=None,  # At most so many training pictures of each label
@@ -376,8 +376,7 @@ def subset(self:FineGrainedData,
     check_number('per_class', per_class, 1, whole=True, none=True)
     check_number('seed', seed, 0, 2**32-1, whole=True)
     items = self.items
-    if classes is not None:
-        items = items[items[level].isin(_chosen(classes, sorted(items[level].dropna().unique()), level, seed))]
+    if classes is not None: items = items[items[level].isin(_chosen(classes, sorted(items[level].dropna().unique()), level, seed))]
     if per_class is not None:
         rows,rank = shuffled_ranks(items, 'train', seed)
         items = items.drop(items.index[rows[rank>=per_class]])
