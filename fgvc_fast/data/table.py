@@ -225,7 +225,7 @@ class FineGrainedData:
 def picture(self:FineGrainedData, row:int, size:tuple=None # Width and height to squeeze it into; None: as it is
     ):
     "The upright picture of `row`, without a banner"
-    if size is not None: check_size('size', size)
+    size = None if size is None else check_size('size', size)
     if not self.banner: return read_image(self.path(row), size=size)
     with _open(self.path(row)) as im: w,h = upright_size(im)
     return read_image(self.path(row), (0, 0, w, max(h-self.banner, 1)), size)
