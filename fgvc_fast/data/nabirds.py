@@ -34,7 +34,7 @@ def _nodes(root):
     _once(fn, 'class', df.id)
     names = dict(zip(df.id, df.name.str.split().str.join(' ')))
     h = _words(root/'hierarchy.txt', ['child','parent'], tree=_nabirds_tree, whole=['child','parent'])
-    _once(root/'hierarchy.txt', 'the parent of class', h.child)
+    check(not h.child.duplicated().any(), f"{root/'hierarchy.txt'}: class {listing(h.child[h.child.duplicated()])} has two parents")
     lost = sorted({*h.child, *h.parent}-set(names))
     check(not lost, f"{fn} has no line for class {listing(lost)}")
     return names,dict(zip(h.child, h.parent))
