@@ -190,7 +190,7 @@ def test_nabirds_tree_that_is_none(tmp_path):
     trees.nabirds(tmp_path)
     fn = tmp_path/'hierarchy.txt'
     text = fn.read_text()
-    for extra,why in {'1 2': 'class 1 has two parents', 'x 1': 'expected numbers .child, parent., found .x 1', '0 4': 'go round in a circle'}.items():
+    for extra,why in {'1 2': 'class 1 has two parents', 'x 1': 'hierarchy.txt, line 10: child .x. is no whole number', '0 4': 'go round in a circle'}.items():
         fn.write_text(text+extra+'\n')
         with pytest.raises(FineGrainedError, match=why): read_nabirds(tmp_path)
 
