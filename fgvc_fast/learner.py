@@ -27,6 +27,7 @@ from .models.model import fine_grained_model
 from .models.pool import pools
 from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 from .train.decay import DecayWeights
+from .train.finite import FiniteLoss
 from .train.parallel import FineGrainedLearner, from_all
 from .train import picture, plans, rates # chkstyle: ignore (now learners can `fit_phases`, `plot_phases`, `plan` and `lr_find_phase`)
 
@@ -153,7 +154,7 @@ def fine_grained_learner(
     cb,precision = _precision(amp, torch.device(getattr(dls, 'device', 'cpu') or 'cpu'))
     learn = FineGrainedLearner(dls, model.to(dls.device), splitter=to_learner.pop('splitter', _groups), **to_learner)
     if cb: learn.add_cb(cb)
-    learn.add_cbs([SideLosses(), LossColumns(), DecayWeights()])
+    learn.add_cbs([SideLosses(), LossColumns(), DecayWeights(), FiniteLoss()])
     learn.pretrained = bool(pretrained or weights)
     more = dict(attend=attend, branch=branch, closer=closer or None)
     learn.made_of = dict(arch=_name(arch), pool=_name(pool), head=_name(head), **{k: str(v) for k,v in more.items() if v is not None}, weights=str(weights or ('pretrained' if pretrained else 'random')),

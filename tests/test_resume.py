@@ -69,10 +69,152 @@ def test_bad_folders(tmp_path):
     with pytest.raises(FineGrainedError, match='no file snapshot.json'): fit(learn, resume=tmp_path/'elsewhere')
     with pytest.raises(FineGrainedError, match='leave `folder` out'): fit(learn, resume=True, folder=tmp_path/'other')
     with pytest.raises(FineGrainedError, match='leave `plan` out'): fit(learn, Phase('head', 1), resume=tmp_path/'run')
-    with pytest.raises(FineGrainedError, match='does not fit this model'): fit(learner(pool='cov'), resume=tmp_path/'run') # and not half of it
+    with pytest.raises(FineGrainedError, match=r'model \(toy_resnet avg linear then, toy_resnet cov linear now\)'): fit(learner(pool='cov'), resume=tmp_path/'run') # and not half of it
     ts, = (tmp_path/'run').glob('*.safetensors')
     ts.write_bytes(ts.read_bytes()[:-9])
     with pytest.raises(FineGrainedError, match='is damaged'): fit(learn, resume=tmp_path/'run')
+
+def small(folder, **kwargs):
+    "Two epochs of a learner of birds in `folder`, and what may be changed of data and learner"
+    from fgvc_fast.all import CrossEntropyLossFlat, fine_grained_learner, set_seed
+    kwargs = dict(data=None, loss_func=CrossEntropyLossFlat(), dls={}, cbs=None) | kwargs
+    data,dls,cbs = kwargs.pop('data') or birds(),kwargs.pop('dls'),kwargs.pop('cbs')
+    set_seed(0)
+    learn = fine_grained_learner(data.dls(**dict(size=32, bs=8, num_workers=0, seed=1) | dls), 'toy_resnet', **kwargs)
+    learn.remove_cb(learn.progress)
+    return learn
+
+def birds():
+    from fgvc_fast.all import fine_grained_data
+    return fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=48, seed=0)
+
+def changed(**cols):
+    "The birds with other columns: a function of the old one each"
+    data = birds()
+    data.items = data.items.assign(**{k: f(data.items) for k,f in cols.items()})
+    return data
+
+def reversed_classes(t): return pd.Categorical(t.label.astype(str), categories=sorted(t.label.astype(str).unique())[::-1])
+def shuffled(t): return t.label.to_numpy()[np.random.default_rng(0).permutation(len(t))]
+def other_split(t): return np.where(t.split=='train', np.where(t.groupby('split').cumcount()%2, 'train', 'valid'), 'train') if 0 else t.split.to_numpy()[::-1].copy()
+def renamed(t): return t.label.astype(str)+' X'
+def other_rows(t): return [p.replace('.', '_2.') for p in t.path]
+
+def given():
+    import torch
+    from fgvc_fast.all import AddLoss, EMA, SGD, Adam, Focal, Mix, OptimWrapper, CrossEntropyLossFlat, by_layer, partial
+    w = torch.tensor([1.,2.,3.,4.])
+    return dict(reversed=('classes', dict(data=changed(label=reversed_classes))), renamed=('classes', dict(data=changed(label=renamed))), labels=('labels', dict(data=changed(label=shuffled))),
+        split=('training pictures; validation pictures', dict(data=changed(split=other_split))), rows=('training pictures', dict(data=changed(path=other_rows))),
+        seed=(r'seed of the loaders \(1 then, 2 now\)', dict(dls=dict(seed=2))), unseeded=(r'seed of the loaders \(1 then, None now\)', dict(dls=dict(seed=None))), bs=(r'bs of the loaders \(8 then, 6 now\)', dict(dls=dict(bs=6))),
+        aug=('aug of the loaders', dict(dls=dict(aug='strong'))), flip=(r'flip of the loaders \(0.5 then, 0.0 now\)', dict(dls=dict(flip=0.))), scale=('min_scale of the loaders', dict(dls=dict(min_scale=.3))),
+        crop=('crop of the loaders', dict(dls=dict(crop='box'))), balanced=('balanced of the loaders', dict(dls=dict(balanced=True))),
+        opt=(r'optimiser \(Adam then, SGD now\)', dict(opt_func=SGD)), eps=('optimiser options', dict(opt_func=partial(Adam, eps=.1))), sqr_mom=('optimiser options', dict(opt_func=partial(Adam, sqr_mom=.5))),
+        torch_opt=('optimiser', dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))), wd=('weight decay', dict(wd=.5)), moms=('momentum', dict(moms=(.5,.5,.5))), bn=('weight decay', dict(wd_bn_bias=True)),
+        loss=('loss', dict(loss_func=Focal())), smooth=('loss', dict(loss_func=CrossEntropyLossFlat(label_smoothing=.2))), weights=('loss', dict(loss_func=CrossEntropyLossFlat(weight=w))), own=('loss', dict(loss_func=lambda x, y: x.mean())),
+        head=('model', dict(head='cosine')), drop=('model', dict(drop=.3)), pool=('model', dict(pool='gem')), groups=('parameter groups', dict(splitter=by_layer)), mix=(r'callbacks \(none then, Mix now\)', dict(cbs=Mix(mixup=.4))),
+        ema=('callbacks', dict(cbs=EMA())), more=('callbacks', dict(cbs=AddLoss('centre'))), amp=('precision', dict(amp='bf16')))
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runs')/'run'
+    fit(small(folder), 2, folder=folder)
+    return folder
+
+def test_another_training_is_refused_by_name(run):
+    "... before anything of the learner has changed"
+    import torch
+    for k,(what,kwargs) in given().items():
+        cbs = kwargs.pop('cbs', None)
+        learn = small(run, **kwargs)
+        was,dls,names = {k: v.clone() for k,v in learn.model.state_dict().items()},learn.dls,[o.name for o in learn.cbs]
+        with pytest.raises(FineGrainedError, match=what): fit(learn, resume=run, cbs=cbs)
+        assert all(torch.equal(v, was[n]) for n,v in learn.model.state_dict().items()) and learn.dls is dls and [o.name for o in learn.cbs]==names and not hasattr(learn, '_phase_run'), k
+
+def test_rates_are_those_of_the_run(tmp_path):
+    fit(small(None), 2, lr=1e-3, wd=.1, folder=tmp_path/'run')
+    with pytest.raises(FineGrainedError, match='lr=0.001 of the run'): fit(small(None), resume=tmp_path/'run', lr=1e-2)
+    with pytest.raises(FineGrainedError, match='wd=0.1 of the run'): fit(small(None), resume=tmp_path/'run', wd=.2)
+    fit(small(None), resume=tmp_path/'run', lr=1e-3, wd=.1)
+    (tmp_path/'file').write_text('')
+    for bad in (dict(folder=tmp_path/'file'), dict(folder=''), dict(folder=3), dict(resume=''), dict(resume=3), dict(lr='x'), dict(lr=0), dict(lr=float('nan')), dict(wd=float('nan')), dict(wd=-1), dict(cbs='x')):
+        with pytest.raises(FineGrainedError, match=f'{next(iter(bad))}='): fit(small(None), **dict(plan=None if 'resume' in bad else 1) | bad)
+
+def test_the_same_is_taken(tmp_path):
+    "Made a second time, at another place, with other workers, and described by objects of its own"
+    import shutil, torch
+    from fgvc_fast.all import Adam, CrossEntropyLossFlat, FineGrainedData, Focal, OptimWrapper, partial, AddLoss, EMA, Mix
+    def scaled(k): return lambda x, y: k*torch.nn.functional.cross_entropy(x, y)
+    def weighted(): return CrossEntropyLossFlat(weight=torch.tensor([1.,2.,3.,4.]))
+    data = birds()
+    shutil.copytree(data.root, tmp_path/'moved')
+    moved = FineGrainedData(data.items.copy(), tmp_path/'moved', levels=data.levels, parts=data.parts, card=data.card)
+    makes = [lambda: dict(loss_func=weighted(), opt_func=partial(Adam, eps=1e-3)), lambda: dict(loss_func=scaled(2)), lambda: dict(loss_func=partial(torch.nn.functional.cross_entropy, label_smoothing=.1), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, eps=1e-6)),
+        lambda: dict(loss_func=Focal(weight=[1.,2,3,4]), opt_func=lambda ps, lr: Adam(ps, lr, eps=1e-4))]
+    for i,make in enumerate(makes):
+        cbs = (lambda: [AddLoss('centre', .01), EMA(.9), Mix(mixup=.4, cutmix=1.)]) if i==0 else lambda: None
+        fit(small(None, **make()), 1, folder=tmp_path/f'run{i}', cbs=cbs())
+        learn = fit(small(None, data=moved, dls=dict(num_workers=1, cache=False), **make()), resume=tmp_path/f'run{i}', cbs=cbs())
+        assert len(learn.phase_log)==1
+        if i==1:
+            with pytest.raises(FineGrainedError, match='loss'): fit(small(None, loss_func=scaled(3)), resume=tmp_path/'run1')
+
+def test_a_run_of_this_kernel_is_looked_at_too():
+    from stops import StopAt
+    from fgvc_fast.all import CrossEntropyLossFlat, SGD
+    learn = fit(small(None), 3, cbs=StopAt('before_validate', 2))
+    own = learn.dls
+    for k,other,what in (('dls', changed(label=reversed_classes).dls(32, bs=8, num_workers=0, seed=1), 'classes'), ('dls', changed(split=other_split).dls(32, bs=8, num_workers=0, seed=1), 'training pictures'),
+            ('loss_func', CrossEntropyLossFlat(label_smoothing=.3), 'loss'), ('opt_func', SGD, 'optimiser'), ('wd', .3, 'weight decay')):
+        was = getattr(learn, k)
+        setattr(learn, k, other)
+        with pytest.raises(FineGrainedError, match=what): fit(learn, resume=True)
+        setattr(learn, k, was)
+    learn.dls = own
+    assert len(fit(learn, resume=True, cbs=[]).phase_log)==3
+
+def test_snapshots_of_before_are_taken_with_a_line(run, tmp_path, capsys):
+    from fgvc_fast.train.snapshot import read_snapshot, write_snapshot
+    o = read_snapshot(run)
+    o.pop('marks'), o['snap'].pop('scaler')
+    write_snapshot(tmp_path, o)
+    fit(small(None), resume=tmp_path)
+    assert 'did not note data, loss and optimiser' in capsys.readouterr().out
+    with pytest.raises(FineGrainedError, match='batches an epoch'): fit(small(None, dls=dict(bs=4)), resume=tmp_path)
+
+def half_precision(**kwargs):
+    "A learner that trains in float16 with a scaler of gradients, on the CPU"
+    import torch
+    from fgvc_fast.all import AMPMode, MixedPrecision
+    class CPUHalf(MixedPrecision):
+        order = MixedPrecision.order
+        def before_fit(self):
+            super().before_fit()
+            self.autocast,self.learn.scaler = torch.autocast('cpu', torch.float16),torch.amp.GradScaler('cpu', init_scale=2.**24, growth_interval=3, enabled=True)
+    learn = small(None, **kwargs)
+    learn.add_cb(CPUHalf(AMPMode.BF16))
+    return learn
+
+def test_the_scale_of_float16_goes_on(tmp_path):
+    from stops import StopAt
+    from fgvc_fast.all import Callback
+    class Scales(Callback):
+        order = 300
+        def __init__(self): self.seen = []
+        def before_batch(self):
+            if self.training: self.seen.append((self.scaler.get_scale(), self.scaler._get_growth_tracker()))
+    whole,seen = half_precision(),Scales()
+    fit(whole, 3, cbs=seen)
+    assert len({s for s,_ in seen.seen})>2, 'the scale moved'
+    for how in ('memory','folder'):
+        folder = tmp_path/how if how=='folder' else None
+        learn,a,b = half_precision(),Scales(),Scales()
+        fit(learn, 3, cbs=[a, StopAt('before_validate', 3, training=None)], folder=folder)
+        if folder is not None: learn = half_precision()
+        fit(learn, resume=folder or True, cbs=b)
+        n = len(whole.dls.train)
+        assert b.seen==seen.seen[2*n:] and b.seen[0]!=(2.**24, 0)
+        assert [float(o) for o in learn.recorder.losses]==[float(o) for o in whole.recorder.losses]
 
 def test_features_of_one_pass_in_a_phase():
     from fgvc_fast.all import Callback, Phase

@@ -3,9 +3,11 @@ from .accumulate import *
 from .add_loss import *
 from .decay import *
 from .ema import *
+from .finite import *
 from .frozen import *
 from .groups import *
 from .l2sp import *
+from .marks import *
 from .parallel import *
 from .phases import *
 from .picture import *

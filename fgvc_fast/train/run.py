@@ -16,10 +16,12 @@ from fastai.torch_core import get_model, get_random_states, one_param, rank_dist
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from pathlib import Path
-from ..core import check, listing
+from ..core import check, check_number, listing
 from ..models.body import _pair
+from .finite import FiniteLoss, NonFiniteLoss
 from .frozen import frozen_features
 from .groups import depth_name, freeze_below, group_names
+from .marks import check_same, run_marks
 from .parallel import from_all, processes
 from .phases import Phase, Plan, _as_plan, _count, _group_lrs
 from .snapshot import read_snapshot, write_snapshot
@@ -57,9 +59,11 @@ def _again(o):
 
 class PhaseRun:
     "A plan on its way: how far it is, what it measured, and what it needs to go on"
-    _live = 'phase,epoch,wait,best,phase_best,rows,rates,curves,smooth,size,seed'.split(',')
+    _live = 'phase,epoch,wait,best,phase_best,rows,rates,curves,smooth,size,seed,scaler'.split(',')
     def __init__(self, plan, lr=None, wd=None, cbs=None, size=None, folder=None):
-        self.plan,self.lr,self.wd,self.cbs,self.size,self.folder,self.seed = plan,lr,wd,cbs,size,folder,None
+        self.plan,self.lr,self.wd,self.cbs,self.size,self.folder = plan,lr,wd,cbs,size,folder
+        self.seed,self.scaler = None,None # of views; of float16 gradients
+        self.marks,self.at_stop = {},{} # of what this is a run: as it began, and as it was stopped
         self.phase,self.epoch,self.wait = 0,None,0   # epochs done in this phase, none before it is set up
         self.best = self.phase_best = _no_best # validation loss, epoch, weights, size of the pictures
         self.rows,self.rates = [],[[] for _ in plan]
@@ -96,7 +100,7 @@ def _check_fits(model, sd):
 @patch
 def restore(self:PhaseRun, learn):
     "Take `learn` and this run back to where they were remembered"
-    for k in self._live: setattr(self, k, _again(self.snap[k]))
+    for k in self._live: setattr(self, k, _again(self.snap.get(k)))
     self.stops[-1] = self.steps
     _resize(learn, self.size)
     dev = getattr(learn.dls, 'device', None) or one_param(learn.model).device
@@ -129,20 +133,20 @@ def write(self:PhaseRun, learn):
     if self.folder is None or rank_distrib(): return # one writes for all
     losses = torch.tensor([float(o) for o in self.curves['losses']])
     snap = self.snap | dict(curves=self.snap['curves'] | dict(losses=losses))
-    write_snapshot(self.folder, dict(snap=snap, plan=[{k: _no_slice(v) for k,v in asdict(o).items()} for o in self.plan], lr=_no_slice(self.lr), wd=self.wd, stops=self.stops, batches=len(learn.dls.train)))
+    write_snapshot(self.folder, dict(snap=snap, plan=[{k: _no_slice(v) for k,v in asdict(o).items()} for o in self.plan], lr=_no_slice(self.lr), wd=self.wd, stops=self.stops, batches=len(learn.dls.train), marks=self.marks))
     self.log().to_csv(self.folder/'phase_log.csv', index=False)
 
 # %% ../../nbs/api/41a_train.run.ipynb #ca0cd9ea
 def _read_run(learn, folder, cbs):
     "The run that was written to `folder`, for `learn` to go on with"
     o = read_snapshot(folder)
-    n,want = len(learn.dls.train),o['batches']
-    check(n==want, f"the run in '{folder}' had {want} batches an epoch, and this learner has {n}: make the data as they were (split, seed, batch size) to go on with it")
     (_,n),want = processes(learn),len(o['snap']['random'])
     check(n==want, f"the run in '{folder}' is of another number of processes ({want}, and here {n}): start as many to go on with it, or begin anew")
     run = PhaseRun(Plan(Phase(**{k: _slice_again(v) for k,v in p.items()}) for p in o['plan']), _slice_again(o['lr']), o['wd'], cbs, o['snap']['size'], Path(folder))
     run.snap = o['snap'] | dict(curves=o['snap']['curves'] | dict(losses=list(o['snap']['curves']['losses'])))
     run.stops = [*o['stops'], 0] # `restore` fills in where
+    run.marks = o.get('marks') or {'batches an epoch': run_marks(learn)['batches an epoch'] if len(learn.dls.train)==o['batches'] else ['', str(o['batches'])]}
+    if 'marks' not in o: print(f"The run in '{folder}' was written by an earlier version, which did not note data, loss and optimiser: whether they are the same is for you to know")
     return run
 
 # %% ../../nbs/api/41a_train.run.ipynb #278ec1d1
@@ -154,6 +158,8 @@ class PhaseWatch(Callback):
         rec,o,self.first = self.recorder,self.phase_run,True
         for k,v in o.curves.items(): setattr(rec, k, v)
         rec.smooth_loss.count,rec.smooth_loss.val = o.smooth
+        if o.scaler and self._scales(): self.learn.scaler.load_state_dict(o.scaler)
+    def _scales(self): return getattr(getattr(self.learn, 'scaler', None), 'is_enabled', lambda: False)()
     def before_epoch(self):
         bar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
         if bar and self.first and self.epoch: bar.update(0) # fastprogress must have seen a beginning
@@ -164,6 +170,7 @@ class PhaseWatch(Callback):
         rec.iters[-1] = len(rec.lrs)
         o.smooth = rec.smooth_loss.count,rec.smooth_loss.val
         names = rec.metric_names[1:len(rec.metric_names) - rec.add_time]
+        o.scaler = self.learn.scaler.state_dict() if self._scales() else None
         o.add(self.learn, dict(zip(names, self.learn.final_record)), time.time()-self.began)
 
 # %% ../../nbs/api/41a_train.run.ipynb #0214220b
@@ -245,13 +252,13 @@ def set_up(self:PhaseRun, learn):
     if self.now.reinit: learn.model.reinit(self.now.reinit)
     learn.create_opt()
     if self.now.views is not None: self.seed = from_all(learn, int(torch.randint(2**62, ())))[0]
-    self.epoch,self.wait,self.phase_best,self.smooth = 0,0,_no_best,(0, torch.tensor(0.))
+    self.epoch,self.wait,self.phase_best,self.smooth,self.scaler = 0,0,_no_best,(0, torch.tensor(0.)),None
     self.save(learn)
 
 @patch
 def fit(self:PhaseRun, learn):
     "Train the phase we are in from where it stands"
-    p,cbs = self.now,L(PhaseWatch(self)) + L(NoValid() if len(learn.dls.loaders)==1 else None)
+    p,cbs = self.now,L(PhaseWatch(self)) + L(NoValid() if len(learn.dls.loaders)==1 else None) + L(None if hasattr(learn, 'finite_loss') else FiniteLoss())
     try:
         with freeze_below(learn, p.to, _stats_from(learn, p.reinit) if p.keep_stats else None), _features(learn, self), _epochs_of(self, learn):
             learn.fit_one_cycle(p.epochs, np.array(_group_lrs(learn, p, self.lr)), div=p.div, pct_start=p.pct_start, wd=self.wd, cbs=cbs)
@@ -308,12 +315,20 @@ def _resumable(learn, plan, cbs, resume, folder):
     check(res is not None, "there is nothing to resume: this learner has not begun `fit_phases`")
     check(not res.done, "there is nothing to resume: the last `fit_phases` ran to its end")
     check(plan is None, "resume goes on with the plan that was stopped: leave `plan` out, or begin anew without resume")
-    if cbs is not None: res.cbs = cbs
     return res
+
+def _same_number(name, v, run):
+    check(v is None or v==run, f"resume goes on with {name}={run} of the run that was stopped, not with {v!r}: leave `{name}` out, or begin anew without resume")
+
+def _marks(learn, run):
+    "What this run of `learn` is a run of"
+    return run_marks(learn, learn.lr if run.lr is None and any(o.lr is None for o in run.plan) else None, run.wd)
 
 def _new_folder(folder):
     "`folder` as a path, if no run is in it"
     if folder is None: return
+    check(isinstance(folder, (str,Path)) and str(folder), f"folder={folder!r}: give the name of a folder, as in folder='run'")
+    check(not Path(folder).exists() or Path(folder).is_dir(), f"folder='{folder}' is a file: give the name of a folder, which is made if it is not there")
     check(not (Path(folder)/'snapshot.json').exists(), f"there is a run in '{folder}' already: go on with it, learn.fit_phases(resume='{folder}'), or give another folder")
     return Path(folder)
 
@@ -328,9 +343,18 @@ def fit_phases(self:Learner,
     ):
     "Train phase by phase. Stop it and nothing is lost: the best weights so far are loaded, and `resume` goes on"
     check(hasattr(self, 'recorder'), "fit_phases writes to the learner's `Recorder`, and this one has none: add it back with `learn.add_cb(Recorder)`")
+    check(isinstance(resume, (bool,Path)) or isinstance(resume, str) and resume, f"resume={resume!r}: use True, or the folder of a run")
+    check(all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in L(cbs)), f"cbs={cbs!r}: give callbacks, as in cbs=[EMA(), Mix(mixup=.4)]")
+    if not isinstance(lr, slice): check_number('lr', lr, 1e-30, none=True)
+    check_number('wd', wd, 0, none=True)
     if resume: run = _resumable(self, plan, cbs, resume, folder)
     else: run = PhaseRun(_as_plan(self, plan, lr), lr, wd, cbs, _size_of(self), _new_folder(folder))
-    with self.added_cbs(run.cbs): # for all phases at once: a loss of `AddLoss` is part of the weights that are kept and loaded
+    if resume: _same_number('lr', lr, run.lr), _same_number('wd', wd, run.wd)
+    cbs = run.cbs if cbs is None else cbs
+    with self.added_cbs(cbs): # for all phases at once: a loss of `AddLoss` is part of the weights that are kept and loaded
+        marks = _marks(self, run)
+        if resume: check_same(run.at_stop if resume is True else run.marks, marks, 'the run that was stopped' if resume is True else f"the run in '{resume}'")
+        run.cbs,run.marks = cbs,run.marks or marks
         if resume and run.snap is not None: run.restore(self)
         self._phase_run = run
         try:
@@ -345,7 +369,9 @@ def fit_phases(self:Learner,
 def stopped(self:PhaseRun, learn, e):
     "Leave `learn` with the best weights so far, and say in one line where the run stopped and how it goes on"
     self.use(learn, self.best)
+    self.at_stop = _marks(learn, self)
     self.stops.append(self.steps)
     what = 'Stopped' if isinstance(e, KeyboardInterrupt) else type(e).__name__
     best = '' if self.best[2] is None else f'; weights of epoch {self.best[1]} loaded, the best so far (valid_loss {self.best[0]:.4f})'
-    if not rank_distrib(): print(f'{what} in phase {self.phase+1} of {len(self.plan)}, epoch {len(self.rows)}{best}. learn.fit_phases(resume={True if self.folder is None else repr(str(self.folder))}) goes on')
+    on = '' if isinstance(e, NonFiniteLoss) else f'. learn.fit_phases(resume={True if self.folder is None else repr(str(self.folder))}) goes on' # into the same loss again
+    if not rank_distrib(): print(f'{what} in phase {self.phase+1} of {len(self.plan)}, epoch {len(self.rows)}{best}{on}')
