@@ -8,12 +8,12 @@ def added(**kwargs): return lambda: AddLoss(**kwargs)
 
 settings = {'label only': None} | {f'{k} alone': added(loss=k, alone=True) for k in ('arcface','supcon','triplet','proxy_anchor')} | {
     'arcface alone, scale 16': added(loss=partial(metric_loss, 'arcface', scale=16), alone=True)} | {
-    f'label + {w:g} × {k}': added(loss=k, weight=w) for k,w in (('supcon',.3), ('arcface',.03), ('centre',.003), ('centre',.03), ('confusion',1.), ('mutual_channel',.01))}
+    f'label + {w:g} × {k}': added(loss=k, weight=w) for k,w in (('supcon',.3), ('arcface',.03), ('centre',.003), ('centre',.03), ('confusion',1.), ('confusion',10.), ('mutual_channel',.005), ('mutual_channel',1.), ('focal',1.))}
 
-def run(data, cb, seed, epochs, per_class):
+def run(data, cb, seed, epochs, per_class, size=64):
     "Accuracy, accuracy by the loss's own class vectors where it has some, and three measures of the rows"
     torch.manual_seed(seed)
-    learn = fine_grained_learner(data.dls(64, seed=seed, num_workers=0, per_class=per_class), 'toy_resnet', metrics=accuracy)
+    learn = fine_grained_learner(data.dls(size, seed=seed, num_workers=0, per_class=per_class), 'toy_resnet', metrics=accuracy)
     with learn.no_bar(), learn.no_logging():
         learn.fit_phases(epochs, cbs=cb)
         rows,y = learn.embeddings('valid')
@@ -27,11 +27,12 @@ def main():
     parser.add_argument('--seeds', type=int, default=1)
     parser.add_argument('--epochs', type=int, default=5)
     parser.add_argument('--only', nargs='+', default=list(settings))
+    parser.add_argument('--size', type=int, default=64)
     args = parser.parse_args()
     data,rows = toy_birds(families=3, species=4, per_class=50, size=96),[]
     for name in args.only:
         pairs = 'supcon' in name or 'triplet' in name
-        res = 100*np.array([run(data, settings[name] and settings[name](), s, args.epochs, 4 if pairs else None) for s in range(args.seeds)])
+        res = 100*np.array([run(data, settings[name] and settings[name](), s, args.epochs, 4 if pairs else None, args.size) for s in range(args.seeds)])
         names = ('accuracy %','own vectors %','5-NN %','recall@1 %','mAP@R %')
         mean = res.mean(0).round(1)
         rows.append({'': name} | dict(zip(names, (spread(res[:,0]), *mean[1:]))))

@@ -18,7 +18,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from functools import partial
 from .augment.mix import own_loss
-from .core import check, listing
+from .core import check, check_choice, listing
 from .levels import _levels_of
 from .metrics import in_top, per_class_accuracy
 from .models.given import GivenPartPool
@@ -49,12 +49,13 @@ class CPUAutocast(MixedPrecision):
 
 def _precision(amp, device):
     "The callback for `amp` ('auto', 'bf16', 'fp16', None) on `device`, and its name"
-    check(amp in ('auto','bf16','fp16',None), f"amp='{amp}' is unknown: use 'auto', 'bf16', 'fp16' or None")
+    check_choice('amp', amp, ('auto','bf16','fp16',None))
     if amp=='auto':
         if device.type!='cuda': return None,'float32'
         amp = 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
     if amp is None: return None,'float32'
     if device.type!='cuda':
+        check(device.type=='cpu', f"amp='{amp}' does nothing on {device.type}: leave it out, and all is computed in float32")
         check(amp=='bf16', f"amp='{amp}' needs a GPU: on {device.type} use 'bf16' or None")
         return CPUAutocast(),'bf16 autocast'
     return MixedPrecision(AMPMode.BF16 if amp=='bf16' else AMPMode.FP16),f'{amp} autocast'

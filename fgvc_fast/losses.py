@@ -9,17 +9,25 @@ __all__ = ['losses', 'Focal', 'class_weights', 'PairwiseConfusion', 'MutualChann
 import math, torch
 from torch import nn
 from torch.nn import functional as F
-from .core import check
+from .core import check, check_choice, check_number
 
 # %% ../nbs/api/20_losses.ipynb #89726c07
 def _reduced(loss, reduction): return loss if reduction=='none' else getattr(loss, reduction)()
 def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32)) # half precision has three digits
 
 def _reduction(o):
-    check(o in ('mean','sum','none'), f"reduction='{o}' is unknown: use 'mean', 'sum' or 'none'")
-    return o
+    return check_choice('reduction', o, ('mean','sum','none'))
+
+def _sizes(nf, n_out):
+    for k,v in dict(nf=nf, n_out=n_out).items(): check_number(k, v, 1, whole=True)
 
 # %% ../nbs/api/20_losses.ipynb #ae3c0e3a
+def _class_weight(w):
+    try: w = torch.as_tensor(w)
+    except (TypeError,ValueError,RuntimeError): check(False, f"weight={w!r}: give a number for each class, as `class_weights(counts)` does")
+    check(w.ndim==1 and len(w) and not w.is_complex() and bool(w.isfinite().all()) and bool((w>=0).all()) and bool(w.any()), f"weight={w!r}: give a number from 0 up for each class, as `class_weights(counts)` does")
+    return w
+
 class Focal(nn.Module):
     "Cross-entropy that turns down what is right already"
     on = 'logits'
@@ -29,9 +37,10 @@ class Focal(nn.Module):
         reduction:str='mean' # 'mean' (over the weights, as torch's), 'sum' or 'none'
     ):
         super().__init__()
-        check(gamma>=0, f'gamma={gamma} would favour what is right already: use 0 or more')
+        check_number('gamma', gamma, 0) # below, it would favour what is right already
+        weight = None if weight is None else _class_weight(weight)
         self.gamma,self.reduction = gamma,_reduction(reduction)
-        self.register_buffer('weight', None if weight is None else torch.as_tensor(weight))
+        self.register_buffer('weight', weight)
 
     def forward(self, logits, y):
         logp = _wide(logits).log_softmax(1).gather(1, y[:,None])[:,0]
@@ -49,8 +58,12 @@ def class_weights(
     beta:float=.999 # How slowly pictures repeat themselves: from 0 (at once, equal weights) up to below 1 (weights fall as 1/n)
 )->torch.Tensor: # (n_out,), mean 1
     "Weights of classes by the effective number of their pictures"
-    check(0<=beta<1, f'beta={beta}: use a number from 0 up to below 1, such as 0.999')
-    n = torch.as_tensor(counts, dtype=torch.float64).clamp(min=1) # a class without pictures is never asked for
+    check_number('beta', beta, 0)
+    check(beta<1, f'beta={beta}: use a number from 0 up to below 1, such as 0.999')
+    try: n = torch.as_tensor(counts, dtype=torch.float64)
+    except (TypeError,ValueError,RuntimeError): check(False, f"counts={counts!r}: give the number of pictures of each class")
+    check(n.ndim==1 and len(n) and bool((n>=0).all()) and bool(n.isfinite().all()), f"counts={counts!r}: give the number of pictures of each class, 0 or more; there are {len(n) if n.ndim else 'no'} classes in it")
+    n = n.clamp(min=1) # a class without pictures is never asked for
     w = 1/-torch.expm1(n*math.log(beta)) if beta else torch.ones_like(n)
     return (w*len(w)/w.sum()).float()
 
@@ -70,14 +83,15 @@ class PairwiseConfusion(nn.Module):
 # %% ../nbs/api/20_losses.ipynb #08c4cd18
 class MutualChannel(nn.Module):
     "Each class has channels of its own, which must tell it, and look at different places"
-    on = 'maps'
+    on,side_weight = 'maps',.005
     def __init__(self,
         nf:int, # Channels of the map
         n_out:int, # Number of classes, at most `nf`
-        div:float=10., # Weight of diversity
+        div:float=10., # Weight of diversity, as a share of what is possible
         reduction:str='mean' # 'mean', 'sum' or 'none'
     ):
         super().__init__()
+        _sizes(nf, n_out), check_number('div', div, 0)
         check(nf>=n_out, f'A map of {nf} channels has none for some of {n_out} classes: use another body, or another loss')
         self.div,self.reduction = div,_reduction(reduction)
         size = torch.full((n_out,), nf//n_out)
@@ -98,19 +112,20 @@ class MutualChannel(nn.Module):
         own = x[:,self.table] # (B, n_out, most, h*w)
         dis = own.masked_fill(~self._on()[None,:,:,None], -math.inf) if self.training else own
         loss = F.cross_entropy(dis.amax(2).mean(2), y, reduction='none')
-        div = x.softmax(2)[:,self.table].amax(2).sum(2).mean(1)
-        return _reduced(loss - self.div*div, self.reduction)
+        div = x.softmax(2)[:,self.table].amax(2).sum(2)/self.size # at most 1: a spot for each channel
+        return _reduced(loss - self.div*div.mean(1), self.reduction)
 
 # %% ../nbs/api/20_losses.ipynb #20d986cd
 class Centre(nn.Module):
     "Half the squared distance of each row from the learned centre of its class"
-    on = 'rows'
+    on,side_weight = 'rows',.003
     def __init__(self,
         nf:int, # Width of the rows
         n_out:int, # Number of classes
         reduction:str='mean' # 'mean', 'sum' or 'none'
     ):
         super().__init__()
+        _sizes(nf, n_out)
         self.centres,self.reduction = nn.Parameter(torch.zeros(n_out, nf)),_reduction(reduction)
 
     def forward(self, rows, y): return _reduced((_wide(rows)-_wide(self.centres)[y]).square().sum(1)/2, self.reduction)

@@ -29,11 +29,17 @@ def _steps(learn):
     return len(learn.recorder.losses)
 
 # %% ../nbs/api/92_track.ipynb #71570b49
+def _path(k, v):
+    check(isinstance(v, (str,Path)) and str(v), f"{k}={v!r}: give a path")
+    return Path(v)
+
 class CSVLog(Callback):
     "Write a row for each epoch to `fname`: phase, epoch, losses and metrics"
     order = 60
     def __init__(self, fname:str|Path='log.csv' # Begun anew by each run; a phase or a resumed run goes on in it
-        ): self.fname,self.trains = Path(fname),False
+        ):
+        self.fname,self.trains = _path('fname', fname),False
+        check(not self.fname.is_dir(), f"fname='{fname}' is a folder: give the name of a file, such as '{self.fname/'log.csv'}'")
     def before_fit(self): self.trains = False
     def before_train(self): self.trains = not hasattr(self.learn, 'lr_finder') and rank_distrib()==0
     def after_epoch(self):
@@ -87,7 +93,7 @@ def tensorboard_log(
         def after_fit(self):
             if self.begun: super().after_fit()
 
-    return TensorBoard(str(folder), trace_model=False, log_preds=False)
+    return TensorBoard(str(_path('folder', folder)), trace_model=False, log_preds=False)
 
 # %% ../nbs/api/92_track.ipynb #f701c8b8
 def wandb_log(**kwargs # Of fastai's `WandbCallback`, such as `log='all'` for gradients; predictions are logged with `log_preds=True` only

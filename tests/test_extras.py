@@ -477,3 +477,44 @@ def test_only_matrices_shrink_over_phases():
     was = state(learn.model)
     fit(learn, [Phase('head', 1, lr=.1), Phase('all', 1, lr=.1)])
     for k,p in learn.model.named_parameters(): assert torch.allclose(p, was[k], atol=1e-6)==(p.ndim<2), k
+
+def cnn(splitter=None):
+    from fgvc_fast.models.all import fine_grained_model
+    torch.manual_seed(0)
+    model = fine_grained_model('toy_resnet', 3, img_size=32)
+    x,y = torch.rand(8, 3, 32, 32),torch.arange(8)%3
+    dls = DataLoaders(*[DataLoader(TensorDataset(x, y), bs=4, num_workers=0) for _ in range(2)])
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), splitter=splitter or (lambda m: m.groups()))
+    learn.remove_cb(learn.progress)
+    return learn
+
+@pytest.mark.parametrize('cut', ['stages','layers'])
+@pytest.mark.parametrize('how', ['phase','hand'])
+def test_no_pull_to_what_was_begun_afresh(cut, how):
+    "Only weights of stages that kept theirs are pulled, whatever the splitter makes a group of, and whoever began them afresh"
+    from fgvc_fast.train.all import by_layer
+    learn,pull = cnn(by_layer if cut=='layers' else None),L2SP(1.)
+    fit(learn, [Phase('all', 1, lr=1e-4)], cbs=pull)
+    late = {f'body.model.{k}' for k,_ in learn.model.body.model.named_parameters() if learn.model.body.group_of(k)>=len(learn.model.body.stages)-2}
+    kept = {f'body.model.{k}' for k,_ in learn.model.body.model.named_parameters()}-late
+    assert set(pull.start)==kept|late and late and kept
+    if how=='phase': fit(learn, [Phase('all', 1, lr=1e-4, reinit=2)], cbs=pull)
+    else:
+        learn.model.reinit(2)
+        fit(learn, [Phase('all', 1, lr=1e-4)], cbs=pull)
+    assert set(pull.start)==kept
+    fresh = L2SP(1.) # one that comes later takes random values for no start either
+    if how=='hand':
+        fit(learn, [Phase('all', 1, lr=1e-4)], cbs=fresh)
+        assert set(fresh.start)==kept
+
+@pytest.mark.parametrize('device', ['mps','xpu','hpu'])
+def test_precision_that_a_device_does_not_have_is_refused(device):
+    from fgvc_fast.learner import _precision
+    class Device: type = device
+    for amp in ('bf16','fp16'):
+        with pytest.raises(FineGrainedError, match=f"amp='{amp}' does nothing on {device}"): _precision(amp, Device)
+    for amp in ('auto',None): assert _precision(amp, Device)==(None, 'float32')
+    for bad in ('bf32', 16, True, ''):
+        with pytest.raises(FineGrainedError, match='amp='): _precision(bad, torch.device('cpu'))
+    assert isinstance(_precision('bf16', torch.device('cpu'))[0], CPUAutocast)

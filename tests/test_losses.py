@@ -67,7 +67,7 @@ def test_mutual_channel_is_the_loop(nf, n, training):
         x = maps[b].flatten(1).numpy()
         logits = np.array([np.mean([max(x[c][k] for c in kept[i]) for k in range(6)]) for i in range(n)])
         soft = np.exp(x)/np.exp(x).sum(1, keepdims=True)
-        div = np.mean([sum(max(soft[c][k] for c in range(nf) if table[c]==i) for k in range(6)) for i in range(n)])
+        div = np.mean([sum(max(soft[c][k] for c in range(nf) if table[c]==i) for k in range(6))/size[i] for i in range(n)]) # of the authors' code: by the class's channels
         want.append(np.log(np.exp(logits).sum())-logits[y[b]] - 3*div)
     torch.testing.assert_close(got, torch.tensor(np.array(want)))
 
@@ -262,3 +262,28 @@ def test_bad_options_are_named(dls):
     with pytest.raises(FineGrainedError, match="is no loss"): AddLoss('arc')
     from fastai.basics import Learner
     with pytest.raises(FineGrainedError, match='this is a Flatten'): Learner(dls, nn.Flatten(), cbs=AddLoss('centre'))
+
+def test_each_loss_counts_what_its_paper_says():
+    from fgvc_fast.embed import metric_loss
+    assert [AddLoss(o).weight for o in ('mutual_channel','centre','focal','confusion','supcon')]==[.005,.003,1.,1.,1.]
+    assert AddLoss(partial(MutualChannel, div=1.)).weight==.005 and AddLoss(Centre).weight==.003 and AddLoss(Centre(4, 3)).weight==.003
+    assert AddLoss('centre', alone=True).weight==1 and AddLoss('centre', .5).weight==.5
+    assert AddLoss(partial(metric_loss, 'arcface')).weight==AddLoss(lambda rows, y: rows.sum(), on='rows').weight==1
+
+def test_diversity_is_a_share_of_what_is_possible():
+    "However many channels a class has: each at a spot of its own 1, all at one spot one over their number"
+    for nf,n in ((12, 3), (12, 2), (8, 8)):
+        def div(spots):
+            maps = 80*torch.nn.functional.one_hot(torch.tensor(spots), 16).float().view(1, nf, 4, 4)
+            a,b = (MutualChannel(nf, n, div=d).eval()(maps, torch.tensor([0])).item() for d in (0., 1.))
+            return a-b
+        assert abs(div(list(range(nf)))-1)<1e-5 and abs(div([3]*nf)-n/nf)<1e-5
+
+@pytest.mark.parametrize('call,what', [(lambda: Focal('x'), 'gamma='), (lambda: Focal(float('nan')), 'gamma='), (lambda: Focal(weight='x'), 'weight='), (lambda: Focal(weight=[]), 'weight='), (lambda: Focal(weight=[-1.,2]), 'weight='),
+    (lambda: Focal(weight=[float('nan'),1]), 'weight='), (lambda: Focal(reduction=None), 'reduction='), (lambda: PairwiseConfusion(reduction=3), 'reduction='), (lambda: MutualChannel(0, 3), 'nf='), (lambda: MutualChannel(3, 2, div='x'), 'div='),
+    (lambda: MutualChannel(3, 2.5), 'n_out='), (lambda: Centre(-1, 2), 'nf='), (lambda: Centre(3, None), 'n_out='), (lambda: class_weights([]), 'counts='), (lambda: class_weights('x'), 'counts='), (lambda: class_weights([[1,2]]), 'counts='),
+    (lambda: class_weights([-1,2]), 'counts='), (lambda: class_weights([1,float('nan')]), 'counts='), (lambda: class_weights([1,2], 'x'), 'beta='), (lambda: class_weights([1,2], float('nan')), 'beta='), (lambda: class_weights(None), 'counts='),
+    (lambda: AddLoss('centre', 'x'), 'weight='), (lambda: AddLoss('centre', float('nan')), 'weight='), (lambda: AddLoss('centre', -1), 'weight='), (lambda: AddLoss('centre', alone='yes'), 'alone='), (lambda: AddLoss('centre', on=3), 'on='),
+    (lambda: AddLoss('centre', name=3), 'name='), (lambda: AddLoss(None), 'None')])
+def test_what_is_no_option_of_a_loss(call, what):
+    with pytest.raises(FineGrainedError, match=what): call()

@@ -96,9 +96,9 @@ def changed(**cols):
 
 def reversed_classes(t): return pd.Categorical(t.label.astype(str), categories=sorted(t.label.astype(str).unique())[::-1])
 def shuffled(t): return t.label.to_numpy()[np.random.default_rng(0).permutation(len(t))]
-def other_split(t): return np.where(t.split=='train', np.where(t.groupby('split').cumcount()%2, 'train', 'valid'), 'train') if 0 else t.split.to_numpy()[::-1].copy()
+def other_split(t): return t.split.to_numpy()[::-1].copy()
 def renamed(t): return t.label.astype(str)+' X'
-def other_rows(t): return [p.replace('.', '_2.') for p in t.path]
+def other_rows(t): return t.path.to_numpy()[::-1].copy()
 
 def given():
     import torch

@@ -171,6 +171,7 @@ def layers(self:FineGrainedModel):
 def reinit(self:FineGrainedModel, n):
     "Give the last `n` groups of the body fresh random values"
     self.body.reinit(n)
+    self.afresh = max(n, getattr(self, 'afresh', 0)) # for whoever pulls to where weights began
     return self
 
 @patch
@@ -220,7 +221,10 @@ def _stats(stats, body):
     if stats is None: stats = (body.mean, body.std) if body.mean else imagenet_stats
     ok = isinstance(stats, (tuple,list)) and len(stats)==2 and all(hasattr(o, '__len__') and len(o)==3 for o in stats)
     check(ok, f'stats={stats!r}: give (mean, std) with a number for each of three channels, or False if the images come normalised')
-    return [torch.as_tensor(o, dtype=torch.float32).tolist() for o in stats]
+    try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
+    except (TypeError,ValueError): check(False, f'stats={stats!r}: give (mean, std) in numbers')
+    check(mean.isfinite().all() and std.isfinite().all() and (std>0).all(), f'stats={stats!r}: pictures are divided by std, so each must be above 0, and mean and std finite')
+    return [mean.tolist(), std.tolist()]
 
 # %% ../../nbs/api/16_models.model.ipynb #6f2c4dbc
 def fine_grained_model(

@@ -10,7 +10,7 @@ import torch
 from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.torch_core import find_bs
-from ..core import check
+from ..core import check_number
 
 # %% ../../nbs/api/40b_train.accumulate.ipynb #bcd5a029
 class Accumulate(Callback):
@@ -18,8 +18,7 @@ class Accumulate(Callback):
     order,run_valid = MixedPrecision.order-4,False
     def __init__(self, n:int # Batches that make a step
         ):
-        check(isinstance(n, int) and not isinstance(n, bool) and n>=1, f"Accumulate takes a number of batches, 1 or more, not {n!r}")
-        self.n = n
+        self.n = check_number('n', n, 1, whole=True)
     def before_train(self):
         self.batches,self.items = 0,0
         self.opt.zero_grad()

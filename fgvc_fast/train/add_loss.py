@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from functools import partial
 from torch import nn
 from ..augment.mix import mixed_loss
-from ..core import check, listing
+from ..core import check, check_choice, check_number, listing
 from ..embed import metric_loss # chkstyle: ignore (now `losses` has those too)
 from ..learner import SideLosses
 from ..losses import losses
@@ -44,7 +44,7 @@ class AddLoss(SideLosses):
     _stateattrs,_learn,_model = ('_model',),None,None # a reference that does not keep a model alive cannot be pickled
     def __init__(self,
         loss, # A name from `losses`, a class or a `partial` of one, a module, or a function of (what it looks at, labels)
-        weight:float=1., # What it counts beside the label's loss
+        weight:float=None, # What it counts beside the label's loss; None: the loss's own `side_weight`, else (and where it is alone) 1
         on:str=None, # What it looks at: 'logits', the head's 'rows' or the last 'maps'; None: what it says itself, else 'logits'
         name:str=None, # Of its column and of its parameters; None: the loss's own
         alone:bool=False # Shall the body learn from this loss only? The label then teaches the head, and nothing below it
@@ -53,8 +53,10 @@ class AddLoss(SideLosses):
         check(isinstance(loss, str) or callable(loss), f'AddLoss needs a loss, not {loss!r}: a name, a class, a module, or a function of (what it looks at, labels)')
         src = _source(loss)
         self.on = on or getattr(src, 'on', 'logits')
-        check(self.on in ('logits','rows','maps'), f"on='{on}' is unknown: use 'logits', 'rows' or 'maps'")
-        check(weight>0, f'weight={weight} would unlearn: use a number above 0, or leave the loss out')
+        check_choice('on', self.on, ('logits','rows','maps')), check_choice('alone', alone, (False,True))
+        check(name is None or isinstance(name, str) and name, f'name={name!r}: give a text, or None')
+        if weight is None: weight = 1. if alone else getattr(src, 'side_weight', 1.)
+        check(check_number('weight', weight)>0, f'weight={weight} would unlearn: use a number above 0, or leave the loss out')
         check(not alone or self.on!='logits', "alone=True takes the label's loss off the body, so this loss must look at what the body gives: 'rows' or 'maps'")
         self.part = name or _called(loss)
         check('.' not in self.part, f"name='{self.part}' has a dot in it, which separates names of parameters: leave it out")

@@ -10,7 +10,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from ..core import check
+from ..core import check, check_number
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # %% ../../nbs/api/40b_train.ema.ipynb #e44cb47f
@@ -26,7 +26,7 @@ class EMA(Callback):
     order,run_valid = 55,False # after what freezes
     def __init__(self, decay:float=.999 # How much of the average stays in a step, at most; it begins lower, see `decay_at`
         ):
-        check(0<=decay<1, f"decay is a part, from 0 to below 1, not {decay}")
+        check(check_number('decay', decay, 0)<1, f"decay={decay}: give a part, from 0 to below 1")
         self.decay,self.loaded = decay,None
         self._drop()
     def before_fit(self):

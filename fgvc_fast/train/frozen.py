@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from unittest import mock
-from ..core import check, listing
+from ..core import check, check_number, listing
 from ..data.loader import FineGrainedDL, _seed_all, _seeded
 from ..models.body import _twin
 from ..models.model import FineGrainedModel
@@ -311,7 +311,7 @@ def frozen_features(
     max_gb:float=10. # That features may take on disk, where memory does not hold them
     ):
     "Inside this `with`, `learn` trains on features that the frozen body gives once for each view of a picture"
-    check(isinstance(views, int) and not isinstance(views, bool) and views>=0, f'views={views!r}: give a whole number, how often each picture is looked at, or 0 for the plain picture')
+    check_number('views', views, 0, whole=True), check_number('seed', seed, whole=True, none=True), check_number('max_gb', max_gb, 0)
     _check_frozen(learn)
     dls,model = learn.dls,get_model(learn.model)
     if seed is None: seed = getattr(dls.train, 'seed', None)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.foundation import L
-from ..core import check
+from ..core import check, check_number
 
 # %% ../../nbs/api/40_train.groups.ipynb #4af950a6
 def param_groups(learn:Learner)->L:
@@ -33,11 +33,16 @@ def group_names(learn:Learner)->list:
     return own[0] if own else [f'group {i}' for i in range(n-1)] + ['head']
 
 # %% ../../nbs/api/40_train.groups.ipynb #baaed900
+def _rates(lr, n, ratio):
+    for k,v in dict(lr=lr, ratio=ratio).items(): check(check_number(k, v)>0, f'{k}={v!r}: give a number above 0')
+    check_number('n', n, 1, whole=True)
+
 def spread(lr:float, # Rate of the deepest group
     n:int, # How many groups
     ratio:float=30. # How much slower the shallowest of them learns
     )->list:
     "`n` rates in geometric steps from `lr/ratio` up to `lr`"
+    _rates(lr, n, ratio)
     return [lr*ratio**(i/(n-1) - 1) for i in range(n)] if n>1 else [lr]
 
 def group_rates(lr:float|slice, # Rate of the deepest group; a slice as in fastai: (shallowest, deepest), or (deepest) and a tenth of it for all others
@@ -46,7 +51,12 @@ def group_rates(lr:float|slice, # Rate of the deepest group; a slice as in fasta
     decay:float|None=None # Instead of `ratio`: what a group's rate is multiplied with for the next shallower one
     )->list:
     "The rate of each of `n` groups, shallow to deep"
-    if isinstance(lr, slice): return [lr.stop/10]*(n-1) + [lr.stop] if lr.start is None else spread(lr.stop, n, lr.stop/lr.start)
+    if isinstance(lr, slice):
+        check(lr.stop is not None and lr.step is None, f"lr={lr}: a slice is slice(shallowest, deepest) or slice(deepest)")
+        _rates(lr.stop, n, 1. if lr.start is None else lr.start)
+        return [lr.stop/10]*(n-1) + [lr.stop] if lr.start is None else spread(lr.stop, n, lr.stop/lr.start)
+    _rates(lr, n, ratio)
+    if decay is not None: check_number('decay', decay, 0, 1)
     return spread(lr, n, ratio) if decay is None else [lr*decay**i for i in range(n)][::-1]
 
 # %% ../../nbs/api/40_train.groups.ipynb #51f04ee6

@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from fastai.optimizer import weight_decay
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from ..core import check
+from ..core import check, check_number
 from .groups import param_groups
 
 # %% ../../nbs/api/40b_train.l2sp.ipynb #9549f601
@@ -22,7 +22,7 @@ class L2SP(Callback):
         alpha:float, # Pull towards the start, on the scale of `wd`
         beta:float|None=None # Decay of new weights; that of the learner if `None`
         ):
-        for k,v in dict(alpha=alpha, beta=beta).items(): check(v is None and k=='beta' or v>=0, f"{k} must be 0 or more, not {v}")
+        for k,v in dict(alpha=alpha, beta=beta).items(): check_number(k, v, 0, none=k=='beta')
         self.alpha,self.beta,self.start = alpha,beta,None
     def before_fit(self):
         if self.opt is None: return # nobody trains
@@ -56,10 +56,11 @@ def _meet(self:L2SP, named):
 
 @patch
 def _begun_afresh(self:L2SP):
-    "Parameters that the phase at hand began afresh"
-    watch = getattr(self.learn, 'phase_watch', None)
-    n = 0 if watch is None else watch.phase_run.now.reinit
-    return {p for g in param_groups(self.learn)[-1-n:-1] for p in g} if n else set()
+    "Parameters that the phase at hand, or somebody by hand, began afresh: of the last stages, however finely the learner's splitter cuts"
+    watch,model = getattr(self.learn, 'phase_watch', None),get_model(self.model)
+    n = max(0 if watch is None else watch.phase_run.now.reinit, getattr(model, 'afresh', 0))
+    groups = model.groups() if hasattr(model, 'groups') else param_groups(self.learn)
+    return {p for g in groups[max(len(groups)-1-n, 0):-1] for p in g} if n else set()
 
 # %% ../../nbs/api/40b_train.l2sp.ipynb #6ca0b1de
 @patch

@@ -11,21 +11,21 @@ from dataclasses import dataclass, fields
 from fastai.callback.schedule import combined_cos
 from fastai.learner import Learner
 from fastcore.foundation import L
-from ..core import check
+from ..core import check, check_choice, check_number, check_size
 from .groups import depth_name, group_index, group_rates, param_groups
 
 # %% ../../nbs/api/41_train.phases.ipynb #821719f4
 def _count(n, what): return f'{n} {what}' if n==1 else f'{n} {what}s'
 
-def _above_0(k, v):
-    if isinstance(v, slice):
-        check(v.stop is not None and v.step is None, f"a phase's {k} as a slice is slice(shallowest, deepest) or slice(deepest), not {v}")
-        v = min(o for o in (v.start, v.stop) if o is not None)
-    check(v is None or v>0, f"a phase's {k} must be above 0, not {v}")
+def _above_0(k, v, none=False):
+    "Stop unless the number `v` is above 0"
+    check(check_number(k, v, none=none) is None or v>0, f"{k}={v!r}: give a number above 0")
 
-def _at_least(o, k, low):
-    v = getattr(o, k)
-    check(isinstance(v, int) and not isinstance(v, bool) and v>=low, f"a phase's {k} must be a whole number of at least {low}, not {v!r}")
+def _a_rate(v):
+    "Stop unless `v` is a rate, a slice of them as fastai has it, or `None`"
+    if not isinstance(v, slice): return _above_0('lr', v, True)
+    check(v.stop is not None and v.step is None, f"lr={v}: a slice is slice(shallowest, deepest) or slice(deepest)")
+    for o in (v.start, v.stop): _above_0('lr', o, True)
 
 # %% ../../nbs/api/41_train.phases.ipynb #ae11c29c
 @dataclass
@@ -44,12 +44,14 @@ class Phase:
     pct_start:float=.25 # Part of the phase in which rates rise
     div:float=25. # How much lower than at the peak rates begin
     def __post_init__(self):
-        _at_least(self, 'epochs', 1), _at_least(self, 'reinit', 0)
-        if self.patience is not None: _at_least(self, 'patience', 1)
-        for k in 'lr,ratio,div'.split(','): _above_0(k, getattr(self, k))
-        check(self.decay is None or 0<self.decay<=1, f"a phase's decay is a factor in (0, 1], not {self.decay}")
+        check(isinstance(self.to, (int,str)) and not isinstance(self.to, bool), f"to={self.to!r}: give 'head', 'all', the name of a group, or a number as in `freeze_to`")
+        for k,low,none in (('epochs',1,False), ('reinit',0,False), ('patience',1,True), ('views',0,True)): check_number(k, getattr(self, k), low, whole=True, none=none)
+        _a_rate(self.lr), _above_0('ratio', self.ratio), _above_0('div', self.div)
+        if self.decay is not None: _above_0('decay', self.decay), check_number('decay', self.decay, 0, 1)
+        if self.size is not None: check_size('size', self.size)
+        check_choice('keep_stats', self.keep_stats, (False,True)), check_number('pct_start', self.pct_start, 0, 1)
         check(not isinstance(self.lr, slice) or self.decay is None, f"a phase's lr={self.lr} says the rate of every group: leave decay={self.decay} out")
-        check(0<self.pct_start<1, f"a phase's pct_start is a part of it, between 0 and 1, not {self.pct_start}")
+        check(0<self.pct_start<1, f"pct_start={self.pct_start}: give a part of the phase, between 0 and 1")
 
 # %% ../../nbs/api/41_train.phases.ipynb #ffc3ed13
 class Plan(list):
@@ -69,6 +71,7 @@ def default_plan(epochs:int, # Length of the whole, in epochs
     pretrained:bool=True # Is there anything in the body worth keeping?
     )->Plan:
     "The plan that a number of `epochs` stands for: the head for one epoch (two from 8 on), then everything"
+    check_number('epochs', epochs, 1, whole=True), _above_0('lr', lr), _above_0('drop', drop), _above_0('ratio', ratio)
     if not pretrained: return Plan([Phase('all', epochs, lr=lr, ratio=1.)])
     n = 0 if epochs<2 else 1 if epochs<8 else 2
     body = Phase('all', epochs-n, lr=lr/drop, ratio=ratio, keep_stats=True)
@@ -77,6 +80,7 @@ def default_plan(epochs:int, # Length of the whole, in epochs
 # %% ../../nbs/api/41_train.phases.ipynb #9943df4c
 def _as_plan(learn, plan, lr):
     "`plan` as a list of `Phase`s that have been found possible for `learn`"
+    _a_rate(lr)
     if isinstance(plan, int) and not isinstance(plan, bool): plan = default_plan(plan, **({} if lr is None else dict(lr=lr)), pretrained=getattr(learn, 'pretrained', True))
     if isinstance(plan, Phase): plan = [plan]
     ok = isinstance(plan, (list,tuple,L)) and len(plan) and all(isinstance(o, Phase) for o in plan)

@@ -9,7 +9,7 @@ __all__ = []
 import matplotlib.pyplot as plt, numpy as np
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check
+from ..core import check, check_number
 from .groups import group_names
 from .phases import Phase, _as_plan, _rates
 from .run import PhaseRun, _label
@@ -78,6 +78,7 @@ def plot_phases(self:Learner,
     figsize:tuple|None=None # Inches
     ):
     "Draw a `plan` before it runs, or what came of it: the rate of every group over the epochs, and the losses"
+    if figsize is not None: check(isinstance(figsize, (tuple,list)) and len(figsize)==2 and all(check_number('figsize', o, 0)>0 for o in figsize), f'figsize={figsize!r}: give width and height in inches')
     run = getattr(self, '_phase_run', None) if plan is None else PhaseRun(_as_plan(self, plan, lr), lr)
     check(run is not None, "there is nothing to draw yet: give a plan, as in learn.plot_phases(8), or train with learn.fit_phases first")
     n,ran = len(self.dls.train),run.steps>0

@@ -8,9 +8,10 @@ __all__ = ['plans', 'fastai_plan', 'gradual_plan', 'reinit_plan', 'layers_plan',
 # %% ../../nbs/api/41b_train.plans.ipynb #cb332e6f
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, listing
+from inspect import signature
+from ..core import check, check_number, listing
 from .groups import group_names
-from .phases import Phase, Plan, default_plan
+from .phases import Phase, Plan, _above_0, default_plan
 
 # %% ../../nbs/api/41b_train.plans.ipynb #ebc6e70e
 def _shares(epochs, n, name):
@@ -39,7 +40,7 @@ def gradual_plan(learn, epochs, lr=1e-2):
 # %% ../../nbs/api/41b_train.plans.ipynb #c0352e45
 def reinit_plan(learn, epochs, lr=1e-2, n=3):
     "The head on the transferred body; then, `n` times, everything after re-initialising one stage more"
-    parts = _shares(epochs, n+1, 'reinit')
+    parts = _shares(epochs, check_number('n', n, 1, whole=True)+1, 'reinit')
     return Plan([Phase('head', parts[0], lr=lr)] + [Phase('all', e, lr=lr/10, ratio=10., reinit=i+1, keep_stats=True) for i,e in enumerate(parts[1:])])
 
 def layers_plan(learn, epochs, lr=1e-2):
@@ -68,5 +69,9 @@ def plan(self:Learner,
     **kwargs # What else the plan takes, as `n` of 'reinit'
     )->Plan:
     "The plan `name` for this learner: a list of phases to look at, change, and hand to `fit_phases`"
-    check(name in plans, f"there is no plan {name!r}: use {listing(plans, 20)}, or a list of `Phase`s of your own")
+    check(isinstance(name, str) and name in plans, f"there is no plan {name!r}: use {listing(plans, 20)}, or a list of `Phase`s of your own")
+    check_number('epochs', epochs, 1, whole=True), _above_0('lr', lr, True)
+    takes = signature(default_plan if name=='default' else plans[name]).parameters
+    wrong = [k for k in kwargs if k not in takes or k=='pretrained']
+    check(not wrong, f"the plan {name!r} does not take {listing(wrong)}: it takes {listing([k for k in takes if k not in ('learn','pretrained')], 9)}")
     return plans[name](self, epochs, **({} if lr is None else dict(lr=lr)), **kwargs)

@@ -140,6 +140,7 @@ def write(self:PhaseRun, learn):
 def _read_run(learn, folder, cbs):
     "The run that was written to `folder`, for `learn` to go on with"
     o = read_snapshot(folder)
+    check(isinstance(o, dict) and {'snap','plan','stops','batches'}<=o.keys(), f"the snapshot in '{folder}' is of something else than `fit_phases`: give the folder of a run")
     (_,n),want = processes(learn),len(o['snap']['random'])
     check(n==want, f"the run in '{folder}' is of another number of processes ({want}, and here {n}): start as many to go on with it, or begin anew")
     run = PhaseRun(Plan(Phase(**{k: _slice_again(v) for k,v in p.items()}) for p in o['plan']), _slice_again(o['lr']), o['wd'], cbs, o['snap']['size'], Path(folder))

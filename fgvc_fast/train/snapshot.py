@@ -97,6 +97,10 @@ def _file_digest(fn):
     return h.hexdigest()
 
 # %% ../../nbs/api/40d_train.snapshot.ipynb #5d55948e
+def _folder(o):
+    check(isinstance(o, (str,Path)) and str(o), f"folder={o!r}: give the name of a folder")
+    return Path(o)
+
 def _packed(o):
     aside = _Aside()
     try: return _plain(o, 'state', aside),aside.tensors
@@ -106,7 +110,7 @@ def write_snapshot(folder:str|Path, # Made if it is not there; holds one snapsho
     o # Dictionaries, lists, tuples, numbers, strings, `None`, tensors, arrays, `random.Random`, nested as you like
     )->Path:
     "Write `o` to `folder` as safetensors and JSON, in the place of the snapshot that is there; returns the JSON's path"
-    folder,new = Path(folder),f'snapshot-{uuid4().hex[:12]}.safetensors'
+    folder,new = _folder(folder),f'snapshot-{uuid4().hex[:12]}.safetensors'
     to,(data,tensors) = folder/'snapshot.json',_packed(o)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,14 +132,20 @@ def write_snapshot(folder:str|Path, # Made if it is not there; holds one snapsho
 def read_snapshot(folder:str|Path # Where `write_snapshot` wrote
     ):
     "What was written to `folder`, bit by bit; tensors are on the CPU"
-    fn = Path(folder)/'snapshot.json'
+    fn = _folder(folder)/'snapshot.json'
     check(fn.is_file(), f"There is no snapshot in '{folder}' (no file snapshot.json)")
     def whole(ok, fn, why): check(ok, f"'{fn}' is damaged: {why}. Take another copy of the folder, or begin anew")
     try: top = json.loads(fn.read_text(encoding='utf-8'))
     except ValueError as e: whole(False, fn, f'it is no JSON ({e})')
     check(isinstance(top, dict) and top.get('format')==1, f"'{fn}' is no snapshot that this version of fgvc_fast can read")
+    try: return _whole(fn, top, whole)
+    except (KeyError,IndexError,TypeError,AttributeError,RuntimeError,RecursionError,OSError,SafetensorError) as e: whole(False, fn, f'what it says cannot be ({type(e).__name__}: {e})')
+
+def _whole(fn, top, whole):
+    "What the snapshot `top`, in the file `fn`, holds"
     whole(_digest(_text(top['data']).encode())==top['sha256'], fn, 'its checksum is wrong')
-    ts,want = fn.parent/top['tensors']['file'],top['tensors']
+    want = top['tensors']
+    ts = fn.parent/Path(want['file']).name
     whole(ts.is_file(), ts, 'it is missing')
     b = ts.read_bytes()
     whole(len(b)==want['bytes'], ts, f"it has {len(b):,} bytes instead of {want['bytes']:,}")
