@@ -1922,6 +1922,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fgvc_fast.train.l2sp.L2SP.state_dict': ( 'api/train.l2sp.html#l2sp.state_dict',
                                                                                 'fgvc_fast/train/l2sp.py')},
             'fgvc_fast.train.marks': { 'fgvc_fast.train.marks._callback': ('api/train.marks.html#_callback', 'fgvc_fast/train/marks.py'),
+                                       'fgvc_fast.train.marks._called': ('api/train.marks.html#_called', 'fgvc_fast/train/marks.py'),
                                        'fgvc_fast.train.marks._changes': ('api/train.marks.html#_changes', 'fgvc_fast/train/marks.py'),
                                        'fgvc_fast.train.marks._code': ('api/train.marks.html#_code', 'fgvc_fast/train/marks.py'),
                                        'fgvc_fast.train.marks._function': ('api/train.marks.html#_function', 'fgvc_fast/train/marks.py'),

@@ -183,33 +183,39 @@ def test_snapshots_of_before_are_taken_with_a_line(run, tmp_path, capsys):
     with pytest.raises(FineGrainedError, match='batches an epoch'): fit(small(None, dls=dict(bs=4)), resume=tmp_path)
 
 def half_precision(**kwargs):
-    "A learner that trains in float16 with a scaler of gradients, on the CPU"
+    "A small learner that trains in float16 with a scaler of gradients, on the CPU"
     import torch
-    from fgvc_fast.all import AMPMode, MixedPrecision
+    from fgvc_fast.all import AMPMode, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, MixedPrecision
+    from torch.utils.data import TensorDataset
     class CPUHalf(MixedPrecision):
         order = MixedPrecision.order
         def before_fit(self):
             super().before_fit()
             self.autocast,self.learn.scaler = torch.autocast('cpu', torch.float16),torch.amp.GradScaler('cpu', init_scale=2.**24, growth_interval=3, enabled=True)
-    learn = small(None, **kwargs)
+    torch.manual_seed(0)
+    y = torch.arange(32)%2
+    ds = TensorDataset(torch.randn(32, 4)+y[:,None], y)
+    learn = Learner(DataLoaders(*[DataLoader(ds, bs=8, num_workers=0) for _ in range(2)]), torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), loss_func=CrossEntropyLossFlat(), lr=.01)
+    learn.remove_cb(learn.progress)
     learn.add_cb(CPUHalf(AMPMode.BF16))
     return learn
 
 def test_the_scale_of_float16_goes_on(tmp_path):
     from stops import StopAt
-    from fgvc_fast.all import Callback
+    from fgvc_fast.all import Callback, Phase
     class Scales(Callback):
         order = 300
         def __init__(self): self.seen = []
         def before_batch(self):
             if self.training: self.seen.append((self.scaler.get_scale(), self.scaler._get_growth_tracker()))
     whole,seen = half_precision(),Scales()
-    fit(whole, 3, cbs=seen)
+    plan = Phase('all', 5, lr=1e-2)
+    fit(whole, plan, cbs=seen)
     assert len({s for s,_ in seen.seen})>2, 'the scale moved'
     for how in ('memory','folder'):
         folder = tmp_path/how if how=='folder' else None
         learn,a,b = half_precision(),Scales(),Scales()
-        fit(learn, 3, cbs=[a, StopAt('before_validate', 3, training=None)], folder=folder)
+        fit(learn, plan, cbs=[a, StopAt('before_validate', 3, training=None)], folder=folder)
         if folder is not None: learn = half_precision()
         fit(learn, resume=folder or True, cbs=b)
         n = len(whole.dls.train)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['described', 'run_marks', 'check_same']
 
-# %% ../../nbs/api/40e_train.marks.ipynb #787f3427
+# %% ../../nbs/api/40e_train.marks.ipynb #f72e84e5
 import enum, numpy as np, pandas as pd, sys, torch
 from contextlib import suppress
 from fastai.learner import Learner
@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import nn
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 
-# %% ../../nbs/api/40e_train.marks.ipynb #72455419
+# %% ../../nbs/api/40e_train.marks.ipynb #f3316e88
 def _name(o): return f'{o.__module__}.{o.__qualname__}'
 def _tensor(o): return f"{tuple(o.shape)} {digest((o.float() if o.is_floating_point() else o).detach().cpu().numpy())}"
 
@@ -36,7 +36,7 @@ def _function(o, codes, up):
         with suppress(ValueError): held.append(described(c.cell_contents, codes, up)) # still empty
     return f"{_name(o)}{[described(v, codes, up) for v in (o.__defaults__ or (), o.__kwdefaults__ or {}, held) if v] or ''}"
 
-# %% ../../nbs/api/40e_train.marks.ipynb #74a856fd
+# %% ../../nbs/api/40e_train.marks.ipynb #4a90fb5b
 _not_said = {'training','learn','model','cache','device'} # changes by itself, or makes no difference
 
 def _options(o):
@@ -70,7 +70,7 @@ def described(o, codes:list, # Code of functions is added here
     said = {k: v for k,v in _options(o).items() if k not in _not_said}
     return _name(type(o)) + (described(said, codes, up) if said else '')
 
-# %% ../../nbs/api/40e_train.marks.ipynb #c119e14a
+# %% ../../nbs/api/40e_train.marks.ipynb #77f10a8f
 def _texts(vals): return digest(pd.util.hash_array(np.asarray(vals, dtype=object)))
 
 def _shortened(paths, root):
@@ -100,7 +100,7 @@ def _rows(dls, dl):
     data,items = getattr(dls, 'data', None),getattr(dl, 'items', None)
     return _of_table(data, items) if data is not None and getattr(getattr(items, 'dtype', None), 'kind', '')=='i' else _of_items(dls, dl)
 
-# %% ../../nbs/api/40e_train.marks.ipynb #89e1bb05
+# %% ../../nbs/api/40e_train.marks.ipynb #6f9e6792
 def _loader(dls, codes):
     "What decides which batches the training loader deals, but not where, how fast, or in which size"
     dl,made = dls.train,getattr(dls, 'made', None)
@@ -118,11 +118,13 @@ def _optimiser(learn, codes):
     if isinstance(opt, OptimWrapper): return _name(type(opt.opt)),described({k: v for k,v in opt.opt.defaults.items() if k not in ('lr','weight_decay','betas','momentum')} | dict(more=opt.opt.defaults.get('betas', (0,))[1:]), codes)
     return described(list(opt.cbs), codes),described({k: v for k,v in opt.hypers[-1].items() if k not in ('lr','wd','mom')}, codes)
 
+def _called(o): return _called(o.func) if isinstance(o, partial) else getattr(o, '__name__', type(o).__name__)
+
 def _wd(learn, wd):
     own = learn.wd if wd is None else wd
     return own if own is not None else learn.opt_func(learn.splitter(learn.model), lr=learn.lr).hypers[-1].get('wd')
 
-# %% ../../nbs/api/40e_train.marks.ipynb #189a6b67
+# %% ../../nbs/api/40e_train.marks.ipynb #2eac0e77
 def _modules(model):
     "Modules by name and class, with their numbers that are no sizes"
     own = hasattr(model, 'body')
@@ -141,7 +143,7 @@ def _callback(cb, codes):
     held = {k: getattr(cb, k) for k in ('spec','part','kinds') if hasattr(cb, k)} | {k: v for k,v in _options(cb).items() if isinstance(v, (bool,int,float,str,tuple,dict,torch.distributions.Distribution)) or v is None}
     return f'{type(cb).__name__} {described(held, codes)}'
 
-# %% ../../nbs/api/40e_train.marks.ipynb #a93620c0
+# %% ../../nbs/api/40e_train.marks.ipynb #ef2e7dcf
 def run_marks(learn:Learner,
     lr=None, # Rate of phases that name none, where there are such; else `None`
     wd=None # Weight decay that was asked for
@@ -166,8 +168,8 @@ def run_marks(learn:Learner,
     opts = {}
     with suppress(Exception): opts = _loader(dls, [])
     for k in opts: mark(f'{k} of the loaders', plain(lambda codes: _loader(dls, codes)[k]))
-    mark('loss', lambda codes: ((o := described(learn.loss_func, codes)), o.split('.', 1)[-1]))
-    mark('optimiser', lambda codes: (_optimiser(learn, codes)[0], described(learn.opt_func, []).split('(')[0].split('.')[-1]))
+    mark('loss', lambda codes: (described(learn.loss_func, codes), _called(learn.loss_func)))
+    mark('optimiser', lambda codes: (_optimiser(learn, codes)[0], _called(learn.opt_func)))
     mark('optimiser options', lambda codes: (_optimiser(learn, codes)[1],)*2)
     mark('weight decay', plain(lambda _: (_wd(learn, wd), bool(learn.wd_bn_bias))))
     mark('momentum', plain(lambda _: list(learn.moms)))
@@ -181,7 +183,7 @@ def run_marks(learn:Learner,
     if 'precision' in made: mark(f'precision on {where}', plain(lambda _: made['precision']))
     return res
 
-# %% ../../nbs/api/40e_train.marks.ipynb #98e610f6
+# %% ../../nbs/api/40e_train.marks.ipynb #753800fd
 def check_same(then:dict, # `run_marks` of the run as it began
     now:dict, # and of what shall go on with it
     what:str='the run that was stopped' # What to call it
