@@ -1857,6 +1857,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fgvc_fast.train.frozen._as_seen': ('api/train.frozen.html#_as_seen', 'fgvc_fast/train/frozen.py'),
                                         'fgvc_fast.train.frozen._ask': ('api/train.frozen.html#_ask', 'fgvc_fast/train/frozen.py'),
                                         'fgvc_fast.train.frozen._batches': ('api/train.frozen.html#_batches', 'fgvc_fast/train/frozen.py'),
+                                        'fgvc_fast.train.frozen._body_mark': ( 'api/train.frozen.html#_body_mark',
+                                                                               'fgvc_fast/train/frozen.py'),
                                         'fgvc_fast.train.frozen._check_frozen': ( 'api/train.frozen.html#_check_frozen',
                                                                                   'fgvc_fast/train/frozen.py'),
                                         'fgvc_fast.train.frozen._check_steady': ( 'api/train.frozen.html#_check_steady',

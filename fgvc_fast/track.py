@@ -49,7 +49,7 @@ class CSVLog(Callback):
         self.fname.parent.mkdir(parents=True, exist_ok=True)
         with open(self.fname, 'w' if first else 'a', newline='', encoding='utf-8') as f:
             out = csv.DictWriter(f, row)
-            if first: out.writeheader()
+            if not f.tell(): out.writeheader() # also where a run goes on in another kernel, into a new file
             out.writerow(row)
 
 # %% ../nbs/api/92_track.ipynb #fda32c8a

@@ -518,3 +518,21 @@ def test_precision_that_a_device_does_not_have_is_refused(device):
     for bad in ('bf32', 16, True, ''):
         with pytest.raises(FineGrainedError, match='amp='): _precision(bad, torch.device('cpu'))
     assert isinstance(_precision('bf16', torch.device('cpu'))[0], CPUAutocast)
+
+def test_a_pull_that_is_given_to_another_learner_meets_it_anew(tmp_path):
+    import pickle
+    pull,a,b = L2SP(1.),learner(seed=1),learner(seed=2)
+    was = {k: v.clone() for k,v in b.model.named_parameters()}
+    fit(a, [Phase('all', 1, lr=1e-3)], cbs=pull)
+    fit(b, [Phase('all', 1, lr=1e-3)], cbs=pull)
+    assert pull.start and all(torch.equal(v, was[k]) for k,v in pull.start.items())
+    again = pickle.loads(pickle.dumps(pull))
+    assert again.start.keys()==pull.start.keys()
+    other = L2SP(1.)
+    other.load_state_dict(dict(start={'elsewhere.weight': torch.ones(2)}))
+    with pytest.raises(FineGrainedError, match='another model'): fit(b, [Phase('all', 1, lr=1e-3)], cbs=other)
+
+@pytest.mark.parametrize('call,what', [(lambda: Accumulate(0), 'n='), (lambda: Accumulate('x'), 'n='), (lambda: Accumulate(True), 'n='), (lambda: Accumulate(None), 'n='), (lambda: EMA('x'), 'decay='), (lambda: EMA(1), 'decay='), (lambda: EMA(-.1), 'decay='),
+    (lambda: EMA(float('nan')), 'decay='), (lambda: EMA(None), 'decay='), (lambda: L2SP('x'), 'alpha='), (lambda: L2SP(None), 'alpha='), (lambda: L2SP(float('inf')), 'alpha='), (lambda: L2SP(1, -1), 'beta='), (lambda: L2SP(1, 'x'), 'beta=')])
+def test_what_is_no_option_of_an_extra(call, what):
+    with pytest.raises(FineGrainedError, match=what): call()

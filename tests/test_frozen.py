@@ -358,3 +358,26 @@ def test_folded_norms_change_nothing(arch):
     assert folded==sum(isinstance(m, nn.BatchNorm2d) for m in model.body.modules()) # none is left
     assert {*model.head.parameters()}<={*quick.parameters()} # not a copy of all weights
     assert not any(isinstance(m, Conv2dSame) for m in quick.modules())
+
+def spoil_weight(learn): next(learn.model.body.parameters()).data[0] += .5
+def spoil_statistics(learn): next(o for o in learn.model.body.buffers() if o.is_floating_point()).data.add_(1)
+def spoil_norm(learn): learn.model.norm.std.mul_(2)
+def spoil_swap(learn):
+    p = next(o for o in learn.model.body.parameters() if o.ndim==4)
+    p.data.copy_(p.data.flip(0)) # of the same numbers
+
+@pytest.mark.parametrize('spoil', [spoil_weight, spoil_statistics, spoil_norm, spoil_swap])
+def test_features_of_other_weights_are_not_learned_from(spoil):
+    "However they were changed: features are of what the body was when they were computed"
+    learn = learner()
+    with learn.no_logging(), freeze_below(learn, 'head'), frozen_features(learn):
+        learn.fit_one_cycle(1, 1e-3)
+        spoil(learn)
+        for again in (lambda: learn.fit_one_cycle(1, 1e-3), learn.validate, learn.get_preds):
+            with pytest.raises(FineGrainedError, match='other weights'): again()
+
+@pytest.mark.parametrize('kwargs', [dict(views='x'), dict(views=-1), dict(views=True), dict(views=1.5), dict(views=None), dict(seed='x'), dict(seed=1.5), dict(max_gb='x'), dict(max_gb=-1), dict(max_gb=None), dict(max_gb=float('nan'))], ids=str)
+def test_what_is_no_option_of_features(kwargs):
+    learn = learner()
+    with freeze_below(learn, 'head'), pytest.raises(FineGrainedError, match=f'{next(iter(kwargs))}='):
+        with frozen_features(learn, **kwargs): pass

@@ -298,3 +298,40 @@ def test_an_export_carries_no_snapshots(tmp_path):
     learn.remove_cbs(learn.cbs.filter(lambda o: isinstance(o, StopAt)))
     run = pickle.loads(pickle.dumps(learn._phase_run))
     assert run.snap is None and run.best is None and len(run.rows)==len(learn.phase_log)
+
+nan = float('nan')
+
+@pytest.mark.parametrize('kwargs', [dict(to=None), dict(to=True), dict(to=1.5), dict(to=['head']), dict(epochs=-1), dict(epochs=0), dict(epochs='x'), dict(epochs=1.5), dict(epochs=None), dict(epochs=True), dict(lr='x'), dict(lr=0), dict(lr=-1), dict(lr=nan),
+    dict(lr=float('inf')), dict(lr=slice('x',1)), dict(lr=slice(1e-3,None)), dict(lr=slice(None,nan)), dict(lr=slice(1e-4,1e-3,2)), dict(lr=[1e-3]), dict(ratio=0), dict(ratio='x'), dict(ratio=nan), dict(ratio=None), dict(decay=0), dict(decay=1.1), dict(decay='x'),
+    dict(decay=nan), dict(size='x'), dict(size=0), dict(size=(64,)), dict(size=-32), dict(views='x'), dict(views=-1), dict(views=1.5), dict(reinit=-1), dict(reinit='x'), dict(reinit=None), dict(patience=-1), dict(patience=0), dict(patience='x'),
+    dict(keep_stats='yes'), dict(keep_stats=None), dict(pct_start=0), dict(pct_start=1), dict(pct_start='x'), dict(pct_start=nan), dict(div=0), dict(div='x'), dict(div=nan), dict(div=float('inf'))], ids=str)
+def test_what_no_phase_may_say(kwargs):
+    with pytest.raises(FineGrainedError, match=f'{next(iter(kwargs))}='): Phase(**dict(to='all', epochs=2) | kwargs)
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+    assert Phase('all', np.int64(2), lr=np.float32(.1), patience=np.int64(1)).epochs==2
+
+@pytest.mark.parametrize('to', [99, -99, 'beak', 'blocks:x'])
+@pytest.mark.parametrize('call', ['fit_phases','plot_phases','lr_find_phase'])
+def test_depths_that_are_not_there(to, call):
+    import fgvc_fast.train.all # chkstyle: ignore (patches Learner)
+    learn = learner()
+    with pytest.raises(FineGrainedError, match='depth'): getattr(learn, call)(Phase(to, 1))
+
+@pytest.mark.parametrize('plan', [0, -1, 'all', True, 2.5, [], [3], dict(epochs=2), {'head'}, nan, [Phase('head', 1), None]], ids=str)
+@pytest.mark.parametrize('call', ['fit_phases','plot_phases','lr_find_phase'])
+def test_what_is_no_plan(plan, call):
+    learn = learner()
+    was = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    with pytest.raises(FineGrainedError): getattr(learn, call)(plan)
+    assert all(torch.equal(v, was[k]) for k,v in learn.model.state_dict().items()) and not hasattr(learn, '_phase_run')
+
+@pytest.mark.parametrize('lr', ['x', 0, -1, nan, True, [1e-3], slice(None)], ids=str)
+@pytest.mark.parametrize('call', ['fit_phases','plot_phases'])
+def test_what_is_no_rate(lr, call):
+    with pytest.raises(FineGrainedError, match='lr'): getattr(learner(), call)(2, lr=lr)
+
+@pytest.mark.parametrize('figsize', ['x', 3, (1,), (1,-1), (1,'x')], ids=str)
+def test_what_is_no_size_of_a_figure(figsize):
+    with pytest.raises(FineGrainedError, match='figsize='): learner().plot_phases(2, figsize=figsize)

@@ -155,3 +155,22 @@ def test_rate_finder_spreads_rates_as_the_phase(birds):
     seen = np.array(seen)
     np.testing.assert_allclose(seen/seen[:,-1:], np.tile(.5**np.arange(seen.shape[1]-1, -1, -1), (len(seen),1)), rtol=1e-6)
     assert seen[0,-1]==pytest.approx(1e-7) and seen[-1,-1]>seen[0,-1]
+
+@pytest.mark.parametrize('args,kwargs,what', [((3, 4), {}, 'no plan 3'), (('beak', 4), {}, "no plan 'beak'"), ((['default'], 4), {}, 'no plan'), (('default', 'x'), {}, 'epochs='), (('default', 0), {}, 'epochs='), (('default', 2.5), {}, 'epochs='), (('default', None), {}, 'epochs='),
+    (('fastai', 1), {}, 'at least 2 epochs'), (('default', 4), dict(lr='x'), 'lr='), (('default', 4), dict(lr=0), 'lr='), (('gradual', 9), dict(lr=float('nan')), 'lr='), (('reinit', 9), dict(n=0), 'n='), (('reinit', 9), dict(n='x'), 'n='),
+    (('reinit', 9), dict(m=2), 'does not take m'), (('default', 4), dict(n=2), 'does not take n'), (('default', 4), dict(drop=0), 'drop='), (('default', 4), dict(ratio='x'), 'ratio=')], ids=str)
+def test_what_is_no_plan_by_name(birds, args, kwargs, what):
+    with pytest.raises(FineGrainedError, match=what): learner(birds).plan(*args, **kwargs)
+
+def test_more_stages_afresh_than_there_are(birds):
+    "... is said before the first phase, not before the second"
+    learn = learner(birds)
+    n = len(learn.model.body.stages)
+    with pytest.raises(FineGrainedError, match=f'phase 2 has reinit={n+1}, but the body has {n} stages'): fit(learn, [Phase('head', 1), Phase('all', 1, reinit=n+1)])
+    assert not hasattr(learn, '_phase_run')
+
+@pytest.mark.parametrize('call', ["spread(0, 3)", "spread('x', 3)", "spread(1e-3, 0)", "spread(1e-3, 2.5)", "spread(1e-3, 3, 0)", "spread(1e-3, 3, None)", "group_rates('x', 3)", "group_rates(1e-3, 3, decay=2)", "group_rates(1e-3, 3, decay='x')",
+    "group_rates(slice(1e-3,None), 3)", "group_rates(slice('x'), 3)", "group_rates(1e-3, -1)", "group_rates(float('nan'), 2)"])
+def test_what_are_no_rates_of_groups(call):
+    from fgvc_fast.train.groups import group_rates, spread # chkstyle: ignore (by name)
+    with pytest.raises(FineGrainedError, match='='): eval(call)

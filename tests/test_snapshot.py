@@ -220,3 +220,28 @@ def test_what_a_run_of_phases_remembers_goes_through(tmp_path):
 def test_curves_of_many_small_things(tmp_path):
     o = dict(losses=[torch.tensor(i/7) for i in range(2000)], rates=[[(np.float64(i), i/3)]*5 for i in range(500)])
     same(o, round_trip(o, tmp_path))
+
+@pytest.mark.parametrize('folder', [3, None, '', True, b'x'], ids=str)
+def test_what_is_no_folder(folder):
+    for call in (lambda: write_snapshot(folder, 1), lambda: read_snapshot(folder)):
+        with pytest.raises(FineGrainedError, match='folder='): call()
+
+def test_snapshots_whose_parts_are_odd(tmp_path):
+    "JSON that can be read, checksums that are right, and yet no state: one clear error each"
+    fn = write_snapshot(tmp_path, dict(n=1, x=torch.ones(5)))
+    good = json.loads(fn.read_text())
+    def damaged(**kwargs):
+        top = good | kwargs
+        if 'data' in kwargs: top['sha256'] = snapshot._digest(snapshot._text(kwargs['data']).encode())
+        fn.write_text(json.dumps({k: v for k,v in top.items() if v!='drop'}))
+        with pytest.raises(FineGrainedError, match='damaged|no snapshot'): read_snapshot(tmp_path)
+    for k in good: damaged(**{k: 'drop'}), damaged(**{k: None}), damaged(**{k: 3})
+    for d in ({'$tensor': ['no','float32',[5]]}, {'$tensor': 3}, {'$tensor': ['state[\'x\']','beak',[5]]}, {'$array': ['state[\'x\']','<f9',[5]]}, {'$scalar': ['<f8','zz']}, {'$scalar': None}, {'$float': [1]}, {'$dict': [[1]]}, {'$random': [1,2]}, {'$beak': 1}):
+        damaged(data=d)
+    for t in (dict(file=3), dict(file='../x'), dict(bytes='x'), {}): damaged(tensors=good['tensors'] | t if t else {})
+
+def test_a_snapshot_of_something_else_is_no_run(tmp_path):
+    from fgvc_fast.train.run import _read_run
+    for o in (3, [], dict(model=torch.ones(2)), dict(snap={}, plan=[])):
+        write_snapshot(tmp_path, o)
+        with pytest.raises(FineGrainedError, match='something else than `fit_phases`'): _read_run(None, tmp_path, None)

@@ -208,3 +208,15 @@ def test_one_line_where_a_package_is_missing(name, f, monkeypatch):
 def test_nothing_heavy_is_imported_before_it_is_asked_for():
     src = (pathlib.Path(__file__).parent.parent/'fgvc_fast'/'track.py').read_text()
     assert not re.search(r'(?m)^(from|import) .*(wandb|tensorboard)', src)
+
+def test_a_run_that_goes_on_into_a_new_file_has_a_header(tmp_path):
+    fit(learner(), plan, cbs=StopAt('before_validate', 2), folder=tmp_path/'run')
+    learn = fit(learner(), resume=tmp_path/'run', cbs=CSVLog(tmp_path/'log.csv'))
+    log = pd.read_csv(tmp_path/'log.csv')
+    assert log.epoch.tolist()==[1,2] and log.accuracy.tolist()==pytest.approx(learn.phase_log.accuracy.tolist()[1:])
+
+@pytest.mark.parametrize('bad', [3, None, '', True, ['x']], ids=str)
+def test_what_is_no_path(bad, tmp_path):
+    with pytest.raises(FineGrainedError, match='fname='): CSVLog(bad)
+    with pytest.raises(FineGrainedError, match='folder='): tensorboard_log(bad)
+    with pytest.raises(FineGrainedError, match='is a folder'): CSVLog(tmp_path)

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from unittest import mock
-from ..core import check, check_number, listing
+from ..core import check, check_number, digest, listing
 from ..data.loader import FineGrainedDL, _seed_all, _seeded
 from ..models.body import _twin
 from ..models.model import FineGrainedModel
@@ -281,11 +281,19 @@ def _ask(learn, see, looks, kept, views, seed, device):
     return [[torch.cat(o) for o in zip(*m)] for m in more]
 
 # %% ../../nbs/api/40c_train.frozen.ipynb #4cf1afa8
+def _body_mark(model):
+    "A digest of all that decides what the frozen body says, and of what the pool does to it where that is fixed"
+    after = {id(o) for o in getattr(model.body, 'after', nn.ModuleDict()).state_dict(keep_vars=True).values()}
+    held = [(k,v) for k,v in [*model.norm.state_dict(keep_vars=True).items(), *model.body.state_dict(keep_vars=True).items()] if id(v) not in after]
+    return digest(*[o for k,v in held for o in (k, (v.float() if v.is_floating_point() else v).detach().cpu().numpy())])
+
 class _Deal(Callback):
     "Deal another view in each epoch, and stop what stored features cannot follow"
     order,run_valid = -10,False
-    def __init__(self, dl, rows): self.train_dl,self.rows = dl,rows
-    def before_fit(self): _check_frozen(self.learn)
+    def __init__(self, dl, rows, mark): self.train_dl,self.rows,self.mark = dl,rows,mark
+    def before_fit(self):
+        _check_frozen(self.learn)
+        check(_body_mark(get_model(self.model))==self.mark, 'The body has other weights than when the features were computed: leave `frozen_features`, and enter it again')
     def before_train(self):
         check(not (self.rows and 'maps' in getattr(get_model(self.model), 'keep', ())), 'A loss wants the maps, and the rows of the pool were kept: add its callback to the learner before the features are computed')
         self.train_dl.view = self.epoch%len(self.train_dl.views)
@@ -320,7 +328,7 @@ def frozen_features(
     try:
         learn.dls = copy(dls)
         learn.dls.loaders = loaders
-        with _seeing(model, lay), learn.added_cbs(_Deal(loaders[0], rows)): yield loaders
+        with _seeing(model, lay), learn.added_cbs(_Deal(loaders[0], rows, _body_mark(model))): yield loaders
     finally:
         learn.dls = dls
         learn._end_cleanup() # a batch, a loader

@@ -6,7 +6,7 @@
 __all__ = ['L2SP']
 
 # %% ../../nbs/api/40b_train.l2sp.ipynb #aa20a227
-import torch
+import torch, weakref
 from fastai.callback.core import Callback
 from fastai.optimizer import weight_decay
 from fastai.torch_core import get_model
@@ -17,6 +17,7 @@ from .groups import param_groups
 # %% ../../nbs/api/40b_train.l2sp.ipynb #9549f601
 class L2SP(Callback):
     "Pull pretrained weights towards where they began, instead of to zero; new ones decay as ever"
+    _stateattrs,_model = ('_model',),None # a reference that does not keep a model alive cannot be pickled
     order,run_valid = 15,False # after mixed precision, which may skip the step
     def __init__(self,
         alpha:float, # Pull towards the start, on the scale of `wd`
@@ -27,8 +28,11 @@ class L2SP(Callback):
     def before_fit(self):
         if self.opt is None: return # nobody trains
         self._possible()
-        named = dict(get_model(self.model).named_parameters())
-        if self.start is None: self.start = self._meet(named)
+        model = get_model(self.model)
+        named = dict(model.named_parameters())
+        if self.start is None or self._model is not None and self._model() is not model: self.start = self._meet(named) # another model began elsewhere
+        check(not self.start or any(k in named for k in self.start), "L2SP was given the beginnings of another model: none of their names is in this one")
+        self._model = weakref.ref(model)
         gone = self._begun_afresh()
         self.start = {k: w.to(named[k].device) for k,w in self.start.items() if k in named and named[k].shape==w.shape and named[k] not in gone}
         self.at = {named[k]: w for k,w in self.start.items()}

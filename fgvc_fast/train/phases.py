@@ -93,6 +93,8 @@ def _check_phase(learn, i, o):
     if o.size is not None: _check_size(learn, i, o.size)
     check(o.views is None or group_index(learn, o.to)==len(param_groups(learn))-1, f"phase {i} has views={o.views}, but more than the head trains ({depth_name(learn, o.to)}), so the body says something else after every step: leave views out, or train 'head'")
     check(not o.reinit or hasattr(learn.model, 'reinit'), f"phase {i} has reinit={o.reinit}, but {type(learn.model).__name__} has no `reinit(n)` to re-initialise its last stages: leave it out")
+    stages = len(getattr(getattr(learn.model, 'body', None), 'stages', ()))
+    check(not stages or o.reinit<=stages, f"phase {i} has reinit={o.reinit}, but the body has {stages} stages: use a number up to that")
     check(o.patience is None or _validates(learn), f"phase {i} has patience={o.patience}, but there is no validation loss to wait for: give the data a validation set, or leave patience out")
 
 def _validates(learn): return len(learn.dls.loaders)>1 and len(learn.dls.valid)>0 and learn.recorder.valid_metrics
