@@ -235,7 +235,7 @@ def test_snapshots_whose_parts_are_odd(tmp_path):
         if 'data' in kwargs: top['sha256'] = snapshot._digest(snapshot._text(kwargs['data']).encode())
         fn.write_text(json.dumps({k: v for k,v in top.items() if v!='drop'}))
         with pytest.raises(FineGrainedError, match='damaged|no snapshot'): read_snapshot(tmp_path)
-    for k in good: damaged(**{k: 'drop'}), damaged(**{k: None}), damaged(**{k: 3})
+    for k in good.keys()-{'data'}: damaged(**{k: 'drop'}), damaged(**{k: None}), damaged(**{k: 3})
     for d in ({'$tensor': ['no','float32',[5]]}, {'$tensor': 3}, {'$tensor': ['state[\'x\']','beak',[5]]}, {'$array': ['state[\'x\']','<f9',[5]]}, {'$scalar': ['<f8','zz']}, {'$scalar': None}, {'$float': [1]}, {'$dict': [[1]]}, {'$random': [1,2]}, {'$beak': 1}):
         damaged(data=d)
     for t in (dict(file=3), dict(file='../x'), dict(bytes='x'), {}): damaged(tensors=good['tensors'] | t if t else {})

@@ -292,9 +292,16 @@ class _Deal(Callback):
     order,run_valid = -10,False
     def __init__(self, dl, rows, mark): self.train_dl,self.rows,self.mark = dl,rows,mark
     def before_fit(self):
+        self.looked = False
         _check_frozen(self.learn)
+    def before_validate(self): self._look()
+    def _look(self):
+        "Once in each fit or validation: is the body still the one that was asked?"
+        if self.looked: return
+        self.looked = True
         check(_body_mark(get_model(self.model))==self.mark, 'The body has other weights than when the features were computed: leave `frozen_features`, and enter it again')
     def before_train(self):
+        self._look()
         check(not (self.rows and 'maps' in getattr(get_model(self.model), 'keep', ())), 'A loss wants the maps, and the rows of the pool were kept: add its callback to the learner before the features are computed')
         self.train_dl.view = self.epoch%len(self.train_dl.views)
 
