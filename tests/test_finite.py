@@ -1,7 +1,6 @@
 "Training that goes to NaN stops in the batch in which it does, says what to try, and gives the last good weights back"
-import math, warnings
+import math
 import pytest, torch
-from copy import deepcopy
 from fastai.basics import Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, L, Learner, params
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.schedule import lr_find # chkstyle: ignore (patches Learner)

@@ -37,7 +37,7 @@ class FiniteLoss(Callback):
     def after_batch(self):
         if self.good is None or not self.training or processes(self.learn)[1]>1: return
         loss = self.recorder.smooth_loss.val if hasattr(self.learn, 'recorder') else self.loss
-        if loss is not None and not math.isfinite(loss): self._stop(self._where(f'the loss is {float(self.loss):g} in batch {self.iter+1}'))
+        if loss is not None and not math.isfinite(loss): self._stop(self._where(f'the loss is {float(self.loss.detach()):g} in batch {self.iter+1}'))
     def after_train(self):
         if self.good is None: return
         most = torch.stack(torch._foreach_norm([p.detach() for p in self.model.parameters()], math.inf)).max()
