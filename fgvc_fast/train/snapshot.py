@@ -139,7 +139,8 @@ def read_snapshot(folder:str|Path # Where `write_snapshot` wrote
     except ValueError as e: whole(False, fn, f'it is no JSON ({e})')
     check(isinstance(top, dict) and top.get('format')==1, f"'{fn}' is no snapshot that this version of fgvc_fast can read")
     try: return _whole(fn, top, whole)
-    except (KeyError,IndexError,TypeError,AttributeError,RuntimeError,RecursionError,OSError,SafetensorError) as e: whole(False, fn, f'what it says cannot be ({type(e).__name__}: {e})')
+    except FineGrainedError: raise
+    except (ValueError,KeyError,IndexError,TypeError,AttributeError,RuntimeError,RecursionError,OSError,SafetensorError) as e: whole(False, fn, f'what it says cannot be ({type(e).__name__}: {e})')
 
 def _whole(fn, top, whole):
     "What the snapshot `top`, in the file `fn`, holds"
