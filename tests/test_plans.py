@@ -77,7 +77,7 @@ def test_keeping_statistics_by_layer_is_by_stage(birds):
     def before(learn, n): return {id(p) for g in param_groups(learn)[:group_index(learn, _stats_from(learn, n))] for p in g}
     for n in range(3): assert len(before(a, n))==len(before(b, n))>0
 
-@pytest.mark.parametrize('bad,say', [(dict(lr=slice(1e-3, 1e-2), decay=.5), 'leave decay'), (dict(decay=0.), 'factor in'), (dict(decay=2.), 'factor in'),
+@pytest.mark.parametrize('bad,say', [(dict(lr=slice(1e-3, 1e-2), decay=.5), 'leave decay'), (dict(decay=0.), 'decay='), (dict(decay=2.), 'decay='),
     (dict(lr=slice(None)), 'slice'), (dict(lr=slice(0., 1e-2)), 'above 0')])
 def test_impossible_rates(bad, say):
     with pytest.raises(FineGrainedError, match=say): Phase('all', 2, **bad)
