@@ -6,13 +6,12 @@
 __all__ = ['resized', 'LazyImage', 'jpeg_pixels', 'BoxedFile', 'open_lazily']
 
 # %% ../../nbs/api/04b_data.lazy.ipynb #0ab7be84
-import io, numpy as np, torch, torch.nn.functional as F
+import io, numpy as np, os, torch, torch.nn.functional as F
 from fastai.vision.core import PILImage
 from fastcore.basics import patch
-from pathlib import Path
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from .image import _open, _orientation, _turn_box, read_image, to_rgb, upright_box, upright_size
+from .image import _open, _orientation, _stored_size, _turn_box, _turned, read_image, to_picture
 
 # %% ../../nbs/api/04b_data.lazy.ipynb #545aa02a
 def _pixels(im): return torch.from_numpy(np.array(im)).permute(2,0,1)
@@ -55,11 +54,12 @@ class LazyImage(PILImage):
         "Read the header, once"
         if self._opened: return
         with _open(self.fn) as im:
-            w,h = upright_size(im)
-            self._size,box = (w,max(h-self.banner, 1)),self.stored_box
-            self._box = None if box is None or np.isnan(box).any() else upright_box(box, im)
-            self.turned = *im.size,_orientation(im)
-            self._plain = im.format=='JPEG' and im.mode=='RGB' and self.turned[2]==1
+            o,box = _orientation(im),self.stored_box
+            stored = _stored_size(im, o)
+            w,h = stored[::-1] if o in _turned else stored
+            self._size,self.turned = (w,max(h-self.banner, 1)),(*stored,o)
+            self._box = None if box is None or np.isnan(box).any() else _turn_box(box, stored, o)
+            self._plain = im.format=='JPEG' and im.mode=='RGB' and o==1
         self._opened = True
 
     @property
@@ -91,7 +91,7 @@ def jpeg_pixels(data # (n,) uint8 array: a JPEG
     )->Tensor: # (3, h, w) uint8
     "What the JPEG `data` shows"
     try: return decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
-    except (RuntimeError, TypeError): return _pixels(Image.open(io.BytesIO(data.tobytes())).convert('RGB')) # none there, or one that gives up
+    except (RuntimeError, TypeError): return _pixels(Image.open(io.BytesIO(data.tobytes()), formats=['JPEG']).convert('RGB')) # none there, or one that gives up
 
 # %% ../../nbs/api/04b_data.lazy.ipynb #8e0f0fa2
 @patch
@@ -107,7 +107,7 @@ def pixels(self:LazyImage, region, size):
     self._look()
     if self._im is None and self._plain and min((x1-x0)/size[0], (y1-y0)/size[1])<2:
         try: return resized(jpeg_pixels(np.fromfile(self.fn, np.uint8)), region, size)
-        except (OSError, ValueError): pass # `region` says what is wrong with it
+        except Exception: pass # `region` says what is wrong with it
     return _pixels(self.region(region, size))
 
 # %% ../../nbs/api/04b_data.lazy.ipynb #efa7f34e
@@ -115,9 +115,9 @@ class BoxedFile:
     "The file of a picture and what its table knows of it (not a tuple: fastai would take it apart)"
     def __init__(self, fn, box=None, banner=0, row=None): self.fn,self.box,self.banner,self.row = fn,box,banner,row
 
-def open_lazily(o # A `BoxedFile`, a path, or anything that `PILImage.create` takes
+def open_lazily(o # A `BoxedFile`, a path, or anything that `to_picture` takes
     ):
     "A `LazyImage` where `o` is a file, a `PILImage` of any other picture"
-    if isinstance(o, Image.Image): return o if isinstance(o, PILImage) else PILImage(to_rgb(ImageOps.exif_transpose(o))) # a copy, decoded and upright
+    if isinstance(o, LazyImage): return o
     if isinstance(o, BoxedFile): return LazyImage(o.fn, o.box, o.banner, o.row)
-    return LazyImage(o) if isinstance(o, (str,Path)) else PILImage.create(o)
+    return LazyImage(o) if isinstance(o, (str,os.PathLike)) else PILImage(to_picture(o)) # a copy, decoded and upright
