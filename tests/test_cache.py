@@ -6,6 +6,7 @@ from fastai.vision.all import Resize, TensorImage, set_seed
 from fasttransform import Transform
 from fgvc_fast.all import FineGrainedData, FineGrainedError
 from fgvc_fast.data.block import CropResize, Presized
+from fgvc_fast.data.cache import _entry as cache_entry, _mark as cache_mark, _who as cache_who
 from fgvc_fast.data.lazy import LazyImage, open_lazily
 
 def photo(rng, w, h):
@@ -222,6 +223,111 @@ def test_damaged_files_are_noticed(data, tmp_path, hurt):
     assert equal(batches(loaders(data, tmp_path, aug='none')), want)
     assert equal(batches(loaders(data, tmp_path, aug='none')), want)
 
+def test_every_bit_is_covered(data, tmp_path):
+    "One bit of the pixels that flips, anywhere, and the picture is not served"
+    dls = loaders(data, tmp_path, aug='none')
+    batches(dls)
+    cut,rng = dls.train.after_item.fs[0],np.random.default_rng(0)
+    pixels,entries = dls.cache.folder/'pixels',np.fromfile(dls.cache.folder/'entries', cache_entry)
+    pictures = {row: LazyImage(data.path(row), data.items.loc[row, ['x0','y0','x1','y1']].to_numpy(float), row=row) for row in range(32)}
+    cut.train = True
+    def served(row): return dls.cache._read(slots[row], cache_who(pictures[row], int(dls.cache.keys['train'][row])))
+    slots = dls.cache.slots['train']
+    assert all(served(row) is not None for row in range(32))
+    with open(pixels, 'r+b') as f:
+        for _ in range(400):
+            row = int(rng.integers(32))
+            at = int(entries['at'][slots[row]]+rng.integers(entries['n'][slots[row]]))
+            f.seek(at)
+            was = f.read(1)
+            f.seek(at)
+            f.write(bytes([was[0]^1<<int(rng.integers(8))]))
+            f.flush()
+            assert served(row) is None, (row, at)
+            f.seek(at)
+            f.write(was)
+            f.flush()
+    assert all(served(row) is not None for row in range(32))
+
+def test_pages_that_changed_places():
+    "Sums alone would not see it"
+    kept = np.random.default_rng(0).integers(0, 256, 5*4096+77, dtype=np.uint8)
+    mark = cache_mark(bytes(8), kept)
+    for a,b in ((0,1), (3,4)):
+        other = kept.copy()
+        other[a*4096:a*4096+4096],other[b*4096:b*4096+4096] = kept[b*4096:b*4096+4096],kept[a*4096:a*4096+4096]
+        assert cache_mark(bytes(8), other)!=mark
+    assert cache_mark(bytes(8), np.roll(kept, 8))!=mark and cache_mark(b'1'*8, kept)!=mark and cache_mark(bytes(8), kept.copy())==mark
+
+def test_cut_short_while_in_use(data, tmp_path):
+    "Somebody truncates the files under loaders that have them open: in a process of its own, which a memory map would end"
+    dls = loaders(data, tmp_path, aug='none')
+    batches(dls)
+    want = list(dls.valid)
+    pid = os.fork()
+    if not pid:
+        same = []
+        try:
+            same.append(equal(list(dls.valid), want)) # its own files are open
+            for o,n in (('pixels',5000), ('entries',100), ('pixels',0), ('entries',0)):
+                os.truncate(dls.cache.folder/o, n)
+                list(dls.train)
+                same += [equal(list(dls.valid), want) for _ in range(2)]
+        finally: os._exit(0 if len(same)==9 and all(same) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==0
+    assert equal(list(dls.valid), want)
+
+@pytest.mark.parametrize('call', ['mkdir','lock','keys','entries','about','fastai'])
+def test_where_nothing_can_be_written(data, tmp_path, monkeypatch, call):
+    "A read-only home, a quota, a full disk: one warning, and training goes on without"
+    import builtins, pathlib, fgvc_fast.data.cache as cache
+    def fail(*args, **kwargs): raise OSError(30 if call in ('mkdir','lock') else 28, 'Read-only file system' if call in ('mkdir','lock') else 'No space left on device')
+    want = batches(loaders(data, tmp_path, aug='none', cache=False))
+    home = tmp_path/'cache'
+    if call=='mkdir': (mk := pathlib.Path.mkdir,monkeypatch.setattr(pathlib.Path, 'mkdir', lambda self, *a, **kw: fail() if 'cache' in str(self) else mk(self, *a, **kw)))
+    if call=='lock': monkeypatch.setattr(cache, 'FileLock', fail)
+    if call=='fastai':
+        monkeypatch.setattr(cache, 'fastai_path', fail)
+        monkeypatch.delenv('FGVC_CACHE', raising=False)
+        home = True
+    if call in ('keys','entries'):
+        opened = builtins.open
+        monkeypatch.setattr(builtins, 'open', lambda fn, mode='r', *a, **kw: fail() if str(fn).endswith(f'/{call}') and mode!='rb' else opened(fn, mode, *a, **kw))
+    if call=='about': (write := pathlib.Path.write_text,monkeypatch.setattr(pathlib.Path, 'write_text', lambda self, *a, **kw: fail() if self.name=='about.json' else write(self, *a, **kw)))
+    with pytest.warns(UserWarning, match='cannot be written|cannot grow') as said: dls = loaders(data, tmp_path, aug='none', cache=home)
+    for (x,y),(p,q) in zip(batches(dls), want, strict=True): assert torch.equal(y, q) and (x-p).abs().mean()<.015
+    assert sum('cannot' in str(o.message) for o in said)==1
+
+def test_disk_fills_while_an_entry_is_written(data, tmp_path):
+    dls = loaders(data, tmp_path, aug='none')
+    dls.cache._open()
+    class Full:
+        def __init__(self, f): self.f = f
+        def __getattr__(self, k): return getattr(self.f, k)
+        def write(self, b): raise OSError(122, 'Disk quota exceeded')
+    dls.cache._files[0] = Full(dls.cache._files[0])
+    with pytest.warns(UserWarning, match='quota'): got = batches(dls)
+    assert equal(got, batches(loaders(data, tmp_path, aug='none')))
+
+def test_other_caches_that_are_damaged(data, tmp_path):
+    "Half of an about.json, of a run that was killed, stops nobody"
+    for name,text in (('half','{"root": "/x'), ('empty',''), ('list','[1]'), ('none','{}')):
+        (tmp_path/'cache'/name).mkdir(parents=True)
+        (tmp_path/'cache'/name/'about.json').write_text(text)
+    assert loaders(data, tmp_path).cache is not None
+    assert len(list((tmp_path/'cache').glob('*/about.json')))==1
+
+def test_names_that_are_no_text(data, tmp_path):
+    "A class folder from an old zip, under a root from one"
+    root = os.fsdecode(os.fsencode(tmp_path)+b'/Gr\xfcn')
+    shutil.copytree(data.root, root)
+    names = [os.fsdecode(b'Fink\xe9')+o for o in data.items.path]
+    for a,b in zip(data.items.path, names): os.rename(f'{root}/{a}', f'{root}/{b}')
+    odd = FineGrainedData(data.items.assign(path=names), root)
+    dls = loaders(odd, tmp_path, aug='none')
+    for (x,_),(p,_) in zip(batches(dls), batches(loaders(data, tmp_path, aug='none', cache=False)), strict=True): assert (x-p).abs().mean()<.015
+    assert '40 of 40' in repr(dls.cache)
+
 def test_removed_meanwhile(data, tmp_path):
     "Somebody clears the folder: the loaders go on without, with workers too"
     dls = loaders(data, tmp_path, aug='none')
@@ -261,7 +367,7 @@ def test_full_disk(data, tmp_path):
             self.left -= len(b)
             if not n: raise OSError(28, 'No space left on device')
             return n
-    dls.cache._out = Full(dls.cache._out)
+    dls.cache._files[2] = Full(dls.cache._files[2])
     with pytest.warns(UserWarning, match='cannot grow'): got = batches(dls)
     again = loaders(data, tmp_path, aug='none')
     assert equal(got, batches(again))

@@ -6,15 +6,16 @@
 __all__ = ['Presized', 'CachedImages', 'open_cache']
 
 # %% ../../nbs/api/05_data.cache.ipynb #c8bff60f
-import io, json, mmap, numpy as np, os, shutil, torch, warnings
+import io, json, numpy as np, os, shutil, torch, warnings
 from fastai.data.external import fastai_path
 from fastcore.basics import patch, store_attr
+from ..core import check_number
+from .lazy import _pixels, _upright_points, jpeg_pixels, resized
 from filelock import FileLock
 from hashlib import blake2b
 from pathlib import Path
 from PIL import Image
 from zlib import crc32
-from .lazy import _pixels, _upright_points, jpeg_pixels, resized
 
 # %% ../../nbs/api/05_data.cache.ipynb #435d4a36
 class Presized:
@@ -41,9 +42,10 @@ _entry = np.dtype([('key','<u8'), ('bytes','<u8'), ('mtime','<i8'), ('ctime','<i
 _page = 4096
 
 def _mark(entry, kept):
-    "A mark of `entry` and of every page of its bytes `kept`"
+    "A mark of `entry` and of every byte of what it speaks of, `kept`"
     n = len(kept)//_page*_page
-    return crc32(kept[:n].reshape(-1, _page)[:,:8].tobytes()+kept[-8:].tobytes(), crc32(entry[:-4]))
+    words = kept[:n].view('<u8').reshape(-1, _page//8) # a row for each page
+    return crc32(kept[n:], crc32(words.sum(1), crc32(words.sum(0), crc32(entry[:-4]))))
 
 def _who(im, key):
     "What an entry of the picture `im` says of its file, box included"
@@ -60,17 +62,18 @@ class CachedImages:
         self.folder,self.slots,self.keys,self.full,self._pid = Path(folder),{},{},False,None
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def __getstate__(self): return {**{k: v for k,v in self.__dict__.items() if k not in ('_entries','_out','_kept')}, '_pid': None}
+    def __getstate__(self): return {**{k: v for k,v in self.__dict__.items() if k!='_files'}, '_pid': None}
 
     def add(self, use, # What for: pictures for training are kept larger than those for validation
         rows, # Row numbers of the pictures
         paths # Their files
         ):
         "Give every picture its place"
-        keys = np.array([int.from_bytes(blake2b(f'{use}\n{o}'.encode(), digest_size=8).digest(), 'little') for o in paths], np.uint64)
+        keys = np.array([int.from_bytes(blake2b(f'{use}\n{o}'.encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little') for o in paths], np.uint64)
         n = max(rows, default=-1)+1
         self.slots[use],self.keys[use] = np.full(n, -1, np.int32),np.zeros(n, np.uint64)
-        self.slots[use][rows],self.keys[use][rows] = self._places(keys),keys
+        try: self.slots[use][rows],self.keys[use][rows] = self._places(keys),keys
+        except OSError as e: self._stop(f'cannot grow ({e})')
         self._pid = None # whoever has them open needs to look again
 
     def _places(self, keys):
@@ -92,18 +95,12 @@ class CachedImages:
 @patch
 def _open(self:CachedImages):
     "Open the files, once in each process; False where somebody has removed them"
+    def there(fn, flags): return os.open(fn, flags & ~os.O_CREAT)
     if self._pid!=os.getpid():
-        self._pid,self._entries = os.getpid(),None
-        try:
-            self._out = open(self.folder/'pixels', 'ab', buffering=0, opener=lambda fn,flags: os.open(fn, flags & ~os.O_CREAT))
-            self._map()
-            self._entries = np.memmap(self.folder/'entries', _entry, 'r+')
-        except FileNotFoundError: pass
-    return self._entries is not None
-
-@patch
-def _map(self:CachedImages):
-    with open(self.folder/'pixels', 'rb') as f: self._kept = np.frombuffer(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+        self._pid,self._files = os.getpid(),None
+        try: self._files = [open(self.folder/o, mode, buffering=0, opener=there) for o,mode in (('entries','r+b'), ('pixels','rb'), ('pixels','ab'))]
+        except OSError: pass
+    return self._files is not None
 
 # %% ../../nbs/api/05_data.cache.ipynb #e27dbc81
 @patch
@@ -121,14 +118,17 @@ def get(self:CachedImages, im, # A `LazyImage`
 @patch
 def _read(self:CachedImages, i, who):
     "Entry `i`, if it is whole, and of the file `who`"
-    raw = self._entries[i].tobytes() # a copy: others may write
-    *of,at,n,w,h,jpeg,size,base,box,turned,mark = np.frombuffer(raw, _entry)[0].item()
-    if not at or tuple(of)!=who: return None
-    if at+n>len(self._kept):
-        try: self._map()
-        except FileNotFoundError: return None # removed meanwhile
-    kept = self._kept[at:at+n]
-    if len(kept)<n or mark!=_mark(raw, kept): return None
+    entries,pixels,_ = self._files
+    try:
+        entries.seek(i*_entry.itemsize)
+        raw = entries.read(_entry.itemsize)
+        if len(raw)<_entry.itemsize: return None
+        *of,at,n,w,h,jpeg,size,base,box,turned,mark = np.frombuffer(raw, _entry)[0].item()
+        if not at or tuple(of)!=who or at+n>os.fstat(pixels.fileno()).st_size: return None
+        kept = np.empty(n, np.uint8)
+        pixels.seek(at)
+        if pixels.readinto(kept)<n or mark!=_mark(raw, kept): return None
+    except OSError: return None # a disk that fails
     pixels = jpeg_pixels(kept) if jpeg else torch.from_numpy(kept.reshape(h, w, 3)).permute(2,0,1)
     return Presized(pixels, base, size, None if np.isnan(box[0]) else box, turned)
 
@@ -154,14 +154,17 @@ def _make(self:CachedImages, i, who, im, use, plan):
 @patch
 def _keep(self:CachedImages, i, kept, entry):
     "Write the bytes `kept`, then the `entry` that speaks of them"
-    if self.full or os.fstat(self._out.fileno()).st_size+len(kept)>self.limit: return self._stop('is as large as it may become')
-    try: n = self._out.write(kept) # appended: nobody else's bytes are hit
-    except OSError as e: return self._stop(f'cannot grow ({e})')
-    if n<len(kept): return self._stop('cannot grow (the disk is full)')
-    e = np.array([entry], _entry)
-    e['at'] = self._out.tell()-n
-    e['mark'] = _mark(e.tobytes(), kept)
-    self._entries[i] = e[0]
+    entries,_,out = self._files
+    try:
+        if self.full or os.fstat(out.fileno()).st_size+len(kept)>self.limit: return self._stop('is as large as it may become')
+        n = out.write(kept) # appended: nobody else's bytes are hit
+        if n<len(kept): return self._stop('cannot grow (the disk is full)')
+        e = np.array([entry], _entry)
+        e['at'] = out.tell()-n
+        e['mark'] = _mark(e.tobytes(), kept)
+        entries.seek(i*_entry.itemsize)
+        entries.write(e.tobytes())
+    except OSError as e: self._stop(f'cannot grow ({e})')
 
 @patch
 def _stop(self:CachedImages, why):
@@ -174,41 +177,55 @@ _jpeg_share = 1/5 # of the raw size, generously
 
 def _bytes(folder): return sum(o.stat().st_size for o in folder.iterdir())
 
+def _is_wanted(folder):
+    "Is the data set still there whose pictures `folder` keeps?"
+    try: return Path(json.loads((folder/'about.json').read_text())['root']).exists()
+    except (OSError, ValueError, KeyError, TypeError): return False # half written
+
 def _make_room(home, keep, free):
     "Remove caches from the folder `home` other than `keep`, the one used longest ago first, until no more than `free` bytes are taken"
     others = [o.parent for o in home.glob('*/about.json') if o.parent!=keep]
     others.sort(key=lambda o: (o/'about.json').stat().st_mtime, reverse=True)
     for o in others:
         free -= _bytes(o)
-        if free<0 or not Path(json.loads((o/'about.json').read_text())['root']).exists(): shutil.rmtree(o, ignore_errors=True)
+        if free<0 or not _is_wanted(o): shutil.rmtree(o, ignore_errors=True)
 
+def _open_in(home, about, need, max_gb):
+    "As `open_cache`, below the folder `home`"
+    limit = min(max_gb*1e9, shutil.disk_usage(home).free*.9+sum(_bytes(o.parent) for o in home.glob('*/about.json')))
+    small = need[0]*_jpeg_share+need[1]
+    if small>limit: return print(f'No cache: the presized pictures would take {small/1e9:,.1f} GB even as JPEG, more than the {limit/1e9:,.1f} GB that they may (max_gb={max_gb:g}, free disk). Every epoch decodes them anew.')
+    compress = sum(need)>limit
+    about = {**about, 'compress': compress, 'version': 3}
+    text,name = json.dumps(about, indent=1, default=str),Path(about['root']).name.encode('utf-8', 'replace').decode()
+    folder = home/f"{name}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
+    _make_room(home, folder, limit-max(small if compress else sum(need), _bytes(folder) if folder.exists() else 0))
+    if compress: print(f'The presized pictures would take {sum(need)/1e9:,.1f} GB, more than the {limit/1e9:,.1f} GB that they may (max_gb={max_gb:g}, free disk): those for training are kept as JPEG, about {small/1e9:,.1f} GB.')
+    elif not folder.exists() and sum(need)>2e8: print(f'Presized pictures will be kept in {folder}: about {sum(need)/1e9:,.1f} GB (max_gb={max_gb:g}).')
+    res = CachedImages(folder, compress, limit)
+    (folder/'about.json').write_text(text) # also the date of last use
+    return res
+
+# %% ../../nbs/api/05_data.cache.ipynb #fef3869a
 def open_cache(
     about:dict, # What the pixels depend on besides the file: `root`, size, crop, ...
     need:tuple, # Bytes that the pictures for training, and for validation, will take about
     home=None, # Folder of all caches; None: the environment's FGVC_CACHE, else `presized` beside fastai's data
     max_gb:float=10. # That all caches may take together
-    )->CachedImages: # or None, where even JPEGs would be too large
+    )->CachedImages: # or None, where even JPEGs would be too large, or nothing can be written
     "The cache of the pictures that `about` speaks of"
-    home = Path(home or os.environ.get('FGVC_CACHE') or fastai_path('data').parent/'presized').expanduser()
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home/'lock'):
-        limit = min(max_gb*1e9, shutil.disk_usage(home).free*.9+sum(_bytes(o.parent) for o in home.glob('*/about.json')))
-        small = need[0]*_jpeg_share+need[1]
-        if small>limit: return print(f'No cache: the presized pictures would take {small/1e9:,.1f} GB even as JPEG, more than the {limit/1e9:,.1f} GB that they may (max_gb={max_gb:g}, free disk). Every epoch decodes them anew.')
-        compress = sum(need)>limit
-        about = {**about, 'compress': compress, 'version': 2}
-        text = json.dumps(about, indent=1, default=str)
-        folder = home/f"{Path(about['root']).name}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
-        _make_room(home, folder, limit-max(small if compress else sum(need), _bytes(folder) if folder.exists() else 0))
-        if compress: print(f'The presized pictures would take {sum(need)/1e9:,.1f} GB, more than the {limit/1e9:,.1f} GB that they may (max_gb={max_gb:g}, free disk): those for training are kept as JPEG, about {small/1e9:,.1f} GB.')
-        elif not folder.exists() and sum(need)>2e8: print(f'Presized pictures will be kept in {folder}: about {sum(need)/1e9:,.1f} GB (max_gb={max_gb:g}).')
-        res = CachedImages(folder, compress, limit)
-        (folder/'about.json').write_text(text) # also the date of last use
-    return res
+    check_number('max_gb', max_gb, 0)
+    try:
+        home = Path(home or os.environ.get('FGVC_CACHE') or fastai_path('data').parent/'presized').expanduser()
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home/'lock'): return _open_in(home, about, need, max_gb)
+    except (OSError, RuntimeError) as e: # RuntimeError: nobody knows where home is, or the disk has no locks
+        warnings.warn(f'No cache: {home or "the home of caches"} cannot be written ({e}). Every epoch decodes its pictures anew. Give `cache=` a folder that can be written, or False.')
 
 # %% ../../nbs/api/05_data.cache.ipynb #4857ec23
 @patch
 def __repr__(self:CachedImages):
     if not self.folder.exists() or not self._open(): return f'{self.folder}: removed'
-    n,made = [sum(f(o) for o in self.slots.values()) for f in (lambda o: (o>=0).sum(), lambda o: (self._entries['at'][o[o>=0]]>0).sum())]
+    places,at = np.concatenate([[], *[o[o>=0] for o in self.slots.values()]]).astype(int),np.fromfile(self.folder/'entries', _entry)['at']
+    n,made = len(places),(at[places[places<len(at)]]>0).sum()
     return f"{made:,} of {n:,} pictures{' (those for training as JPEG)' if self.compress else ''}, {_bytes(self.folder)/1e9:.2f} GB in {self.folder}"
