@@ -21,10 +21,10 @@ from fasttransform import Transform
 from matplotlib.patches import Rectangle
 from pathlib import Path
 from PIL import Image
-from ..core import check, in_lines, listing
+from ..core import FineGrainedError, check, check_choice, check_number, check_size, in_lines, listing
 from .augs import _keeps_shape, _split_augs
 from .cache import Presized, open_cache
-from .image import centre_region, fit_aspect
+from .image import centre_region, fit_aspect, is_one_picture
 from .lazy import BoxedFile, LazyImage, _pixels, open_lazily
 from .loader import FineGrainedDL
 from .table import FineGrainedData
@@ -81,10 +81,9 @@ class CropResize(RandTransform):
         more=None,               # A torchvision v2 transform of bytes, at the end, in training
         cache=None,              # Where pictures of the table are kept: `CachedImages`
         **kwargs):
-        size = (size,size) if isinstance(size, int) else tuple(size)
-        check(crop in (None,'box'), f"crop='{crop}' is unknown: use None (the whole picture) or 'box'")
-        check(0<min_scale<=1, f"min_scale={min_scale} must be in (0, 1]")
-        check(0<=light<1, f"light={light} must be in [0, 1)")
+        size = check_size('size', size)
+        check_choice('crop', crop, (None,'box'))
+        for k,v,lo,hi in (('margin',margin,0,10), ('min_scale',min_scale,1e-4,1), ('flip',flip,0,1), ('light',light,0,.99)): check_number(k, v, lo, hi)
         super().__init__(**kwargs)
         store_attr('size,crop,margin,min_scale,flip,light')
         if more is not None:
@@ -180,16 +179,17 @@ def place(self:CropResize, parts # (K, 2) in pixels of the file as stored; (4,) 
 class Strings:
     "Many strings in two arrays: worker processes share those, and would each come to copy a list"
     def __init__(self, strings):
-        strings = [o.encode('utf-8', 'surrogateescape') for o in np.asarray(strings, object)] # of a column of pandas twice as quick; also file names that are no text
+        strings = [o.encode('utf-8', 'surrogatepass') for o in np.asarray(strings, object)] # of a column of pandas twice as quick; also file names that are no text
         self.ends,self.bytes = np.cumsum([len(o) for o in strings], dtype=np.int64),np.frombuffer(b''.join(strings), np.uint8)
     def __len__(self): return len(self.ends)
     def __getitem__(self, i):
         i = range(len(self))[i]
-        return self.bytes[self.ends[i-1] if i else 0:self.ends[i]].tobytes().decode('utf-8', 'surrogateescape')
+        return self.bytes[self.ends[i-1] if i else 0:self.ends[i]].tobytes().decode('utf-8', 'surrogatepass')
 
 # %% ../../nbs/api/06_data.block.ipynb #304303c1
 class PictureOf:
     "What a row number of a data set stands for: its file"
+    __name__ = 'PictureOf' # fasttransform would wrap what has none in a function that no worker can be sent
     def __init__(self, data):
         self.root,self.paths,self.boxes,self.banner = str(data.root),Strings(data.items.path),data.items[['x0','y0','x1','y1']].to_numpy() if data.has_boxes else None,data.banner
         self.known = frozenset(map(str, map(data.path, range(len(data))))) if data.banner else () # a path of the table has a banner, however it is handed in
@@ -201,6 +201,7 @@ class PictureOf:
 
 class PartsOf:
     "What a row number of a data set stands for: where the parts of what it shows are, in pixels of the file as stored, NaN where they cannot be seen; or a blank `box`, which goes with the picture"
+    __name__ = 'PartsOf'
     def __init__(self, data, box:bool=False):
         if box: self.names,self.xy,self.blank = ['box'],None,np.full(4, np.nan, np.float32)
         else:
@@ -215,10 +216,15 @@ class PartsOf:
 
 class LabelOf:
     "What a row number of a data set stands for: its label"
+    __name__ = 'LabelOf'
     def __init__(self, data):
         self.vocab = data.vocab
         self.codes = pd.Categorical(data.items.label, categories=self.vocab).codes
-    def __call__(self, o): return self.vocab[self.codes[o]] if self.codes[o]>=0 else np.nan
+    def __call__(self, o):
+        if isinstance(o, (int, np.integer)): return self.vocab[self.codes[o]] if self.codes[o]>=0 else np.nan
+        name = Path(o).parent.name if isinstance(o, (str,Path)) else None
+        check(name in self.vocab, f"Nobody knows the label of {o}: it is no row of the table, and its folder is not called like a class")
+        return name
     def __repr__(self): return 'row → label'
 
 # %% ../../nbs/api/06_data.block.ipynb #08d3f693
@@ -242,6 +248,20 @@ class ToFloat(IntToFloatTensor):
         finally: torch.set_num_threads(n)
 
 # %% ../../nbs/api/06_data.block.ipynb #cd38652b
+def _test_items(data, items, labelled):
+    "The list of `items` to look at, or one clear error"
+    check(not is_one_picture(items) and hasattr(items, '__iter__') and not isinstance(items, (dict,pd.DataFrame)), f"{type(items).__name__}: give a list of rows, paths or pictures, even of one")
+    items = [int(o) if isinstance(o, (int,np.integer)) or getattr(o, 'ndim', None)==0 and not isinstance(o, np.bool_) and float(o).is_integer() else o for o in items]
+    if data is None: return items
+    if labelled and any(isinstance(o, (str,Path)) for o in items):
+        rows = {os.path.abspath(os.path.join(data.root, o)): i for i,o in enumerate(data.items.path)}
+        items = [rows.get(os.path.abspath(o), o) if isinstance(o, (str,Path)) else o for o in items]
+    bad = [o for o in items if isinstance(o, int) and not 0<=o<len(data)]
+    check(not bad, f"There is no row {listing(bad)}: the table has rows 0 to {len(data)-1}")
+    bare = [o for o in items if isinstance(o, int) and pd.isna(data.items.label.iat[o])] if labelled else []
+    check(not bare, f"Row {listing(bare)} has no label: leave it, or `with_labels`, out")
+    return items
+
 class FineGrainedLoaders(DataLoaders):
     "fastai `DataLoaders` that know their data set and can draw boxes"
     data = parts = made = None # the data set; the names of the points in its batches; what `FineGrainedData.dls` was told
@@ -250,10 +270,11 @@ class FineGrainedLoaders(DataLoaders):
         "Where presized pictures are kept, if they are"
         return next((t.cache for t in self.train.after_item.fs if isinstance(t, CropResize)), None)
 
-    def test_dl(self, test_items, # Row numbers, paths, pictures
+    def test_dl(self, test_items, # Row numbers, paths, pictures (PIL, arrays, tensors)
         rm_type_tfms=None, with_labels:bool=False, **kwargs):
-        "As fastai's; the items may be rows of the table, paths or pictures"
-        res = super().test_dl(list(test_items), rm_type_tfms=rm_type_tfms or 0, with_labels=with_labels, **kwargs)
+        "As fastai's; the items may be rows of the table, paths or pictures, and have the labels of their rows or else of their folders"
+        items = _test_items(self.data, test_items, with_labels)
+        res = super().test_dl(items, rm_type_tfms=rm_type_tfms or 0, with_labels=with_labels, **kwargs)
         res.dataset.n_inp = self.n_inp # without labels fastai takes the last input for one
         return res
 
@@ -265,6 +286,7 @@ class FineGrainedLoaders(DataLoaders):
 
     def show_batch(self, b=None, max_n:int=9, boxes:bool=False, **kwargs):
         "Show `max_n` training pictures as the model sees them, with their `boxes` if asked"
+        check_number('max_n', max_n, 1, whole=True)
         if not boxes or b is not None: return self.train.show_batch(b, max_n=max_n, **kwargs)
         check(self.data is not None and self.data.has_boxes, "There are no boxes to draw: the data set has none")
         items = [self.train_ds[int(i)] for i in np.random.permutation(len(self.train_ds))[:max_n]]
@@ -301,9 +323,28 @@ class FineGrainedBlock(DataBlock):
 
     def dataloaders(self, source=None, **kwargs):
         "The `FineGrainedLoaders` of this block's data set; `kwargs` as fastai's (`bs`, `num_workers`, `device`, ...)"
+        self._may_load(source)
+        return self._known(super().dataloaders(self.data, **kwargs))
+
+    def weighted_dataloaders(self, source, # None, or this block's data set
+        wgts, # How often to draw each row of the table, relative to others (only those of train matter)
+        bs:int=64, **kwargs):
+        "As fastai's: training pictures are drawn by `wgts`; they are still the `FineGrainedLoaders` of this block's data set"
+        self._may_load(source)
+        try: wgts = np.asarray(wgts, float)
+        except (TypeError, ValueError) as e: raise FineGrainedError(f"wgts must be numbers, one for each row of the table ({e})") from e
+        check(wgts.shape==(len(self.data),), f"wgts of shape {wgts.shape}: give one number for each of the table's {len(self.data)} rows")
+        rows = self.get_items(None)
+        train = wgts[rows[self.splitter(rows)[0]]]
+        check(np.isfinite(train).all() and (train>=0).all() and train.any(), "wgts must be finite, not below 0, and not all 0 in train")
+        return self._known(super().weighted_dataloaders(self.data, wgts[rows], bs=check_number('bs', bs, 1, whole=True), **kwargs))
+
+    def _may_load(self, source):
         check(source is None or source is self.data, "This block belongs to another data set: make one with `data.block(...)`")
         if self.n_inp==2: _keep_places(self)
-        dls = super().dataloaders(self.data, path=self.data.root, **kwargs)
+
+    def _known(self, dls):
+        "fastai's `dls` as loaders that know their data set"
         dls = FineGrainedLoaders(*dls.loaders, path=dls.path, device=dls.device)
         dls.data = self.data
         if self.n_inp==2: dls.parts = self.getters[1].names
@@ -311,6 +352,20 @@ class FineGrainedBlock(DataBlock):
         return dls
 
 # %% ../../nbs/api/06_data.block.ipynb #60b6e464
+def _check_options(data, size, crop, cache, max_gb, device, item_tfms, batch_tfms, kwargs):
+    "Stop at the first argument of `block` that cannot be meant"
+    check_size('size', size)
+    check_choice('crop', crop, (None,'box'))
+    check_number('max_gb', max_gb, 0)
+    check(isinstance(cache, (bool,str,os.PathLike,type(None))), f"cache={cache!r}: give True, False, or a folder")
+    check(isinstance(cache, (bool,type(None))) or not os.path.isfile(cache), f"cache='{cache}' is a file: give a folder")
+    try: torch.device(device or 'cpu')
+    except (RuntimeError, TypeError) as e: raise FineGrainedError(f"device={device!r} is unknown to torch: use 'cpu', 'cuda' or 'mps'") from e
+    for k,v in (('item_tfms',item_tfms), ('batch_tfms',batch_tfms)): check(all(callable(o) for o in L(v)), f"{k}={v!r}: give fastai transforms, or functions")
+    unknown = [o for o in kwargs if o not in ('margin','min_scale','flip','light')]
+    check(not unknown, f"There is no option {listing(unknown)}: `data.block` and `data.dls` list theirs")
+    check(item_tfms is None or not kwargs, f"{listing(kwargs)}: an option of the block's own `CropResize`, which `item_tfms` replaces")
+
 @patch
 def block(self:FineGrainedData,
     size=224,           # Pixels of what the model sees: int, or (height, width)
@@ -326,8 +381,10 @@ def block(self:FineGrainedData,
     **kwargs            # `margin`, `min_scale`, `flip`, `light` of `CropResize`
     )->DataBlock:
     "A fastai `DataBlock` over this data set"
+    _check_options(self, size, crop, cache, max_gb, device, item_tfms, batch_tfms, kwargs)
     check(crop is None or self.has_boxes, f"crop='{crop}' needs boxes, and {self.card.get('title') or self.root} has none: leave `crop` out")
-    check(parts in (False,True,'box'), f"parts={parts!r} is unknown: use True (the points of the parts), 'box', or False")
+    check_choice('parts', parts, (False,True,'box'))
+    check_choice('valid', valid, ('valid','test'))
     check(not parts or (self.has_boxes if parts=='box' else self.parts is not None and len(self.parts)),
         f"parts={parts!r} needs {'boxes' if parts=='box' else 'the places of parts'}, and {self.card.get('title') or self.root} has none: leave `parts` out")
     for s in ('train', valid): self._must_be_labelled(s)
@@ -402,7 +459,11 @@ def dls(self:FineGrainedData,
     **kwargs # Of `block`: `parts`, `cache`, `max_gb`, `batch_tfms`, ...
     )->FineGrainedLoaders:
     "fastai `DataLoaders` of the train and valid splits; the test split stays apart"
-    check(valid in ('valid','test'), f"valid='{valid}': only 'valid' or 'test' can validate")
+    check_number('bs', bs, 1, whole=True)
+    check_number('num_workers', num_workers, 0, whole=True, none=True)
+    check_number('seed', seed, whole=True, none=True)
+    for k,v,known in (('valid',valid,('valid','test')), ('balanced',balanced,(False,True))): check_choice(k, v, known)
+    check(block is None or isinstance(block, FineGrainedBlock), f"block={type(block).__name__}: give what `data.block(...)` made")
     check(per_class is None or isinstance(per_class, int) and per_class>0 and bs%per_class==0, f"per_class={per_class!r} does not divide a batch of {bs}: use a whole number that does, such as 4")
     check(label_level is None or block is None, "label_level makes a block of its own: give it, or `block`")
     data = self.at_level(label_level) if label_level else self

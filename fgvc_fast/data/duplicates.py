@@ -10,7 +10,7 @@ import numpy as np, os, pandas as pd, warnings
 from fastcore.basics import patch
 from fastcore.parallel import parallel
 from PIL import ImageOps
-from ..core import FineGrainedError, check, in_lines, listing
+from ..core import FineGrainedError, check, check_number, in_lines, listing
 from .table import FineGrainedData
 
 # %% ../../nbs/api/05b_data.duplicates.ipynb #116d002e
@@ -42,7 +42,7 @@ def duplicates(self:FineGrainedData,
     progress:bool=True # Show a bar
     )->pd.DataFrame:
     "Pairs of pictures that look the same, mirrored or not, the most worrying first; none is changed or deleted"
-    check(0<=distance<=128, f'distance={distance}: a number of bits from 0 (hardly anything but the same pixels) to 128 (anything)')
+    check_number('distance', distance, 0, 128, whole=True)
     found = parallel(_fingerprints, [(self, i) for i in range(len(self))], n_workers=os.cpu_count(), threadpool=True, progress=progress)
     bad = [i for i,o in enumerate(found) if isinstance(o, str)]
     if bad: warnings.warn(f'{len(bad)} of {len(self)} files give no picture and were not compared: {listing(self.items.path.iloc[bad])} (`data.check()` says why)')
@@ -84,6 +84,8 @@ def show_duplicates(self:FineGrainedData,
     "The first `n` of `pairs`, side by side"
     import matplotlib.pyplot as plt
     _same_table(self, pairs)
+    for k,v in (('n',n), ('cols',cols)): check_number(k, v, 1, whole=True)
+    check_number('size', size, .1)
     pairs = pairs.head(n)
     check(len(pairs), 'There is no pair to show')
     cols = min(cols, len(pairs))
@@ -100,6 +102,7 @@ def show_duplicates(self:FineGrainedData,
 
 def _same_table(data, pairs):
     "Stop if `pairs` were found in another table: its rows are others"
+    check(isinstance(pairs, pd.DataFrame), f'Not a table of pairs, but {type(pairs).__name__}: `data.duplicates()` makes one')
     check({'row_a','row_b','path_a','path_b'} <= set(pairs), f'Not a table of pairs (it has {listing(pairs.columns)}): `data.duplicates()` makes one')
     path = data.items.path.astype(object)
     same = all((path.reindex(pairs[f'row_{o}']).to_numpy()==pairs[f'path_{o}'].astype(object).to_numpy()).all() for o in 'ab')

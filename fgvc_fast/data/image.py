@@ -100,7 +100,7 @@ def upright_box(box, # x0, y0, x1, y1 in pixels of the file as stored
 # %% ../../nbs/api/00_data.image.ipynb #a4da92e8
 def _unreadable(fn, why, do='replace'):
     "The error for a file that gives no picture; its `why` is there for those who list many"
-    name = (str(fn) if isinstance(fn, (str,os.PathLike)) else f'A picture ({type(fn).__name__})').encode('utf-8', 'backslashreplace').decode()
+    name = fn if isinstance(fn, (str,os.PathLike)) else f'A picture ({type(fn).__name__})'
     e = FineGrainedError(f"{name} {why}: {do} it, or leave its row out (`data.check()` lists all such rows)")
     e.why = why
     return e

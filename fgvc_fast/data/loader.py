@@ -13,7 +13,7 @@ from fastai.data.core import TfmdDL, show_results
 from fastai.data.load import _FakeLoader, fa_collate
 from fastai.torch_core import TensorImage, to_detach
 from fastcore.basics import patch
-from ..core import check
+from ..core import check, check_number
 from torch.utils.data import get_worker_info
 
 # %% ../../nbs/api/05_data.loader.ipynb #6c17fdf6
@@ -45,7 +45,9 @@ def balanced_order(labels, # (n,) class number of each picture
     per_class:int=1 # Pictures of a class that follow one another
     )->np.ndarray: # (n,) positions
     "An epoch of `n` pictures in which all classes come equally often"
+    check_number('per_class', per_class, 1, whole=True)
     k,n = len(np.unique(labels)),len(labels)
+    if not n: return np.zeros(0, np.int64)
     rounds = -(-n//(k*per_class))*per_class
     res = np.empty((rounds,k), np.int64)
     by_class = np.split(np.argsort(labels, kind='stable'), np.flatnonzero(np.diff(np.sort(labels)))+1)
@@ -72,6 +74,7 @@ def share_of(n:int, # Pictures in the epoch
     pad:bool=True # Fill up, so that all processes have equally many?
     )->np.ndarray: # Positions in the epoch, ascending; those from `n` on begin again
     "What one of several processes deals of an epoch: its block of each batch of all"
+    for k,v,lo,hi in (('n',n,0,np.inf), ('bs',bs,1,np.inf), ('ranks',ranks,1,np.inf), ('rank',rank,0,ranks-1)): check_number(k, v, lo, hi, whole=True)
     at = np.arange(-(-n//ranks)*ranks if pad else n)
     whole,rest = np.split(at, [len(at)//(bs*ranks)*bs*ranks])
     return np.concatenate([whole.reshape(-1, ranks, bs)[:,rank].ravel(), np.array_split(rest, ranks)[rank]])
@@ -85,6 +88,9 @@ class FineGrainedDL(TfmdDL):
         balance=None,  # (n,) class numbers: training batches in which all classes come equally often
         per_class:int=1, # Of those, how many pictures of a class follow one another
         **kwargs):
+        check_number('seed', seed, whole=True, none=True)
+        check_number('per_class', per_class, 1, whole=True)
+        for k,lo in (('bs',1), ('num_workers',0)): check_number(k, kwargs.get(k), lo, whole=True, none=True)
         super().__init__(dataset, **kwargs)
         self.seed,self.balance,self.per_class = seed,balance,per_class
         if seed is not None: self.rng = random.Random(seed)

@@ -6,13 +6,13 @@
 __all__ = ['toy_families', 'toy_colours', 'toy_parts', 'draw_bird', 'toy_species', 'toy_birds']
 
 # %% ../../nbs/api/02_data.toy.ipynb #d93c447a
-import hashlib, json, numpy as np, os, pandas as pd, tempfile
+import hashlib, json, math, numpy as np, os, pandas as pd, tempfile
 from fastcore.basics import AttrDict, patch
 from fastcore.parallel import parallel
 from functools import lru_cache
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
-from ..core import check
+from ..core import FineGrainedError, check_number
 from .table import FineGrainedData
 
 # %% ../../nbs/api/02_data.toy.ipynb #7da7f617
@@ -379,8 +379,8 @@ def toy_species(families:int=4, # How many, 2–8
     seed:int=0       # Chooses families, parts and colours
     )->list:
     "The birds of `toy_birds`: each with a name, `family`, `shape`, `marks`, the part that `differs`, and `attributes` in words"
-    for k,v,lo,hi in (('families',families,1,len(toy_families)), ('species',species,2,len(toy_colours)), ('difficulty',difficulty,0,1)):
-        check(lo<=v<=hi, f"{k}={v} cannot be drawn: use a number from {lo} to {hi}")
+    for k,v,lo,hi in (('families',families,1,len(toy_families)), ('species',species,2,len(toy_colours)), ('seed',seed,0,math.inf)): check_number(k, v, lo, hi, whole=True)
+    check_number('difficulty', difficulty, 0, 1)
     rng,res,words = np.random.default_rng([seed,1]),[],list(toy_colours)
     diff = [*rng.permutation(list(_words)), *rng.permutation(list(_words))]
     for fam,differs in zip(rng.permutation(list(toy_families))[:families], diff):
@@ -449,6 +449,16 @@ def _cache_home():
     from fastai.data.external import fastai_path
     return fastai_path('data')
 
+def _make(folder, birds, *args):
+    "Draw all into a folder beside, and give it its name when it is whole"
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix='.toy_birds_') as tmp:
+        root = Path(tmp)/folder.name
+        items,parts = _draw_all(root, birds, *args)
+        _write_cub(root, items, parts)
+        items.to_csv(root/'items.csv', index=False)
+        parts.to_csv(root/'parts.csv', index=False)
+        root.rename(folder)
+
 def toy_birds(path=None, # Folder to keep the data set in (default: fastai's data folder)
     families:int=4,   # Families, 1–8
     species:int=5,    # Species in each family, 2–6
@@ -459,21 +469,17 @@ def toy_birds(path=None, # Folder to keep the data set in (default: fastai's dat
     )->FineGrainedData:
     "Birds whose species differ in one part, named in column `differs`; drawn once, then read"
     birds = toy_species(families, species, difficulty, seed)
-    check(per_class>=4, f"per_class={per_class} is too few to divide: use 4 or more")
-    check(32<=size<=1024, f"size={size} cannot be drawn: use 32 to 1024 pixels")
+    check_number('per_class', per_class, 4, whole=True) # fewer cannot be divided
+    check_number('size', size, 32, 1024, whole=True)
     args = dict(families=families, species=species, per_class=per_class, size=size, difficulty=difficulty, seed=seed)
+    args = {k: v.item() if isinstance(v, np.generic) else v for k,v in args.items()}
     name = 'toy_birds_' + hashlib.sha256(json.dumps([_version,args]).encode()).hexdigest()[:10]
     home = Path(path or _cache_home()).expanduser()
-    home.mkdir(parents=True, exist_ok=True)
-    if not (home/name).is_dir():
-        with tempfile.TemporaryDirectory(dir=home, prefix='.toy_birds_') as tmp:
-            root = Path(tmp)/name
-            items,parts = _draw_all(root, birds, per_class, size, difficulty, seed)
-            _write_cub(root, items, parts)
-            items.to_csv(root/'items.csv', index=False)
-            parts.to_csv(root/'parts.csv', index=False)
-            try: root.rename(home/name)
-            except OSError: check((home/name).is_dir(), f"'{home/name}' cannot be written: give another `path`") # else: somebody was faster
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home/name).is_dir(): _make(home/name, birds, per_class, size, difficulty, seed)
+    except OSError as e:
+        if not (home/name).is_dir(): raise FineGrainedError(f"'{home}' cannot be written ({e}): give another `path`") from e # else: somebody was faster
     return FineGrainedData(pd.read_csv(home/name/'items.csv'), root=home/name, levels=['family','label'], parts=pd.read_csv(home/name/'parts.csv'), card=_card(birds, per_class, args))
 
 # %% ../../nbs/api/02_data.toy.ipynb #7232828d
