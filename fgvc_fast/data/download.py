@@ -6,13 +6,53 @@
 __all__ = ['fetch', 'unpack']
 
 # %% ../../nbs/api/03c_data.download.ipynb #458abb5a
-import os, re, shutil, stat, sys, tarfile, zipfile, zlib
+import errno, os, re, shutil, stat, sys, tarfile, threading, time, zipfile
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote, urljoin, urlsplit
 from fastcore.basics import listify
-from ..core import FineGrainedError, check
+from ..core import FineGrainedError, check, check_number
+
+# %% ../../nbs/api/03c_data.download.ipynb #ff991a10
+class _Broken(Exception): "A line that broke, or a server that is not well just now: worth another try"
+
+_least,_patience,_pause = 1024,60,.5 # bytes a second, over so many seconds; seconds between two tries that brought nothing
+
+def _within(f):
+    "What `f` gives, if it comes within `_patience` seconds"
+    res = []
+    def go():
+        try: res.append((f(), None))
+        except Exception as e: res.append((None, e))
+    t = threading.Thread(target=go, daemon=True)
+    t.start()
+    t.join(_patience)
+    if not res: raise _Broken(f'no answer within {_patience} seconds')
+    if res[0][1]: raise res[0][1]
+    return res[0][0]
+
+# %% ../../nbs/api/03c_data.download.ipynb #ebd95f2c
+def _web(url):
+    "Is `url` an address of the web?"
+    try: return urlsplit(url).scheme in ('http','https') and bool(urlsplit(url).hostname)
+    except ValueError: return False
+
+def _answer(url, head, timeout=30):
+    "The server's answer at `url`, or where that leads"
+    import requests
+    with requests.Session() as s:
+        s.get_redirect_target,to = lambda r: None,url # it would follow, and read to the end what stands at a turn
+        for _ in range(10):
+            check(_web(to), f"{url} leads to '{to}', which is no address on the web (http:// or https://), and is not followed: fetch the file by hand, and give its folder as `path`")
+            try: r = s.get(to, headers=head, stream=True, timeout=timeout, allow_redirects=False)
+            except ValueError as e: raise FineGrainedError(f"{url} leads to '{to}', which is no address that can be asked ({e}): see that it is written right") from e
+            if not (more := requests.Session.get_redirect_target(s, r)): return r
+            r.close()
+            try: to = urljoin(to, more)
+            except ValueError: to = more # said above
+    raise FineGrainedError(f'{url} leads from one address to the next, ten times and more, at last to {to}: fetch the file by hand, and give its folder as `path`')
 
 # %% ../../nbs/api/03c_data.download.ipynb #9fddc2d0
 def _bar(total, done):
@@ -25,24 +65,68 @@ def _bar(total, done):
     return bar.update
 
 # %% ../../nbs/api/03c_data.download.ipynb #eda9d4b5
-def _resume(url, part, mark, timeout=30):
+class _Pace:
+    "Called with the number of bytes that came; stops a line that drips"
+    def __init__(self): self.since,self.n = time.monotonic(),0
+    def __call__(self, n):
+        self.n += n
+        took = time.monotonic()-self.since
+        if took<_patience: return
+        check(self.n>=took*_least, f'it gives less than {_least:,} bytes a second')
+        self.since,self.n = time.monotonic(),0
+
+def _kept(part, mark):
+    "How many bytes there are to go on from, and the mark of the file that they are of"
+    tag = mark.read_bytes().decode('ascii', 'replace') if mark.is_file() and part.is_file() else ''
+    return (part.stat().st_size,tag) if re.fullmatch('"[ !#-~]*"', tag) else (0,'')
+
+def _pieces(r, coded):
+    "The bytes of the answer `r` as they come"
+    if coded or not hasattr(r.raw, 'read1'): yield from r.raw.stream(1<<16, decode_content=True)
+    else:
+        while b := r.raw.read1(1<<16, decode_content=False): yield b
+
+# %% ../../nbs/api/03c_data.download.ipynb #fe976691
+def _begins(r, done):
+    "Does the answer `r` begin at byte `done`?"
+    m = re.match(r'bytes (\d+)-', r.headers.get('Content-Range') or '')
+    return m and int(m[1])==done
+
+def _goes_on(r, done, part):
+    "Is there more to come than the `done` bytes in `part`? Stop where the answer `r` gives nothing"
+    n,m = r.status_code,re.match(r'bytes \*/(\d+)$', r.headers.get('Content-Range') or '')
+    if done and n==416 and (not m or int(m[1])==done): return False # not a byte more: the last try ended with the last one
+    if done and (n==416 or n==206 and not _begins(r, done)): # of another file
+        part.unlink()
+        raise _Broken('it went on with other bytes than it was asked for')
+    if n in (408,425,429) or n>=500: raise _Broken(f'it answers {n} {r.reason}')
+    check(n==200 or done and n==206, f"it answers {n} {r.reason}: the file has moved, or is not public; fetch it by hand, and give its folder as `path`")
+    return True
+
+# %% ../../nbs/api/03c_data.download.ipynb #18374752
+def _resume(url, part, mark, pace):
     "Bring the file `part` to the whole of what is at `url`, going on where it ends; `mark` keeps which file that was"
-    import requests
-    done = part.stat().st_size if part.exists() and mark.exists() else 0
-    head = {'Accept-Encoding': 'identity'} | ({'Range': f'bytes={done}-', 'If-Range': mark.read_text()} if done else {})
-    with requests.get(url, headers=head, stream=True, timeout=timeout) as r:
-        if done and r.status_code==416: return # not a byte more: the last try ended with the last one
-        r.raise_for_status()
-        if r.status_code!=206: done = 0
-        total,tag = done+int(r.headers.get('Content-Length') or 0),r.headers.get('ETag') or ''
-        if tag and not tag.startswith('W/'): mark.write_text(tag)
-        else: mark.unlink(missing_ok=True)
+    done,tag = _kept(part, mark)
+    head = {'Accept-Encoding': 'identity'} | ({'Range': f'bytes={done}-', 'If-Range': tag} if done else {})
+    with _within(lambda: _answer(url, head)) as r:
+        if not _goes_on(r, done, part): return
+        if r.status_code==200: done = 0
+        n,tag = r.headers.get('Content-Length') or '',r.headers.get('ETag') or ''
+        coded = r.headers.get('Content-Encoding', 'identity')!='identity' # packed once more for the way: its length says nothing of the file's
+        total = done+int(n) if re.fullmatch('[0-9]{1,18}', n) and not coded else None
+        free,more = shutil.disk_usage(part.parent).free,(total or done)-done
+        check(more<=free, f'{more:,} bytes are to come, and the disk of {part.parent} has {free:,} left: make room, or give another folder')
+        if coded or not re.fullmatch('"[ !#-~]*"', tag): mark.unlink(missing_ok=True)
+        else: mark.write_text(tag)
         show = _bar(total, done)
         with open(part, 'ab' if done else 'wb') as f:
-            for b in r.iter_content(1<<20):
+            for b in _pieces(r, coded):
                 f.write(b)
                 done += len(b)
+                pace(len(b))
                 show(done)
+    if total is not None and done<total: raise _Broken(f'{total-done:,} bytes are missing')
+    check(done, 'it answers with an empty file')
 
 # %% ../../nbs/api/03c_data.download.ipynb #4ed4e9e1
 @contextmanager
@@ -52,70 +136,130 @@ def _alone(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f'.{path.name}.lock')): yield
 
+@contextmanager
+def _on_disk(what):
+    "One clear error where the disk does not do as it is told"
+    try: yield
+    except OSError as e:
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise FineGrainedError(f"{what} cannot be written ({e.strerror or e}): {'make room' if full else 'give another folder'}, and run the same line again") from e
+
 # %% ../../nbs/api/03c_data.download.ipynb #cc3e58d7
+def _whole(url, part, mark, tries):
+    "Bring `part` to the whole of what is at `url`, trying again as long as more comes"
+    import requests, urllib3.exceptions as u
+    pace,left = _Pace(),tries
+    while True:
+        had = _kept(part, mark)[0]
+        try: return _resume(url, part, mark, pace)
+        except FineGrainedError as e: err,left = e,0
+        except u.DecodeError as e: raise FineGrainedError(f'{url}: what arrives is not packed as its server says ({e}): fetch the file by hand, and give its folder as `path`') from e
+        except (requests.RequestException, u.HTTPError, _Broken) as e: err,left = e,left-1
+        now = _kept(part, mark)[0]
+        said = str(err) if isinstance(err, (_Broken,FineGrainedError)) else type(err).__name__
+        if not left and url in said: raise err
+        if not left and isinstance(err, FineGrainedError): raise FineGrainedError(f'{url}: {said}' + f' ({now:,} bytes have arrived and are kept)'*(now>0)) from err
+        if now>had: left = tries
+        if not left: raise FineGrainedError(f"{url} cannot be reached, or broke off ({said}): {now:,} bytes have arrived and are kept. Run the same line again when the network is back, and it goes on from there") from err
+        if now<=had: time.sleep(_pause)
+
+def _name_of(url):
+    "The name of the file at `url`"
+    check(isinstance(url, str) and _web(url), f'{url!r} is no address on the web: give one that begins with http:// or https://')
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    check(name not in ('','.','..') and not re.search(r'[\\\x00-\x1f]', name), f'{url} names no file: give the address of one')
+    return name
+
 def fetch(
     url:str, # Of one file
     folder, # Where it is kept, under the name it has in `url`
     known_hash:str, # 'md5:…' or 'sha256:…'; None where nobody has published one
-    tries:int=3 # How often a broken line is taken up again
+    tries:int=3 # How many times in a row a line may break without a byte more
 )->Path:
     "The file at `url`: resumed where it broke off, checked, and in `folder` only when it is whole"
-    import pooch, requests
+    import pooch
+    name,_ = _name_of(url),check_number('tries', tries, 1, whole=True)
+    ok = known_hash is None or isinstance(known_hash, str) and re.fullmatch('(md5:[0-9a-f]{32}|sha1:[0-9a-f]{40}|sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})', known_hash, re.I)
+    check(ok, f"known_hash={known_hash!r}: give 'md5:…' or 'sha256:…' with the sum in hexadecimal digits, or None where nobody has published one")
+    check(isinstance(folder, (str,Path)), f'folder={folder!r}: give the path of a folder')
     folder = Path(folder).expanduser()
-    fn = folder/unquote(PurePosixPath(urlparse(url).path).name)
-    part,mark = (fn.with_name(f'.{fn.name}.{o}') for o in ('part','mark'))
+    check(os.path.isdir(folder) or not os.path.lexists(folder), f"folder='{folder}' is a file: give a folder, where {name} can be kept")
+    fn = folder/name
+    part,mark = (fn.with_name(f'.{name}.{o}') for o in ('part','mark'))
     def download(url, to, _):
-        for i in range(tries):
-            try: _resume(url, part, mark)
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as e:
-                kept = part.stat().st_size if mark.exists() and part.exists() else 0
-                if i+1==tries: raise FineGrainedError(f"{url} cannot be reached, or broke off: {kept:,} bytes have arrived and are kept. Run the same line again when the network is back, and it goes on from there") from e
-            except requests.HTTPError as e: raise FineGrainedError(f"{url} answers {e.response.status_code} {e.response.reason}: the file has moved, or is not public; fetch it by hand, and give its folder as `path`") from e
-            else: break
+        _whole(url, part, mark, tries)
         mark.unlink(missing_ok=True)
         os.replace(part, to)
-    with _alone(fn):
-        try: return Path(pooch.retrieve(url, known_hash, fn.name, folder, downloader=download))
+    with _on_disk(fn), _alone(fn):
+        try: return Path(pooch.retrieve(url, known_hash, name, folder, downloader=download))
         except FineGrainedError: raise
         except ValueError as e: # of pooch: the sums differ
             raise FineGrainedError(f"What arrived from {url} is not the file that was published (its checksum is not {known_hash}): it was damaged on the way, or replaced. It was not kept; try again, or fetch it by hand") from e
 
 # %% ../../nbs/api/03c_data.download.ipynb #85f75244
-def _entries(archive):
-    "(name, is it a folder, is it a plain file, a function that opens it) for each entry of the open `archive`"
+class _Entry(tarfile.TarInfo):
+    "An entry whose long name is no longer than names are: `tarfile` reads it whole"
+    @classmethod
+    def frombuf(cls, *args):
+        m = super().frombuf(*args)
+        describes = tarfile.XHDTYPE,tarfile.XGLTYPE,tarfile.SOLARIS_XHDTYPE,tarfile.GNUTYPE_LONGNAME,tarfile.GNUTYPE_LONGLINK
+        if m.type in describes and m.size>1<<20: raise ValueError(f'a name of {m.size:,} bytes')
+        return m
+
+def _entries(archive, fn):
+    "(name, is it a folder, is it a plain file, bytes, a function that opens it) for each entry of the open `archive`"
     if isinstance(archive, tarfile.TarFile):
-        for m in archive: yield m.name,m.isdir(),m.isreg(),lambda m=m: archive.extractfile(m)
+        for m in archive: yield m.name,m.isdir(),m.isreg(),m.size,lambda m=m: archive.extractfile(m)
         return
     for m in archive.infolist():
         kind = stat.S_IFMT(m.external_attr>>16)
-        yield m.filename,m.is_dir(),kind in (0, stat.S_IFREG),lambda m=m: archive.open(m)
+        check(not m.flag_bits&1, f'The archive {fn} is encrypted: unpack it by hand with its password, and give the folder as `path`')
+        yield m.filename,m.is_dir(),kind in (0, stat.S_IFREG),m.file_size,lambda m=m: archive.open(m)
+
+def _said(name): return name.encode('utf-8', 'backslashreplace').decode() # names need not be text
 
 def _inside(name, fn):
     "`name`, an entry of the archive `fn`, as a path that stays inside"
     p = PurePosixPath(name)
     bad = p.is_absolute() or '..' in p.parts or '\\' in name or re.match('[A-Za-z]:', name)
-    check(not bad, f"The archive {fn} holds the entry '{name}', which leads out of its folder: nothing of it was kept. Do not use this archive")
+    check(not bad, f"The archive {fn} holds the entry '{_said(name)}', which leads out of its folder: nothing of it was kept. Do not use this archive")
     return p
 
-# %% ../../nbs/api/03c_data.download.ipynb #a0357d92
-def _opened(fn): return zipfile.ZipFile(fn) if zipfile.is_zipfile(fn) else tarfile.open(fn)
+# %% ../../nbs/api/03c_data.download.ipynb #1bd7aa43
+_times,_floor = 100,1<<30 # what an archive may become: so many times its size, or so many bytes, whichever is more
 
-_damaged = tarfile.TarError,zipfile.BadZipFile,zlib.error,EOFError,OSError
+def _room(fn, to):
+    "A function that takes the bytes of an entry, and stops where those of the archive `fn` are too many to be honest, or for the disk of `to`"
+    most,free,used = max(_floor, _times*fn.stat().st_size),shutil.disk_usage(to).free,0
+    def take(n):
+        nonlocal used
+        used += max(n, 4096) # an empty file takes room too
+        check(used<=most, f'The archive {fn} would become more than {most:,} bytes, which no data set of its size does: nothing of it was kept. Where it is to be trusted, unpack it by hand, and give the folder as `path`')
+        check(used<=free, f'The archive {fn} would take more than the {free:,} bytes that the disk of {to.parent} has left: nothing of it was kept. Make room, or give another folder')
+    return take
+
+# %% ../../nbs/api/03c_data.download.ipynb #a0357d92
+def _opened(fn): return zipfile.ZipFile(fn) if zipfile.is_zipfile(fn) else tarfile.open(fn, tarinfo=_Entry)
+
+def _is_archive(fn): return re.search(r'[.](tar([.]\w+)?|tgz|tbz2?|txz|zip)$', fn.name, re.I) or zipfile.is_zipfile(fn)
 
 def unpack(
     fns, # A .tar, .tgz, .tar.gz, .tar.bz2, .tar.xz or .zip file; or several files, of which those that are no archives are copied
     to # Folder that will hold what is in them, and that is there only when all of it is
 )->Path:
     "The archives `fns` unpacked in the folder `to`, whole or not at all"
+    for o in (*(fns if isinstance(fns, (list,tuple)) else [fns]), to): check(isinstance(o, (str,Path)), f'unpack: {o!r} is no path of an archive or a folder')
     fns,to = [Path(o).expanduser() for o in listify(fns)],Path(to).expanduser()
-    for fn in fns: check(fn.is_file(), f'There is no archive {fn}')
-    with _alone(to):
+    check(fns, 'unpack: the list of archives is empty')
+    for fn in fns: check(os.path.isfile(fn), f'There is no archive {fn}')
+    check(os.path.isdir(to) or not os.path.lexists(to), f"'{to}' is a file: give the name of a folder, which will hold what is in {fns[0].name}")
+    with _on_disk(to), _alone(to):
         if to.exists(): return to
-        for o in to.parent.glob(f'.{to.name}.*.unpacking'): shutil.rmtree(o) # of a process that was killed
+        for o in to.parent.glob(f'.{escape(to.name)}.*.unpacking'): shutil.rmtree(o) # of a process that was killed
         tmp = Path(mkdtemp(dir=to.parent, prefix=f'.{to.name}.', suffix='.unpacking'))
         try:
             for fn in fns:
-                if len(fns)>1 and not (tarfile.is_tarfile(fn) or zipfile.is_zipfile(fn)): shutil.copy(fn, tmp)
+                if len(fns)>1 and not _is_archive(fn): shutil.copy(fn, tmp)
                 else: _fill(tmp, fn)
             tmp.chmod(0o755) # mkdtemp's are for one user alone
             tmp.rename(to)
@@ -125,13 +269,18 @@ def unpack(
 # %% ../../nbs/api/03c_data.download.ipynb #1fac20f7
 def _fill(tmp, fn):
     "Write the files of the archive `fn` into the folder `tmp`"
+    take = _room(fn, tmp)
     try:
         with _opened(fn) as archive:
-            for name,is_dir,is_file,opened in _entries(archive):
+            for name,is_dir,is_file,n,opened in _entries(archive, fn):
                 p = tmp/_inside(name, fn)
-                check(is_dir or is_file, f"The archive {fn} holds '{name}', which is a link or a device, not a file: nothing of it was kept. Do not use this archive")
+                check(is_dir or is_file, f"The archive {fn} holds '{_said(name)}', which is a link or a device, not a file: nothing of it was kept. Do not use this archive")
+                take(n)
                 (p if is_dir else p.parent).mkdir(parents=True, exist_ok=True)
                 if is_dir: continue
                 with opened() as src, open(p, 'wb') as dst: shutil.copyfileobj(src, dst, 1<<20)
-            while isinstance(archive, tarfile.TarFile) and archive.fileobj.read(1<<20): pass # a compressed file's own sum stands at its end
-    except _damaged as e: raise FineGrainedError(f'The archive {fn} is damaged, or could not be written out ({type(e).__name__}: {e}): nothing of it was kept. See whether the disk is full; else delete the archive and fetch it again') from e
+            while isinstance(archive, tarfile.TarFile) and (b := archive.fileobj.read(1<<20)): take(len(b)) # a compressed file's own sum stands at its end
+    except FineGrainedError: raise
+    except Exception as e:
+        if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): raise FineGrainedError(f'The disk is full: {fn} could not be unpacked in {tmp.parent}, and nothing of it was kept. Make room, and try again') from e
+        raise FineGrainedError(f'The archive {fn} is damaged, or none that can be opened here ({type(e).__name__}: {e}): nothing of it was kept. Delete it and fetch it again, or unpack it by hand') from e
