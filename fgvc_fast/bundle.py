@@ -6,20 +6,21 @@
 __all__ = ['Bundle', 'recipe', 'model_card', 'load_bundle', 'write_bundle', 'check_same']
 
 # %% ../nbs/api/91_bundle.ipynb #f3550c40
-import copy, hashlib, importlib, json, numpy as np, os, pandas as pd, shutil, sys, timm, torch, torchvision, warnings
-from contextlib import contextmanager
+import copy, ctypes, errno, hashlib, importlib, inspect, json, math, numpy as np, os, pandas as pd, re, struct, sys, time, timm, torch, torchvision, warnings
+from contextlib import contextmanager, suppress
 from fastcore.basics import patch
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from PIL import Image, ImageOps # chkstyle: ignore (the page turns pictures)
+from safetensors.torch import load, save
+from threading import get_ident
 from torch import nn
+from torch.nn.modules import module as hooks
 from torch.utils.data import DataLoader, Dataset
 from uuid import uuid4
 from . import __version__
-from .core import FineGrainedError, check, listing
-from .data.image import _open, centre_region, fit_aspect, read_image, to_rgb, upright_box, upright_size
+from .core import FineGrainedError, check, check_choice, check_number, check_size, listing
+from .data.image import _open, centre_region, fit_aspect, is_one_picture, picture_suffixes, read_image, to_picture, upright_box, upright_size
 from .models.head import heads
 from .models.model import FineGrainedModel, Normalise, fine_grained_model
 from .models.pool import pools
@@ -33,23 +34,23 @@ class _Pictures(Dataset):
 
     def __getitem__(self, i):
         try: return i,torch.from_numpy(np.array(self.read(self.items[i], None if self.boxes is None else self.boxes[i])))
-        except Exception as e: return i,getattr(e, 'why', f'{type(e).__name__}: {e}') # one bad file must not stop ten thousand
+        except Exception as e: return i,getattr(e, 'why', f'is no picture ({e})') # one bad file must not stop ten thousand
 
     def region(self, im, wh, box):
         "What is looked at of the picture `im`, of `wh` when upright"
         (h,w),m = self.transforms['size'],self.transforms['margin']
         if box is None or np.isnan(np.asarray(box, float)).any(): return centre_region(wh, w/h)
-        x0,y0,x1,y1 = upright_box(box, im)
+        x0,y0,x1,y1 = upright_box(box, im) if isinstance(im, Image.Image) else box
         m *= max(x1-x0, y1-y0)
         return fit_aspect((x0-m,y0-m,x1+m,y1+m), w/h, wh)
 
     def read(self, o, box):
         size = self.transforms['size'][::-1]
-        if isinstance(o, Image.Image):
-            up = to_rgb(ImageOps.exif_transpose(o))
-            return up.resize(size, Image.Resampling.BILINEAR, box=self.region(o, up.size, box))
-        with _open(o) as im: region = self.region(im, upright_size(im), box)
-        return read_image(o, region, size)
+        if isinstance(o, (str,Path)):
+            with _open(o) as im: region = self.region(im, upright_size(im), box)
+            return read_image(o, region, size)
+        up = to_picture(o)
+        return up.resize(size, Image.Resampling.BILINEAR, box=self.region(o, up.size, box))
 
 def _collate(b):
     "([numbers], pixels (n, h, w, 3)) of what could be read, and {number: reason} of what could not"
@@ -57,25 +58,32 @@ def _collate(b):
     return [i for i,_ in good],torch.stack([x for _,x in good]) if good else None,bad
 
 # %% ../nbs/api/91_bundle.ipynb #0a4b1647
-_endings = set('.jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .avif .heic .heif .jp2 .jxl .dng .nef .cr2 .cr3 .arw .orf .rw2 .raf'.split())
-
 def _in_folder(folder):
-    "All pictures below `folder`, sorted"
-    found = sorted(o for o in folder.rglob('*') if o.suffix.lower() in _endings and not any(p.startswith('.') for p in o.relative_to(folder).parts))
+    "All pictures below `folder`, sorted; links to folders are followed, once each"
+    found,seen = [],set()
+    for at,dirs,files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(at)) in seen: dirs.clear()
+        else:
+            seen.add(real)
+            dirs[:] = [o for o in dirs if not o.startswith('.')]
+            found += [Path(at, o) for o in files if os.path.splitext(o)[1].lower() in picture_suffixes and not o.startswith('.')]
     check(found, f"There are no pictures in the folder '{folder}' (no files that end in .jpg, .png, ...)")
-    return found
+    return sorted(found)
 
 def _listed(images):
     "(pictures, a name for each, was it a single one)"
-    one = isinstance(images, (str,Path,Image.Image))
+    one = isinstance(images, (str,bytes,Path)) or is_one_picture(images)
     if isinstance(images, (str,Path)):
         p = Path(images).expanduser()
-        check(p.exists(), f"'{images}' does not exist: give a picture, a folder of pictures, or a list")
+        check(os.path.exists(p), f"'{images}' does not exist: give a picture, a folder of pictures, or a list")
         if p.is_dir(): one,images = False,_in_folder(p)
-    items = [images] if one else list(images)
+    try: items = [images] if one else [] if isinstance(images, dict) else list(images)
+    except TypeError: items = []
+    check(items or hasattr(images, '__len__'), f"images={images!r}: give a picture, a folder of pictures, or a list")
     check(items, 'There is nothing to predict: the list of pictures is empty')
-    for i,o in enumerate(items): check(isinstance(o, (str,Path,Image.Image)), f"images[{i}] is a {type(o).__name__}: give paths or PIL pictures (`Image.fromarray(x)` makes one of an array)")
-    return items,[f'images[{i}]' if isinstance(o, Image.Image) else str(o) for i,o in enumerate(items)],one
+    for i,o in enumerate(items): check(isinstance(o, (str,bytes,Path,Image.Image)) or hasattr(o, '__array__'), f"images[{i}] is {'None' if o is None else f'a {type(o).__name__}'}: give paths, PIL pictures, or arrays or tensors of pixels")
+    items = [Path(o).expanduser() if isinstance(o, str) else o for o in items]
+    return items,[str(o) if isinstance(o, Path) else f'images[{i}]' for i,o in enumerate(items)],one
 
 # %% ../nbs/api/91_bundle.ipynb #b57aef59
 def _boxed(boxes, n, one, crop):
@@ -84,10 +92,17 @@ def _boxed(boxes, n, one, crop):
         if crop: warnings.warn("This model was trained on pictures cut to the object's box. Without `boxes` it sees the middle of each picture, and is less often right.")
         return None
     check(crop, 'This model was trained on whole pictures and has no use for boxes: leave `boxes` out')
-    boxes = [boxes] if one and np.ndim(boxes)==1 else list(getattr(boxes, 'values', boxes))
+    try: boxes = [boxes] if one and np.ndim(boxes)==1 else list(boxes.to_numpy() if hasattr(boxes, 'to_numpy') else boxes)
+    except (TypeError, ValueError): raise FineGrainedError(f'boxes={boxes!r}: give x0, y0, x1, y1 for each picture') from None
     check(len(boxes)==n, f"There are {len(boxes)} boxes for {n} pictures: give one each, None where there is none")
-    for i,b in enumerate(boxes): check(b is None or np.shape(b)==(4,), f"boxes[{i}] = {b!r}: give x0, y0, x1, y1 in pixels of the file as stored, or None")
+    for i,b in enumerate(boxes): check(b is None or _is_box(b), f"boxes[{i}] = {b!r}: give x0, y0, x1, y1 in pixels of the file as stored, x0 < x1 and y0 < y1, or None")
     return boxes
+
+def _is_box(b):
+    "Is `b` a box, or all NaN, as a table says that there is none?"
+    try: x0,y0,x1,y1 = map(float, b)
+    except (TypeError, ValueError): return False
+    return all(map(math.isnan, (x0,y0,x1,y1))) or all(map(math.isfinite, (x0,y0,x1,y1))) and x0<x1 and y0<y1
 
 def _bar(dl, show):
     "`dl` under fastai's progress bar, where there is somebody to look at it"
@@ -98,6 +113,14 @@ def _bar(dl, show):
     return progress_bar(dl, leave=False)
 
 # %% ../nbs/api/91_bundle.ipynb #0c9f2478
+def _device(device):
+    "The device meant, if it is there"
+    try:
+        d = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        torch.zeros(1, device=d).item()
+        return d
+    except Exception as e: raise FineGrainedError(f"device={device!r} cannot be used here ({str(e).splitlines()[0]}): give 'cpu', or None for the best that there is") from e
+
 class Bundle:
     "A trained model with what it takes to `predict`"
     def __init__(self,
@@ -107,7 +130,9 @@ class Bundle:
         transforms:dict, # size (height, width), crop, margin
         device=None # None: the GPU if there is one
     ):
-        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        check(isinstance(model, nn.Module), f'Bundle: model={type(model).__name__} is no torch module')
+        _sound(list(labels) if isinstance(labels, (list,tuple)) else labels, levels, transforms)
+        self.device = _device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.labels,self.levels,self.transforms = labels,levels,transforms
 
@@ -124,6 +149,21 @@ def _workers(n):
     "Processes that read `n` pictures: none for a few, which would be read before they have started, nor where they do not start from a notebook"
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(cpus, 8) if n>=64 and sys.platform=='linux' else 0
+
+# %% ../nbs/api/91_bundle.ipynb #0c147813
+def _texts(o): return isinstance(o, dict) and all(isinstance(k, str) and isinstance(v, str) for k,v in o.items())
+
+def _sound(labels, levels, transforms, stats=None):
+    "Stop unless this is what a bundle can predict with"
+    check(isinstance(labels, list) and labels and all(isinstance(o, str) for o in labels), f'labels={str(labels)[:80]} is no list of names')
+    check(len(set(labels))==len(labels), 'labels: two of them are the same')
+    check(isinstance(levels, dict) and all(isinstance(k, str) and _texts(o) for k,o in levels.items()), f"levels={str(levels)[:80]}: a name for each label is needed, {{'family': {{label: name, ...}}, ...}}")
+    check(isinstance(transforms, dict) and {'size','crop','margin'} <= set(transforms), f'transforms={str(transforms)[:80]}: size, crop and margin are needed')
+    check(math.prod(check_size('size', transforms['size'])) <= 2**24, f"size={transforms['size']}: more than 4096 × 4096 px")
+    check_choice('crop', transforms['crop'], (None,'box')), check_number('margin', transforms['margin'], 0, 100)
+    for k in ('mean','std') if stats is not None else ():
+        check(isinstance(stats, dict) and isinstance(stats.get(k), (list,tuple)) and len(stats[k])==3, f'stats={str(stats)[:80]}: mean and std of three channels are needed')
+        for o in stats[k]: check_number(f'{k} in stats', o, 1e-9 if k=='std' else -1e9, 1e9)
 
 # %% ../nbs/api/91_bundle.ipynb #d9f2f871
 @patch
@@ -143,7 +183,7 @@ def _table(self:Bundle, names, probs, k, skipped):
 # %% ../nbs/api/91_bundle.ipynb #9653ef72
 @patch
 def predict(self:Bundle,
-    images, # A path, a PIL picture, a list of those, or a folder
+    images, # A path, a PIL picture, an array or tensor of pixels, a list of those, or a folder
     k:int=3, # How many labels to give, the likeliest first
     flip:bool=False, # Ask about the mirror image too, and take the mean of the probabilities
     bs:int=32, # Pictures per batch
@@ -152,7 +192,8 @@ def predict(self:Bundle,
     progress:bool=True # Show a bar
     )->pd.DataFrame:
     "A row for each picture: path, label, probability, then the next labels; `df.attrs['skipped']` says what could not be read, and why"
-    check(isinstance(k, int) and k>0, f'k={k!r}: give how many labels you want, 1 or more')
+    check_number('k', k, 1, whole=True), check_number('bs', bs, 1, whole=True), check_number('num_workers', num_workers, 0, whole=True, none=True)
+    check_choice('flip', flip, (False,True)), check_choice('progress', progress, (False,True))
     items,names,one = _listed(images)
     boxes,done,probs,skipped = _boxed(boxes, len(items), one, self.transforms['crop']),[],[],{}
     with torch.inference_mode():
@@ -237,6 +278,8 @@ def model_card(cfg:dict, # As in config.json
     notes:list=None # What whoever reads the numbers must know
     )->str:
     "The text of README.md"
+    lacks = [k for k in ('model','labels','levels','transforms','versions') if not isinstance(cfg, dict) or k not in cfg]
+    check(not lacks, f"model_card: cfg says nothing of {listing(lacks)}: give what stands in a bundle's config.json")
     m,t,v,d = cfg['model'],cfg['transforms'],cfg['versions'],data or {}
     (h,w),n = t['size'],len(cfg['labels'])
     seen = 'the middle of the picture' + f" (trained on the object's box with a margin of {100*t['margin']:.0f} %: give `boxes=` to do so here)"*bool(t['crop'])
@@ -244,6 +287,8 @@ def model_card(cfg:dict, # As in config.json
     made = dict(architecture=f"{arch} ({lib}), pool {m['pool']}, head {m['head']}", parameters=f'{params:,}', sees=f'{w} × {h} px (width × height): {seen}') | (training or {})
     known = [(k, d[k]) for k in ('title','url','citation','licence','notes') if d.get(k)]
     return f"""# {d.get('title') or 'A model'}: {n:,} labels told apart by {arch}
+
+*This card may be edited: the checksums of the bundle cover its weights and its configuration, not this text.*
 
 ## Use
 
@@ -275,41 +320,77 @@ The licence is that of the pictures; whether it reaches a model that was trained
 """
 
 # %% ../nbs/api/91_bundle.ipynb #a5b94848
-def _sha(path):
-    "SHA-256 of a file"
-    h = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while b := f.read(1<<20): h.update(b)
-    return h.hexdigest()
-
-def _sha_config(cfg): return hashlib.sha256(json.dumps({k: v for k,v in cfg.items() if k!='sha256'}, sort_keys=True).encode()).hexdigest()
-
+def _sha(b): return hashlib.sha256(b).hexdigest()
+def _sha_config(cfg): return _sha(json.dumps({k: v for k,v in cfg.items() if k!='sha256'}, sort_keys=True).encode())
 def _versions(): return dict(fgvc_fast=__version__, timm=timm.__version__, torch=torch.__version__, torchvision=torchvision.__version__)
 
+# %% ../nbs/api/91_bundle.ipynb #289369e5
+def _once(pairs):
+    "The dict of `pairs`, none of which may come twice"
+    if len(res := dict(pairs))<len(pairs): raise ValueError('a key stands in it twice')
+    return res
+
+def _never(o): raise ValueError(f'{o} is no number of JSON')
+
+def _parsed(b):
+    "The configuration whose file holds the bytes `b`"
+    try: return json.loads(b.decode('utf-8'), object_pairs_hook=_once, parse_constant=_never)
+    except RecursionError as e: raise ValueError('it is nested too deeply') from e
+
 # %% ../nbs/api/91_bundle.ipynb #0538412a
+def _bytes(folder, name, most=1<<26, size=None):
+    "What the file `name` of the bundle in `folder` holds, `size` bytes if that is given"
+    fn = folder/name
+    check(os.path.isfile(fn), f"'{name}' is missing from the bundle in '{folder}': copy the bundle again")
+    check(fn.resolve().parent==folder.resolve(), f"'{name}' in the bundle '{folder}' is a link that leads out of it, to '{fn.resolve()}': put the file itself there")
+    n = fn.stat().st_size
+    check(size is None or n==size, f"'{fn}' has {n:,} bytes, {size} were written: copy the bundle again")
+    check(size is not None or n<=most, f"'{fn}' has {n:,} bytes: do not use this bundle")
+    return fn.read_bytes()
+
 def _config(folder):
     "The configuration of the bundle in `folder`, if nobody has changed it"
     fn = folder/'config.json'
-    check(fn.is_file(), f"'{folder}' is no bundle: it has no config.json. `learn.save_bundle(...)` makes one")
-    try: cfg = json.loads(fn.read_text(encoding='utf-8'))
+    check(os.path.isfile(fn), f"'{folder}' is no bundle: it has no config.json. `learn.save_bundle(...)` makes one")
+    try: cfg = _parsed(_bytes(folder, 'config.json'))
+    except FineGrainedError: raise
     except ValueError as e: raise FineGrainedError(f"'{fn}' is damaged, it is no JSON ({e}): copy the bundle again") from e
-    check(isinstance(cfg, dict) and 'format' in cfg and 'files' in cfg, f"'{fn}' is not a bundle's: it names no format and no files")
-    by = (cfg.get('versions') or {}).get('fgvc_fast', 'another version')
-    check(cfg['format']==1, f"The bundle in '{folder}' has format {cfg['format']}, written by fgvc_fast {by}; this fgvc_fast {__version__} reads format 1: install that version, or save the bundle again with this one")
+    check(isinstance(cfg, dict) and 'format' in cfg and isinstance(cfg.get('files'), dict), f"'{fn}' is not a bundle's: it names no format and no files")
+    by = cfg['versions'].get('fgvc_fast') if isinstance(cfg.get('versions'), dict) else 'another version'
+    newer = f"The bundle in '{folder}' has format {cfg['format']}, written by fgvc_fast {by}; this fgvc_fast {__version__} reads format 1: install that version, or save the bundle again with this one"
+    check(type(cfg['format']) is int and cfg['format']==1, newer)
     check(cfg.get('sha256')==_sha_config(cfg), f"'{fn}' was changed since the bundle was written (its SHA-256 is another): copy the bundle again, or save it anew")
     lacks = [k for k in ('model','labels','levels','transforms','stats','versions') if k not in cfg]
     check(not lacks, f"'{fn}' says nothing of {listing(lacks)}: do not use this bundle")
+    try: _sound(cfg['labels'], cfg['levels'], cfg['transforms'], cfg['stats']), _sound_model(cfg)
+    except FineGrainedError as e: raise FineGrainedError(f"'{fn}' cannot be used: {e}") from e
     return cfg
 
-def _check_file(folder, name, bytes, sha256):
-    "Stop unless the file is in `folder` as it was written"
-    check(name not in ('','.','..') and name==PurePosixPath(name).name==PureWindowsPath(name).name, f"config.json in '{folder}' names the file '{name}', which is no plain name inside the bundle: do not use this bundle")
-    fn = folder/name
-    check(fn.is_file(), f"'{name}' is missing from the bundle in '{folder}': copy the bundle again")
-    check(fn.resolve().parent==folder.resolve(), f"'{name}' in the bundle '{folder}' is a link that leads out of it, to '{fn.resolve()}': put the file itself there")
-    n = fn.stat().st_size
-    check(n==bytes, f"'{fn}' has {n:,} bytes, {bytes} were written: copy the bundle again")
-    check(_sha(fn)==sha256, f"'{fn}' was changed since the bundle was written (its SHA-256 is another): copy the bundle again")
+# %% ../nbs/api/91_bundle.ipynb #8485e89e
+def _sound_model(cfg):
+    "Stop unless `cfg` describes files, versions and a model in the way that `recipe` does"
+    for k,o in cfg['files'].items():
+        plain = k not in ('','.','..') and k==PurePosixPath(k).name==PureWindowsPath(k).name and k.isprintable()
+        check(plain, f'it names the file {k!r}, which is no plain name inside the bundle: do not use this bundle')
+        check(isinstance(o, dict) and type(o.get('bytes')) is int and isinstance(o.get('sha256'), str), f"files: the bytes and the sha256 of '{k}' are needed")
+    m = cfg['model']
+    check(_texts(cfg['versions']), 'versions must be named in words')
+    check(isinstance(m, dict), 'model says nothing')
+    pair = [m.get('library'), m.get('arch')]
+    texts = [o if isinstance(o, list) else [o] for o in pair]
+    check(all(isinstance(s, str) for o in texts for s in o) and len({len(o) for o in texts})==1 and 0<len(texts[0])<3, f'library={str(pair[0])[:80]}, arch={str(pair[1])[:80]}: a name each is needed')
+    for k in ('pool','head'): check(isinstance(m.get(k), str), f'{k}={str(m.get(k))[:80]}: a name is needed')
+    check_number('drop', m.get('drop'), 0, 1)
+    if m.get('img_size') is not None: check(math.prod(check_size('img_size', m['img_size'])) <= 2**24, f"img_size={m['img_size']}: more than 4096 × 4096 px")
+    opts,attend,branch = m.get('options', {}),m.get('attend', []),m.get('branch')
+    check(isinstance(m.get('kwargs'), dict), f"kwargs={str(m.get('kwargs'))[:80]}: arguments by name are needed")
+    check(isinstance(opts, dict) and all(isinstance(o, dict) for o in opts.values()), f'options={str(opts)[:80]}: arguments by name are needed for pool and head')
+    ok = isinstance(attend, list) and all(isinstance(o, list) and len(o)==2 and isinstance(o[0], (int,str)) and isinstance(o[1], str) for o in attend)
+    check(ok, f'attend={str(attend)[:80]}: pairs of a stage and the name of a block are needed')
+    check(branch is None or isinstance(branch, (int,str)), f'branch={str(branch)[:80]}: the number or name of a stage is needed')
+    check_choice('closer', m.get('closer', False), (False,True))
+    bad = [k for k in m['kwargs'] if k in _elsewhere]
+    check(not bad, f'config.json asks for weights from elsewhere ({listing(bad)}): do not use this bundle')
 
 # %% ../nbs/api/91_bundle.ipynb #b042ff7e
 def _builder(lib, arch):
@@ -321,40 +402,115 @@ def _builder(lib, arch):
     return arch
 
 def _built(cfg):
-    "The model of `cfg` with random weights"
+    "The model of `cfg`, which normalises nothing yet, with random weights"
     m = cfg['model']
     for kind,known in (('pool',pools), ('head',heads)): check(m[kind] in known, f"The bundle's {kind} is '{m[kind]}', which is not among {listing(known)}: put its class into `{kind}s` before you load")
-    bad = [k for k in m['kwargs'] if k in _elsewhere]
-    check(not bad, f"config.json asks for weights from elsewhere ({listing(bad)}): do not use this bundle")
     arch = _builder(m['library'], m['arch']) if isinstance(m['arch'], str) else [*map(_builder, m['library'], m['arch'])]
     pool,head = (partial(known[m[k]], **m.get('options', {}).get(k, {})) for k,known in (('pool',pools), ('head',heads)))
     more = dict(attend=dict(m.get('attend', [])), branch=m.get('branch'), closer=m.get('closer', False)) # a bundle of before they were there has none
     with torch.random.fork_rng(devices=[]): # the caller's next random numbers stay the same
-        return fine_grained_model(arch, len(cfg['labels']), pool, head, m['drop'], (cfg['stats']['mean'], cfg['stats']['std']), pretrained=False, img_size=m['img_size'], **more, **m['kwargs'])
+        return fine_grained_model(arch, len(cfg['labels']), pool, head, m['drop'], False, pretrained=False, img_size=m['img_size'], **more, **m['kwargs'])
 
-def _with_weights(cfg, fn):
-    "The model of `cfg` with the weights in `fn`"
+# %% ../nbs/api/91_bundle.ipynb #18a8f5d2
+def _head(b):
+    "{name: (shape, type)} of the tensors in the bytes `b` of a safetensors file"
+    n = struct.unpack('<Q', b[:8])[0]
+    check(n<=len(b)-8, 'the file is shorter than its head says')
+    return {k: (tuple(o['shape']),o['dtype']) for k,o in _parsed(b[8:8+n]).items() if k!='__metadata__'}
+
+@contextmanager
+def _bounded(numbers, tensors):
+    "No more is built meanwhile than so many weights can belong to: much more where a part is left out, as a classifier"
+    me,left = get_ident(),[8*numbers+2**28,50*tensors+20_000]
+    def count(m, name, o):
+        if get_ident()!=me: return
+        left[0] -= o.numel() if torch.is_tensor(o) else 0
+        left[1] -= 1
+        check(min(left)>=0, f'it would be far larger than the {tensors:,} tensors with {numbers:,} numbers that are there')
+    hs = [getattr(hooks, f'register_module_{o}_registration_hook')(count) for o in ('module','parameter','buffer')]
+    try: yield
+    finally:
+        for h in hs: h.remove()
+
+def _complete(net):
+    "Is all that `net` computes with in its state dict?"
+    saved = {id(o) for o in net.state_dict(keep_vars=True).values()}
+    loose = (o for m in net.modules() for o in (*vars(m).values(), *m._buffers.values()))
+    return all(id(o) in saved for o in loose if torch.is_tensor(o))
+
+# %% ../nbs/api/91_bundle.ipynb #f600c9d2
+_types = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
+
+def _fits(net, head):
+    "Stop unless the tensors of `head` are those of `net`; which was not saved at first may be missing"
+    own = {k: (tuple(o.shape),o.dtype) for k,o in net.state_dict().items() if not k.startswith('norm.')}
+    head = {k: (s,_types.get(t)) for k,(s,t) in head.items() if k not in ('norm.mean','norm.std')}
+    bad = dict(missing=[k for k in own if k not in head and k!='temperature'], unexpected=[k for k in head if k not in own])
+    bad['of another shape or type'] = [f'{k} {[*head[k][0]]} for {[*own[k][0]]}' for k in own if k in head and head[k]!=own[k]]
+    said = '; '.join(f'{len(o)} {what} ({listing(o, 3)})' for what,o in bad.items() if o)
+    check(not said, said)
+
+def _with_weights(cfg, b, fn):
+    "The model of `cfg` with the weights in the bytes `b` of the file `fn`"
     try:
-        model = _built(cfg)
-        model.load_state_dict(load_file(fn))
+        head = _head(b)
+        with _bounded(sum(math.prod(s) for s,_ in head.values()), len(head)):
+            with torch.device('meta'): model = _built(cfg)
+            _fits(model, head)
+            if not (whole := _complete(model)): model = _built(cfg)
+        model.norm = Normalise(cfg['stats']['mean'], cfg['stats']['std'])
+        model.load_state_dict(load(b), assign=whole)
         return model.eval().requires_grad_(False)
-    except (FineGrainedError, RuntimeError, SafetensorError, KeyError, TypeError, AttributeError) as e:
-        lib = cfg['model'].get('library')
-        now,then = _versions().get(lib),str(cfg['versions'].get(lib))
-        mend = f" Install that: pip install {lib}=={then.partition('+')[0]}." if then!=now else ''
-        raise FineGrainedError(f"'{fn}' does not fit the model that config.json describes, built by {lib} {now}; it was written with {lib} {then}.{mend} What went wrong: {listing(str(e).splitlines(), 4)}") from e
+    except Exception as e:
+        lib = cfg['model']['library']
+        libs = dict.fromkeys(lib if isinstance(lib, list) else [lib])
+        had,has = ({o: str(v.get(o)) for o in libs} for v in (cfg['versions'], _versions()))
+        old = [f"{o}=={v.partition('+')[0]}" for o,v in had.items() if v!=has[o]]
+        now,then = (' and '.join(f'{k} {v}' for k,v in o.items()) for o in (has, had))
+        mend = f" Install that: pip install {' '.join(old)}." if old else ''
+        raise FineGrainedError(f"'{fn}' does not fit the model that config.json describes, built by {now}; it was written with {then}.{mend} What went wrong: {listing(str(e).splitlines() or [type(e).__name__], 4)}") from e
 
 # %% ../nbs/api/91_bundle.ipynb #b7f990e7
+def _left(folder):
+    "What a save that was killed has left of the bundle that was in `folder`: `.new` and `.old` folders beside it"
+    return [o for o in sorted(folder.parent.glob('.*.*')) if re.fullmatch(rf'[.]{re.escape(folder.name)}[.][0-9a-f]{{8}}[.](new|old)', o.name) and o.is_dir()]
+
+def _read(folder):
+    "The configuration and the files of the bundle in `folder`, all of one and the same"
+    check(os.path.isdir(folder), f"There is no folder '{folder}'")
+    cfg = _config(folder)
+    files = {k: _bytes(folder, k, size=o['bytes']) for k,o in cfg['files'].items()}
+    for k,o in cfg['files'].items(): check(_sha(files[k])==o['sha256'], f"'{folder/k}' was changed since the bundle was written (its SHA-256 is another): copy the bundle again")
+    check('model.safetensors' in files, f"config.json in '{folder}' has no sum for model.safetensors: do not use this bundle")
+    return cfg,files
+
+# %% ../nbs/api/91_bundle.ipynb #a9cf5e88
+def _mark(folder):
+    "Something that is another when the bundle in `folder` has been replaced"
+    with suppress(OSError, ValueError): return (folder/'config.json').stat().st_ino,(folder/'config.json').stat().st_mtime_ns
+
+def _settled(folder, tries=50):
+    "What `_read` says, of a bundle that somebody may be replacing"
+    for i in range(tries):
+        mark = _mark(folder)
+        try: return _read(folder)
+        except (FineGrainedError, OSError) as e: err = e
+        old = [o for o in _left(folder.resolve()) if o.suffix=='.old'] if not os.path.lexists(folder) else []
+        for o in old: # between two renames, where a system has no exchange
+            with suppress(FineGrainedError, OSError): return _read(o)
+        if not old and mark==_mark(folder) and (i or mark): break
+        time.sleep(.02)
+    raise err if isinstance(err, FineGrainedError) else FineGrainedError(f"The bundle in '{folder}' cannot be read: {err}") from err
+
+# %% ../nbs/api/91_bundle.ipynb #e0a48638
 def load_bundle(folder, # That `save_bundle` wrote
     device=None # None: the GPU if there is one
     )->'Bundle':
     "The model in `folder`, ready to `predict`; an error that names what is wrong if the folder is not as it was written"
-    folder = Path(folder).expanduser()
-    check(folder.is_dir(), f"There is no folder '{folder}'")
-    cfg = _config(folder)
-    for name,o in cfg['files'].items(): _check_file(folder, name, o.get('bytes'), o.get('sha256'))
-    check('model.safetensors' in cfg['files'], f"config.json in '{folder}' has no sum for model.safetensors: do not use this bundle")
-    model = _with_weights(cfg, folder/'model.safetensors')
+    check(isinstance(folder, (str,Path)) and '\0' not in str(folder), f'load_bundle: {folder!r} is no path of a folder')
+    folder,device = Path(folder).expanduser(),_device(device)
+    cfg,files = _settled(folder)
+    model = _with_weights(cfg, files['model.safetensors'], folder/'model.safetensors')
     return Bundle(model, cfg['labels'], cfg['levels'], cfg['transforms'], device)
 
 # %% ../nbs/api/91_bundle.ipynb #9d303996
@@ -362,31 +518,74 @@ _names = 'config.json','README.md','model.safetensors'
 
 def _may_replace(folder):
     "Stop unless `folder` is free: not there, empty, or a bundle and nothing else"
-    if not folder.exists(): return
+    if not os.path.lexists(folder): return
     check(folder.is_dir(), f"'{folder}' is a file: give the name of a folder for the bundle")
     has = sorted(o.name for o in folder.iterdir())
-    try: is_bundle = {'format','files','labels'} <= set(json.loads((folder/'config.json').read_text(encoding='utf-8')))
+    try: is_bundle = {'format','files','labels'} <= set(_parsed(_bytes(folder, 'config.json')))
     except (OSError, ValueError, TypeError): is_bundle = False
     check(is_bundle or not has, f"'{folder}' is not empty, and no bundle ({listing(has)}): it stays as it is, give another name")
     other = [o for o in has if o not in _names]
     check(not other, f"The bundle in '{folder}' would be replaced, and {listing(other)} with it: move that elsewhere, or give another name")
 
+def _remove(folder):
+    "Take away a folder that holds a bundle, or a part of one; what else is in it stays"
+    with suppress(OSError):
+        for o in _names: (folder/o).unlink(missing_ok=True)
+        folder.rmdir()
+
+def _exchange(a, b):
+    "Let the folders `a` and `b` change names, in one step; False where the system cannot"
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        swap = partial(libc.renameat2, -100) if sys.platform=='linux' else libc.renamex_np # -100: paths from the working directory
+        args = (os.fsencode(a), -100, os.fsencode(b), 2) if sys.platform=='linux' else (os.fsencode(a), os.fsencode(b), 2)
+        return swap(*args)==0
+    except (OSError, AttributeError, TypeError): return False
+
+# %% ../nbs/api/91_bundle.ipynb #a2517334
+@contextmanager
+def _alone(folder):
+    "Nobody else writes the bundle `folder` meanwhile"
+    from filelock import FileLock, Timeout
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_name(f'.{folder.name}.lock'), timeout=600): yield
+    except Timeout as e: raise FineGrainedError(f"Somebody else has been writing '{folder}' for ten minutes: try again, or give another name") from e
+
+def _tidy(folder):
+    "Bring back, or take away, what a save that was killed has left beside `folder`; there is no other now"
+    left = _left(folder)
+    if not folder.exists() and (old := [o for o in left if o.suffix=='.old']): old[-1].rename(folder)
+    for o in left: _remove(o)
+
 @contextmanager
 def _in_place_of(folder):
     "A fresh folder to fill: takes the place of `folder` if all goes well, disappears if not"
-    _may_replace(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new,old = [folder.with_name(f'.{folder.name}.{uuid4().hex[:8]}.{o}') for o in ('new','old')]
-    new.mkdir()
-    try:
-        yield new
-        if folder.exists(): folder.rename(old)
-        new.rename(folder)
-    finally:
-        if old.exists() and not folder.exists(): old.rename(folder)
-        for o in (new, old): shutil.rmtree(o, ignore_errors=True)
+    with _alone(folder):
+        _tidy(folder), _may_replace(folder)
+        new,old = [folder.with_name(f'.{folder.name}.{uuid4().hex[:8]}.{o}') for o in ('new','old')]
+        new.mkdir()
+        try:
+            yield new
+            _may_replace(folder)
+            if not (folder.exists() and _exchange(new, folder)):
+                if folder.exists(): folder.rename(old)
+                new.rename(folder)
+        finally:
+            if old.exists() and not folder.exists(): old.rename(folder)
+            for o in (new, old): _remove(o)
 
 # %% ../nbs/api/91_bundle.ipynb #8b951e6a
+def _utf8(s): return s.encode('utf-8', 'backslashreplace') # a name that is no text stays readable, and JSON reads it back
+
+@contextmanager
+def _written(folder):
+    "One clear error where the disk does not do as it is told"
+    try: yield
+    except OSError as e:
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise FineGrainedError(f"The bundle '{folder}' cannot be written ({e.strerror or e}): {'make room' if full else 'give another folder'}, and save again. What was there is as it was") from e
+
 def write_bundle(folder, # Where; a bundle that is there is replaced
     model:FineGrainedModel, # Is left as it is
     labels:list, # Name of each output
@@ -398,24 +597,32 @@ def write_bundle(folder, # Where; a bundle that is there is replaced
     verify=None # A function that looks at the reloaded `Bundle` too, and raises if it must not be kept
     )->Path:
     "Write `model` and all that it takes to predict with it into `folder`, load it again, and keep it only if it answers random pixels as `model` does"
+    check(isinstance(folder, (str,Path)) and '\0' not in str(folder), f'write_bundle: folder={folder!r} is no path')
+    check(verify is None or callable(verify), f'verify={verify!r}: give a function of the bundle')
+    known = set(inspect.signature(model_card).parameters)-{'cfg','params'}
+    check(facts is None or isinstance(facts, dict) and set(facts) <= known, f'facts={str(facts)[:80]}: give some of {listing(sorted(known))} by name')
+    check(isinstance(labels, (list,tuple)) or hasattr(labels, '__iter__') and not isinstance(labels, (str,bytes,dict)), f'labels={labels!r}: give a list of names')
     folder,made = Path(folder).expanduser().resolve(),recipe(model)
     net = copy.deepcopy(model).cpu().float().eval()
     net.added.clear() # what they learned is of no use to the answer
-    labels,size = list(map(str, labels)),tuple(size or model.body.img_size)
+    labels,size = list(map(str, labels)),check_size('size', model.body.img_size if size is None else size)
     if stats is None and isinstance(net.norm, Normalise): stats = [o.flatten().tolist() for o in (net.norm.mean, net.norm.std)]
+    check(stats is None or isinstance(stats, (list,tuple)) and len(stats)==2, f'stats={stats!r}: give (mean, std)')
     mean,std = stats or ([0.]*3, [1.]*3)
+    levels,cut,stats = levels or {},dict(size=size, crop=crop, margin=margin),dict(mean=mean, std=std)
+    check(labels, 'labels: the list is empty'), _sound(labels, levels, cut, stats)
     net.norm = Normalise(mean, std)
     x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(): want = net(x)
     n = want.shape[1]
     check(n==len(labels)==len(set(labels)), f"The model tells {n} classes apart: give as many labels, each another, not these {len(labels)} ({listing(labels)})")
-    with _in_place_of(folder) as new:
-        save_file({k: v.clone(memory_format=torch.contiguous_format) for k,v in net.state_dict().items()}, new/'model.safetensors')
-        files = {o.name: dict(bytes=o.stat().st_size, sha256=_sha(o)) for o in [new/'model.safetensors']}
-        cfg = dict(format=1, model=made, labels=labels, levels=levels or {}, transforms=dict(size=size, crop=crop, margin=margin), stats=dict(mean=mean, std=std), versions=_versions(), files=files)
-        cfg = json.loads(json.dumps(cfg))
-        (new/'config.json').write_text(json.dumps(cfg | dict(sha256=_sha_config(cfg)), indent=1, ensure_ascii=False), encoding='utf-8')
-        (new/'README.md').write_text(model_card(cfg, sum(o.numel() for o in net.parameters()), **facts or {}), encoding='utf-8')
+    weights = save({k: v.clone(memory_format=torch.contiguous_format) for k,v in net.state_dict().items()})
+    cfg = dict(format=1, model=made, labels=labels, levels=levels, transforms=cut, stats=stats, versions=_versions(), files={'model.safetensors': dict(bytes=len(weights), sha256=_sha(weights))})
+    cfg = json.loads(json.dumps(cfg))
+    with _written(folder), _in_place_of(folder) as new:
+        (new/'model.safetensors').write_bytes(weights)
+        (new/'config.json').write_bytes(_utf8(json.dumps(cfg | dict(sha256=_sha_config(cfg)), indent=1, ensure_ascii=False)))
+        (new/'README.md').write_bytes(_utf8(model_card(cfg, sum(o.numel() for o in net.parameters()), **facts or {})))
         bundle = load_bundle(new, 'cpu')
         with torch.inference_mode(): check_same(want, bundle.model(x))
         if verify: verify(bundle)
@@ -426,6 +633,8 @@ def check_same(want, got, # Logits (n, classes) of a model and of what was writt
     most:float=1e-4 # Difference that rounding explains
     )->float:
     "The largest difference of any two logits, or an error if it is more than rounding"
+    check(torch.is_tensor(want) and torch.is_tensor(got), 'check_same: give the logits of both as tensors')
+    check_number('most', most, 0)
     diff = (want-got).abs().max().item() if want.shape==got.shape else float('inf')
     check(diff<most, f"What was written does not answer as the model does: logits differ by {diff:.3g}, {most:g} would be rounding. It was not kept. Has a part of the model been changed since it was made?")
     return diff
@@ -442,13 +651,15 @@ def save_onnx(self:Bundle,
     images # Pictures to check it with, as `predict` takes them
     )->float:
     "Write the model as an ONNX file, and keep it only if ONNX Runtime answers as the model does; the largest difference of any logit"
+    check(isinstance(path, (str,Path)), f'save_onnx: path={path!r} is no path of a file')
     *_,runtime = _onnx()
     items,names,_ = _listed(images)
     cpu = Bundle(copy.deepcopy(self.model), self.labels, self.levels, self.transforms, 'cpu')
     path = Path(path).expanduser()
+    check(path.parent.is_dir() and not path.is_dir(), f"save_onnx: '{path}' is no place for a file: its folder must be there, and it must be none")
     part = path.with_name(f'.{path.name}.{uuid4().hex[:8]}')
     try:
-        _export(cpu.model, self.transforms['size'], part)
+        with _written(path): _export(cpu.model, self.transforms['size'], part)
         diff = _compare(cpu, runtime.InferenceSession(part, providers=['CPUExecutionProvider']), items, names)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)

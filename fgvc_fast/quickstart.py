@@ -13,7 +13,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
 from pathlib import Path
-from .core import in_lines
+from .core import FineGrainedError, check, check_number, in_lines
 from .data.all import fine_grained_data
 from .data.image import centre_region, read_image
 from .interpret.all import FineGrainedInterpretation, cam
@@ -25,11 +25,13 @@ from .train.phases import Phase
 class Report:
     "One HTML file that carries its pictures inside: sections of prose, tables and figures"
     def __init__(self, title, lead): self.title,self.lead,self.parts = title,lead,[]
-    def text(self, s): self.parts.append(f'<p>{html.escape(s)}</p>')
+    def text(self, s): self.parts.append(f'<p>{html.escape(str(s))}</p>')
     def section(self, title, text):
-        self.parts.append(f'<h2>{html.escape(title)}</h2>')
+        self.parts.append(f'<h2>{html.escape(str(title))}</h2>')
         self.text(text)
-    def table(self, df): self.parts.append(df.to_html(index=False, border=0))
+    def table(self, df):
+        check(isinstance(df, pd.DataFrame), f'Report.table: a {type(df).__name__} is no DataFrame')
+        self.parts.append(df.to_html(index=False, border=0))
     def figure(self, fig=None, dpi=110):
         "Put `fig` (default: the current one) on the page, and close it"
         fig,buf = fig or plt.gcf(),io.BytesIO()
@@ -38,7 +40,8 @@ class Report:
         self.parts.append(f'<img alt="" src="data:image/png;base64,{b64encode(buf.getvalue()).decode()}">')
     def save(self, fn):
         "Write the page"
-        Path(fn).write_text(_page.format(title=html.escape(self.title), lead=html.escape(self.lead), body='\n'.join(self.parts)), encoding='utf-8')
+        page = _page.format(title=html.escape(str(self.title)), lead=html.escape(str(self.lead)), body='\n'.join(self.parts))
+        Path(fn).write_bytes(page.encode('utf-8', 'backslashreplace')) # a species' name need not be text
 
 _page = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:860px;margin:2rem auto;padding:0 1rem;color:#222}} h2{{margin:2.2rem 0 .3rem}} p{{margin:.3rem 0 1rem}} img{{max-width:100%;display:block}}
@@ -50,6 +53,8 @@ table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}} t
 # %% ../nbs/api/95_quickstart.ipynb #4f2a6942
 def true_parts(data, rows, size):
     "Centre x, y and radius of the part that differs, in pixels of what a model of `size` sees, for each of `rows`; NaN where a leaf hides it"
+    known = getattr(data, 'parts', None) is not None and 'differs' in data.items and 'r' in data.parts
+    check(known, 'true_parts: only `toy_birds` says which part of a bird differs, and how large it is'), check_number('size', size, 1)
     parts = data.parts[data.parts.visible].set_index(['item','part'])
     def one(i):
         if (i,data.items.differs[i]) not in parts.index: return [np.nan]*3
@@ -72,6 +77,7 @@ def show_parts(interp, idxs, parts):
 # %% ../nbs/api/95_quickstart.ipynb #0bec3148
 def part_scores(maps, parts):
     "Mean of each of `maps` inside its ring, over the mean of the whole map: 1 where the map knows nothing of the part"
+    check(getattr(maps, 'ndim', 0)==3 and np.shape(parts)==(len(maps),3), f'part_scores: give maps (n, h, w) and for each x, y and r, not {np.shape(maps)} and {np.shape(parts)}')
     y,x = np.mgrid[:maps.shape[1],:maps.shape[2]]+.5
     res = []
     for m,(px,py,r) in zip(maps.numpy(), parts):
@@ -88,6 +94,7 @@ def _timed(row):
 
 def three_ways(dls, epochs):
     "A trained learner per strategy, with its row of the table"
+    check_number('epochs', epochs, 1, whole=True)
     plans = {'from scratch': epochs, 'frozen body': [Phase('head', epochs, lr=1e-2)], 'phased fine-tuning': [Phase('head', 2, lr=1e-2), Phase('all', max(1, epochs-2), lr=5e-3, ratio=3)]}
     for name,plan in plans.items():
         print(f'\n{name}')
@@ -140,7 +147,7 @@ print(df.to_json(orient='records'))"""
 def fresh_process(folder, paths):
     "What the bundle in `folder` says of `paths` in a process of its own, and how many seconds it took to be ready"
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', _fresh, str(folder), *map(str, paths)], capture_output=True, text=True)
-    if res.returncode: raise RuntimeError(f'The fresh process failed:\n{res.stderr}')
+    check(not res.returncode, f"In a fresh process the bundle in '{folder}' says nothing: {(res.stderr.strip().splitlines() or ['killed'])[-1]}")
     seconds,rows = res.stdout.strip().splitlines()[-2:]
     return pd.DataFrame(json.loads(rows)),float(seconds)
 
@@ -166,6 +173,11 @@ def main(out:str='quickstart', # Folder for report.html and the bundle
     per_class:int=60 # Pictures of each species
     ):
     "Train a model on birds drawn in code, offline, keep it, and write a report with pictures"
+    check_number('epochs', epochs, 1, whole=True), check_number('size', size, 32, 1024, whole=True), check_number('per_class', per_class, 4, whole=True)
+    out = Path(out).expanduser()
+    check(out.is_dir() or not out.exists(), f"out='{out}' is a file: give a folder for the report and the bundle")
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise FineGrainedError(f"out='{out}' cannot be made ({e.strerror}): give a folder that can be written") from e
     print('Drawing birds ...')
     data = fine_grained_data('toy_birds', per_class=per_class)
     print(data)

@@ -97,7 +97,8 @@ def _numbers(learn, net, show):
 def _training(learn):
     "How the model was made, as far as the learner knows"
     made,rec,log = dict(getattr(learn, 'made_of', {})),getattr(learn, 'recorder', None),getattr(learn, 'phase_log', None)
-    res = dict(began_with=Path(made['weights']).name) if 'weights' in made else {} # not where the file lay on this machine
+    began = str(made.get('weights', ''))
+    res = dict(began_with='tensors by name' if began.startswith(('{','OrderedDict')) else Path(began).name) if began else {} # not where the file lay on this machine
     if log is not None and len(log): res['epochs'] = f"{len(log)} in {log.phase.nunique()} phases"
     elif rec is not None and len(getattr(rec, 'values', [])): res['epochs'] = f'{len(rec.values)} in the last fit'
     res |= dict(loss=_name(learn.loss_func), optimiser=_name(learn.opt_func), batch_size=learn.dls.train.bs, precision=made.get('precision'), data=repr(learn.dls.data))
@@ -113,6 +114,7 @@ def save_bundle(self:Learner,
     folder # Of its own, from the working directory; a bundle that is there is replaced once the new one has passed its check
     )->Path:
     "Write the model as plain files that `load_bundle` reads, with a model card; kept only if it answers as the learner does"
+    check(isinstance(folder, (str,Path)) and str(folder).strip() and '\0' not in str(folder), f'save_bundle: folder={folder!r} is no path of a folder')
     dls,path = self.dls,Path(folder).expanduser().resolve()
     if rank_distrib(): return path # of several processes, one writes
     recipe(self.model), _may_replace(path) # said before minutes are spent on measuring

@@ -1,5 +1,5 @@
 "Bundles: every kind of model kept as plain files, read back in a fresh process, and refused when they are not as they were written"
-import copy, hashlib, json, os, shutil, subprocess, sys
+import copy, hashlib, json, os, shutil, subprocess, sys, warnings
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, timm, torch, torchvision
 from PIL import Image, ImageOps
@@ -7,7 +7,7 @@ from fastai.data.transforms import Normalize
 from fastai.learner import load_learner
 from fastai.vision.augment import Resize, aug_transforms
 from torch import nn
-from fgvc_fast.bundle import load_bundle, recipe
+from fgvc_fast.bundle import Bundle, load_bundle, recipe, write_bundle
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
@@ -167,7 +167,9 @@ def odd(tmp_path_factory):
     for o in (0, *range(2,9)):
         exif = Image.Exif()
         exif[0x0112] = o
-        rgb.save(d/f'turned{o}.jpg', exif=exif)
+        for end in ('jpg','png','webp','tif'): rgb.save(d/f'turned{o}.{end}', exif=exif)
+    for end in ('png','webp','jpg'): rgb.save(d/f'broken.{end}', exif=b'Exif\x00\x00II*\x00\xff\xff\xff\x7fbroken')
+    Image.fromarray(np.where(np.eye(240,320), np.nan, np.asarray(grey)/np.float32(255)).astype(np.float32)).save(d/'nan.tif')
     return d
 
 def test_odd_pictures_are_read_as_the_learner_reads_them(saved, odd):
@@ -205,6 +207,79 @@ def test_unreadable_pictures_are_skipped_and_listed(saved, birds, tmp_path):
     assert len(none)==0 and list(none.columns)==list(df.columns)
     with pytest.raises(FineGrainedError, match='page.jpg is not a picture'): bundle.predict(tmp_path/'page.jpg')
     with pytest.raises(FineGrainedError, match="'gone' does not exist"): bundle.predict('gone')
+
+def test_pixels_are_read_as_a_picture_of_them_is(saved, odd):
+    "Arrays, tensors and bytes of any layout beside the PIL picture of the same; what is none is one error"
+    bundle = load_bundle(saved[1], 'cpu')
+    rgb = np.asarray(Image.open(odd/'large.jpg').resize((90,70)))
+    grey,alpha = rgb[...,0],np.dstack([rgb, rgb[...,:1]])
+    same = [(rgb, rgb), (rgb.transpose(2,0,1), rgb), (torch.from_numpy(rgb.copy()), rgb), (torch.from_numpy(rgb.copy()).permute(2,0,1), rgb), (rgb/255, rgb), (torch.tensor(rgb/255).permute(2,0,1).float(), rgb), (rgb.astype(np.uint16)*257, rgb),
+        (rgb[None], rgb), (rgb[:,::-1], rgb[:,::-1].copy()), (grey, grey), (grey[...,None], grey), (grey[None]/255, grey), (grey.astype(np.uint16)*257, grey), (alpha, alpha), (alpha/255, alpha), (grey>99, (grey>99).astype(np.uint8)*255)]
+    got,want = [bundle.predict(o, k=4, progress=False) for o in ([a for a,_ in same], [Image.fromarray(b) for _,b in same])]
+    pd.testing.assert_frame_equal(got, want, check_exact=False, atol=1e-6)
+    assert want.probability.nunique()>3
+    np.testing.assert_allclose(bundle.predict(rgb).probability, want.probability[:1], atol=1e-6)
+    np.testing.assert_allclose(bundle.predict((odd/'large.jpg').read_bytes()).probability, bundle.predict(odd/'large.jpg').probability, atol=1e-6)
+    np.testing.assert_allclose(bundle.predict(np.stack([rgb, rgb])).probability, want.probability[[0,0]], atol=1e-6)
+    for bad in (None, 5, 2.5, object(), {}, dict(a=rgb), [None], [5], [rgb, None], [dict()], rgb.astype(object), np.zeros((9,9,2)), np.zeros(5), np.zeros((9,9,3))*np.nan, np.zeros((9,9,3))-4, np.zeros((0,9,3)), np.zeros((9,9,3), complex), b'no picture'):
+        with pytest.raises(FineGrainedError, match='images|expected|picture'), warnings.catch_warnings():
+            warnings.simplefilter('error')
+            bundle.predict(bad)
+
+def test_arguments_of_predict(saved, birds):
+    bundle,f = load_bundle(saved[1], 'cpu'),birds.path(0)
+    for kw in (dict(k=0), dict(k='3'), dict(k=2.5), dict(k=None), dict(k=True), dict(bs=0), dict(bs=-1), dict(bs='x'), dict(bs=None), dict(num_workers=-1), dict(num_workers='x'), dict(flip=7), dict(flip=None), dict(flip='no'), dict(progress=5), dict(boxes=5), dict(boxes='x'), dict(boxes=[1,2,3])):
+        with pytest.raises(FineGrainedError, match=next(iter(kw))): bundle.predict(f, **kw)
+    for folder in (5, None, [], b'x', '', 'gone', 'a\0b', f):
+        with pytest.raises(FineGrainedError): load_bundle(folder)
+    for device in ('x', 'cuda:99', 5.5, 'meta', [], -1):
+        with pytest.raises(FineGrainedError, match='device='): load_bundle(saved[1], device)
+    crop = Bundle(bundle.model, bundle.labels, bundle.levels, dict(size=(64,64), crop='box', margin=.1), 'cpu')
+    for box in ((0,0,0,5), (5,5,1,9), ('a','b','c','d'), (0,0,9), (0,0,np.inf,9), (0,np.nan,9,9), 'abcd'):
+        with pytest.raises(FineGrainedError, match='boxes'): crop.predict([f], boxes=[box])
+
+def test_arguments_of_saving(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learn,folder = saved
+    model,labels = load_bundle(folder, 'cpu').model,list(learn.dls.vocab)
+    for folder in (None, 5, '', ' ', 'a\0', b'x', []):
+        with pytest.raises(FineGrainedError, match='folder='): learn.save_bundle(folder)
+    for kw in (dict(folder=None), dict(folder=5), dict(model=None), dict(model=nn.Linear(2,2)), dict(labels=None), dict(labels='abcd'), dict(labels=[]), dict(labels=labels[:2]), dict(labels=labels[:3]+labels[:1]), dict(labels=5), dict(size=0), dict(size='64'), dict(size=(64,)), dict(size=(64,-1)), dict(size=2.5),
+            dict(size=10**6), dict(crop='middle'), dict(crop=5), dict(margin=-1), dict(margin='x'), dict(margin=np.nan), dict(margin=None), dict(levels=5), dict(levels=dict(family=5)), dict(levels=dict(family={'a': 1})), dict(stats=5), dict(stats=([0],[1])), dict(stats=([0]*3,[0]*3)), dict(stats=([np.nan]*3,[1]*3)),
+            dict(facts=5), dict(facts=dict(nothing=1)), dict(verify=5)):
+        with pytest.raises(FineGrainedError): write_bundle(**dict(folder='new', model=model, labels=labels) | kw)
+    assert not list(tmp_path.iterdir())
+
+def test_one_list_of_what_is_a_picture(saved, tmp_path, birds):
+    "Of a folder with every ending, a bundle and `fine_grained_data` look at the same files"
+    from fgvc_fast.data.image import picture_suffixes
+    ends = [*picture_suffixes, '.txt', '.csv', '.eps', '.pdf', '.svg', '.mp4', '.npy', '']
+    for c in ('a','b'):
+        (tmp_path/c).mkdir()
+        for i,o in enumerate(ends): Image.open(birds.path(i)).save(tmp_path/c/f'{i}{o.upper() if i%2 else o}', 'PNG')
+        (tmp_path/c/'.hidden').mkdir()
+        shutil.copy(birds.path(0), tmp_path/c/'.hidden'/'x.png')
+    data = fine_grained_data(tmp_path)
+    df = load_bundle(saved[1], 'cpu').predict(tmp_path, progress=False)
+    assert sorted(df.path)==sorted(str(data.path(i)) for i in data.items.index) and len(df)==2*len(picture_suffixes)
+
+def test_what_is_called_a_picture_and_is_none(saved, tmp_path, birds):
+    "A drawing program in an EPS, a pipe, a folder, a link to itself: named, nothing is started and nobody waits; linked folders are seen once"
+    good = tmp_path/'in'/'good.png'
+    good.parent.mkdir()
+    shutil.copy(birds.path(0), good)
+    (tmp_path/'in'/'photo.jpg').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n')
+    os.mkfifo(tmp_path/'in'/'pipe.jpg')
+    (tmp_path/'in'/'folder.jpg').mkdir()
+    (tmp_path/'in'/'me.jpg').symlink_to('me.jpg')
+    (tmp_path/'in'/'up').symlink_to('..')
+    (tmp_path/'in'/'more').symlink_to(tmp_path/'far')
+    (tmp_path/'far').mkdir()
+    shutil.copy(birds.path(1), tmp_path/'far'/'far.png')
+    bundle = load_bundle(saved[1], 'cpu')
+    with pytest.warns(UserWarning, match='could not be read'): df = bundle.predict(tmp_path/'in', progress=False)
+    assert sorted(Path(o).name for o in df.path)==['far.png','good.png']
+    assert sorted(Path(o).name for o in df.attrs['skipped'])==['me.jpg','photo.jpg','pipe.jpg']
 
 def test_flips_workers_batches(saved, birds):
     "Mirror images by hand; the result does not depend on who reads or how many at a time"
@@ -303,7 +378,7 @@ def test_what_has_no_name_is_not_saved(birds, tmp_path):
     learn = learner(birds)
     learn.model.body.model.layer4.register_forward_hook(lambda m, i, o: 2*o) # nothing that a state dict shows
     with pytest.raises(FineGrainedError, match='logits differ by'): save(learn, tmp_path/'b')
-    assert not list(tmp_path.iterdir())
+    assert not [o for o in tmp_path.iterdir() if not o.name.endswith('.lock')]
     pools['max'] = MaxPool
     try:
         learn = learner(birds, pool='max')
@@ -336,7 +411,7 @@ def test_learner_is_left_as_it_was(birds, tmp_path):
     other.dls = learn.dls
     agrees(other, save(other, tmp_path/'c'), birds['test'].index[:4])
 
-@pytest.mark.parametrize('where', ['save_file','load_bundle','rename'])
+@pytest.mark.parametrize('where', ['save','load_bundle','_exchange','rename'])
 def test_interrupted_saving_leaves_what_was_there(saved, birds, tmp_path, monkeypatch, where):
     "Whatever it is interrupted in; also where nothing was"
     import fgvc_fast.bundle as B
@@ -344,21 +419,22 @@ def test_interrupted_saving_leaves_what_was_there(saved, birds, tmp_path, monkey
     shutil.copytree(saved[1], folder)
     old = {f.name: f.read_bytes() for f in folder.iterdir()}
     def stop(*args, **kwargs): raise KeyboardInterrupt
+    def here(): return [o.name for o in tmp_path.iterdir() if not o.name.endswith('.lock')]
     calls,rename = [],Path.rename
     def second(self, target):
         calls.append(target)
         if len(calls)==2: raise KeyboardInterrupt
         return rename(self, target)
     with monkeypatch.context() as m:
-        if where=='rename': m.setattr(Path, 'rename', second)
+        if where=='rename': m.setattr(Path, 'rename', second), m.setattr(B, '_exchange', lambda a, b: False)
         else: m.setattr(B, where, stop)
         with pytest.raises(KeyboardInterrupt): save(learn, folder)
-    assert {f.name: f.read_bytes() for f in folder.iterdir()}==old and [o.name for o in tmp_path.iterdir()]==['b']
-    if where!='rename':
+    assert {f.name: f.read_bytes() for f in folder.iterdir()}==old and here()==['b']
+    if where in ('save','load_bundle'):
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
             m.setattr(B, where, stop)
             save(learn, tmp_path/'new')
-        assert [o.name for o in tmp_path.iterdir()]==['b']
+        assert here()==['b']
     save(learn, folder)
     agrees(learn, folder, birds['test'].index[:4])
 

@@ -216,13 +216,11 @@ def _entries(archive, fn):
         check(not m.flag_bits&1, f'The archive {fn} is encrypted: unpack it by hand with its password, and give the folder as `path`')
         yield m.filename,m.is_dir(),kind in (0, stat.S_IFREG),m.file_size,lambda m=m: archive.open(m)
 
-def _said(name): return name.encode('utf-8', 'backslashreplace').decode() # names need not be text
-
 def _inside(name, fn):
     "`name`, an entry of the archive `fn`, as a path that stays inside"
     p = PurePosixPath(name)
     bad = p.is_absolute() or '..' in p.parts or '\\' in name or re.match('[A-Za-z]:', name)
-    check(not bad, f"The archive {fn} holds the entry '{_said(name)}', which leads out of its folder: nothing of it was kept. Do not use this archive")
+    check(not bad, f"The archive {fn} holds the entry '{name}', which leads out of its folder: nothing of it was kept. Do not use this archive")
     return p
 
 # %% ../../nbs/api/03c_data.download.ipynb #1bd7aa43
@@ -274,7 +272,7 @@ def _fill(tmp, fn):
         with _opened(fn) as archive:
             for name,is_dir,is_file,n,opened in _entries(archive, fn):
                 p = tmp/_inside(name, fn)
-                check(is_dir or is_file, f"The archive {fn} holds '{_said(name)}', which is a link or a device, not a file: nothing of it was kept. Do not use this archive")
+                check(is_dir or is_file, f"The archive {fn} holds '{name}', which is a link or a device, not a file: nothing of it was kept. Do not use this archive")
                 take(n)
                 (p if is_dir else p.parent).mkdir(parents=True, exist_ok=True)
                 if is_dir: continue

@@ -6,9 +6,10 @@
 __all__ = ['Stage', 'as_map', 'read_weights', 'Body']
 
 # %% ../../nbs/api/10_models.body.ipynb #80c9b5f4
-import argparse, copy, difflib, math, socket, sys
+import argparse, copy, difflib, math, os, socket, sys
 from collections import Counter, namedtuple
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from pickle import UnpicklingError
 from unittest import mock
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from timm.models import group_parameters
 from torch import nn
 from torch.func import functional_call
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, check, check_choice, listing
 
 # %% ../../nbs/api/10_models.body.ipynb #ba24d87f
 Stage = namedtuple('Stage', 'name channels reduction')
@@ -243,17 +244,22 @@ def read_weights(
     path # A '.safetensors', '.pth', '.pt' or '.bin' file
 )->dict:
     "The tensors in a file by name, without running any code that the file may hold"
-    path = Path(path)
-    check(path.is_file(), f"no weights file '{path}'")
+    check(isinstance(path, (str,Path)), f'weights={path!r}: give the path of a file')
+    path = Path(path).expanduser()
+    check(not os.path.isdir(path), f"'{path}' is a folder: give the weights file in it")
+    check(os.path.isfile(path), f"no weights file '{path}'")
     try:
-        if path.suffix=='.safetensors': sd = load_file(path)
+        with open(path, 'rb') as f: begins = f.read(9) # what it is stands there, whatever it is called
+        check(begins[8:]==b'{' or begins.startswith((b'PK\x03\x04',b'\x80')), 'neither a safetensors file nor one that torch has written')
+        if begins[8:]==b'{': sd = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]): sd = torch.load(path, map_location='cpu', weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]), open(path, 'rb') as f: sd = torch.load(f, map_location='cpu', weights_only=True)
     except UnpicklingError as e:
         raise FineGrainedError(f"'{path}' holds more than tensors: it would run code when opened, so it stays closed. Ask for a .safetensors file, or for the state_dict alone") from e
-    except Exception as e: raise FineGrainedError(f"'{path}' cannot be read as weights: {e}") from e
+    except Exception as e: raise FineGrainedError(f"'{path}' cannot be read as weights ({next(iter(str(e).splitlines()), '') or type(e).__name__}): fetch it again, or ask for a .safetensors file") from e
     while isinstance(sd, dict) and (k := next((k for k in ('state_dict','model') if isinstance(sd.get(k), dict)), None)): sd = sd[k]
-    check(isinstance(sd, dict) and sd and all(torch.is_tensor(v) for v in sd.values()), f"'{path}' is no table of named tensors")
+    holds = listing(sd, 3) if isinstance(sd, dict) and sd else type(sd).__name__
+    check(isinstance(sd, dict) and sd and all(isinstance(k, str) and torch.is_tensor(v) for k,v in sd.items()), f"'{path}' is no table of named tensors (it holds {holds}): give a state_dict of the model")
     for pre in ('_orig_mod.', 'module.'): sd = {k.removeprefix(pre): v for k,v in sd.items()}
     for pre in ('body.model.', 'model.'): # one of our own models, or its body
         if any(k.startswith(pre) for k in sd): return {k.removeprefix(pre): v for k,v in sd.items() if k.startswith(pre)}
@@ -286,6 +292,7 @@ def _build(arch, pretrained, size, kwargs):
         with _hub(): return make(arch, pretrained, size, kwargs)
     except FineGrainedError: raise
     except Exception as e: err = e
+    if name.startswith(('hf-hub:','hf_hub:')): raise FineGrainedError(_no_weights(name, err)) from err # built by what the hub says
     at = f' for {_px(size)}' if size else ''
     if pretrained:
         try: make(arch, False, size, kwargs)
@@ -296,10 +303,12 @@ def _build(arch, pretrained, size, kwargs):
 
 def _no_weights(name, err):
     "What to do when the published weights of `name` cannot be had"
-    cfg = timm.get_pretrained_cfg(name)
+    hub = ':' in name
+    cfg = None if hub else timm.get_pretrained_cfg(name)
     none = cfg is not None and not cfg.has_weights
     why = f"timm has no published weights for '{name}'" if none else f"the published weights of '{name}' cannot be had ({str(err).splitlines()[0] if str(err) else type(err).__name__})"
     once = '' if none else 'connect to the internet once, so that they are kept in the cache; or '
+    if hub: return f"{why}: {once}give an architecture that timm knows by its name, with weights='file.safetensors' or pretrained=False"
     return f"{why}: {once}give a file, weights='file.safetensors'; or start from nothing, pretrained=False"
 
 # %% ../../nbs/api/10_models.body.ipynb #e33ee11d
@@ -313,6 +322,10 @@ class Body(nn.Module):
         **kwargs # For `timm.create_model`, or the constructor
     ):
         super().__init__()
+        enum = callable(arch) and isinstance(weights, Enum)
+        given = isinstance(weights, dict) and weights and all(isinstance(k, str) and torch.is_tensor(v) for k,v in weights.items())
+        check(weights is None or isinstance(weights, (str,Path)) or enum or given, f"weights={str(weights)[:80]}: give the path of a file, or tensors by name")
+        check_choice('pretrained', pretrained, (False,True))
         self.arch,self.kwargs,self.name = arch,kwargs,arch if isinstance(arch, str) else arch.__name__
         size = self._size = None if img_size is None else _pair(img_size)
         path = weights if isinstance(weights, (str,Path,dict)) else None
