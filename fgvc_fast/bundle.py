@@ -81,7 +81,7 @@ def _listed(images):
     except TypeError: items = []
     check(items or hasattr(images, '__len__'), f"images={images!r}: give a picture, a folder of pictures, or a list")
     check(items, 'There is nothing to predict: the list of pictures is empty')
-    for i,o in enumerate(items): check(isinstance(o, (str,bytes,Path,Image.Image)) or hasattr(o, '__array__'), f"images[{i}] is {'None' if o is None else f'a {type(o).__name__}'}: give paths, PIL pictures, or arrays or tensors of pixels")
+    for i,o in enumerate(items): check(isinstance(o, (str,bytes,Path,Image.Image)) or hasattr(o, '__array__') and getattr(o, 'ndim', 0)>1, f"images[{i}] is {'None' if o is None else f'a {type(o).__name__}'}: give paths, PIL pictures, or arrays or tensors of pixels")
     items = [Path(o).expanduser() if isinstance(o, str) else o for o in items]
     return items,[str(o) if isinstance(o, Path) else f'images[{i}]' for i,o in enumerate(items)],one
 
@@ -116,7 +116,7 @@ def _bar(dl, show):
 def _device(device):
     "The device meant, if it is there"
     try:
-        d = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        d = torch.device(('cuda' if torch.cuda.is_available() else 'cpu') if device is None else device)
         torch.zeros(1, device=d).item()
         return d
     except Exception as e: raise FineGrainedError(f"device={device!r} cannot be used here ({str(e).splitlines()[0]}): give 'cpu', or None for the best that there is") from e
@@ -134,7 +134,7 @@ class Bundle:
         _sound(list(labels) if isinstance(labels, (list,tuple)) else labels, levels, transforms)
         self.device = _device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last)
-        self.labels,self.levels,self.transforms = labels,levels,transforms
+        self.labels,self.levels,self.transforms = labels,levels,transforms | dict(size=check_size('size', transforms['size']))
 
     def __repr__(self): return f"Bundle: {len(self.labels):,} labels, {self.transforms['size'][0]}×{self.transforms['size'][1]} px, {sum(o.numel() for o in self.model.parameters()):,} parameters on {self.device}"
 

@@ -219,7 +219,7 @@ def test_pixels_are_read_as_a_picture_of_them_is(saved, odd):
     pd.testing.assert_frame_equal(got, want, check_exact=False, atol=1e-6)
     assert want.probability.nunique()>3
     np.testing.assert_allclose(bundle.predict(rgb).probability, want.probability[:1], atol=1e-6)
-    np.testing.assert_allclose(bundle.predict((odd/'large.jpg').read_bytes()).probability, bundle.predict(odd/'large.jpg').probability, atol=1e-6)
+    np.testing.assert_allclose(bundle.predict((odd/'large.jpg').read_bytes()).probability, bundle.predict(Image.open(odd/'large.jpg')).probability, atol=1e-6)
     np.testing.assert_allclose(bundle.predict(np.stack([rgb, rgb])).probability, want.probability[[0,0]], atol=1e-6)
     for bad in (None, 5, 2.5, object(), {}, dict(a=rgb), [None], [5], [rgb, None], [dict()], rgb.astype(object), np.zeros((9,9,2)), np.zeros(5), np.zeros((9,9,3))*np.nan, np.zeros((9,9,3))-4, np.zeros((0,9,3)), np.zeros((9,9,3), complex), b'no picture'):
         with pytest.raises(FineGrainedError, match='images|expected|picture'), warnings.catch_warnings():
