@@ -542,6 +542,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fgvc_fast.data.lazy.resized': ('api/data.lazy.html#resized', 'fgvc_fast/data/lazy.py')},
             'fgvc_fast.data.loader': { 'fgvc_fast.data.loader.FineGrainedDL': ( 'api/data.loader.html#finegraineddl',
                                                                                 'fgvc_fast/data/loader.py'),
+                                       'fgvc_fast.data.loader.FineGrainedDL.__getstate__': ( 'api/data.loader.html#finegraineddl.__getstate__',
+                                                                                             'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader.FineGrainedDL.__init__': ( 'api/data.loader.html#finegraineddl.__init__',
                                                                                          'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader.FineGrainedDL.__iter__': ( 'api/data.loader.html#finegraineddl.__iter__',

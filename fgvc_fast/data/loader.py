@@ -101,6 +101,8 @@ class FineGrainedDL(TfmdDL):
         if dataset is None: res.balance,res.per_class,res.quick = self.balance,self.per_class,self.quick
         return res
 
+    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k!='it'} # of an epoch in this process, which no worker can be sent
+
     def wif(self): gc.freeze() # in a worker, collecting garbage would write to every object of the parent, and so copy it
 
     def randomize(self):
