@@ -466,7 +466,7 @@ def dls(self:FineGrainedData,
     check(block is None or isinstance(block, FineGrainedBlock), f"block={type(block).__name__}: give what `data.block(...)` made")
     check(per_class is None or isinstance(per_class, int) and per_class>0 and bs%per_class==0, f"per_class={per_class!r} does not divide a batch of {bs}: use a whole number that does, such as 4")
     check(label_level is None or block is None, "label_level makes a block of its own: give it, or `block`")
-    data = self.at_level(label_level) if label_level else self
+    data = self if label_level is None else self.at_level(label_level)
     for s in ('train', valid): check(len(data[s]), f"There are no rows with split='{s}' in {data.card.get('title') or data.root}: `data.split(valid=.1)` makes some")
     made = None if block or kwargs.get('item_tfms') is not None else dict(bs=bs, crop=crop, aug=aug, valid=valid, balanced=balanced, per_class=per_class, seed=seed, num_workers=num_workers, device=device, **kwargs)
     if block is None: block = data.block(size, crop=crop, aug=aug, valid=valid, device=device, **kwargs)

@@ -189,7 +189,7 @@ def show_cam(self:Learner,
     check_number('n', n, 1, whole=True), check_number('ncols', ncols, 1, whole=True)
     check(not isinstance(layer, (list,tuple)), f'layer={layer!r}: `show_cam` draws one layer; `cam` gives the maps of several')
     if items is None: items = _some_of_valid(self.dls, n)
-    elif isinstance(items, (str,Path,Integral,Image.Image)): items = [items]
+    elif isinstance(items, (str,Path,Integral,Image.Image)) or isinstance(items, np.ndarray) and items.ndim in (2,3): items = [items]
     x,logits,maps = _look(self, items, method, target, layer, against)
     p,vocab,actual,asked = logits.softmax(1),self.dls.vocab,_actual(self, items),_spoken(target, len(x), self.dls.vocab)
     ncols = min(ncols, len(x))

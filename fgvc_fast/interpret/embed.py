@@ -9,7 +9,7 @@ __all__ = []
 import numpy as np
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, listing
+from ..core import check, in_plot, listing
 from . import retrieve # chkstyle: ignore (now learners have `embeddings`)
 from ..levels import _levels_of
 
@@ -39,7 +39,7 @@ def plot_embeddings(self:Learner,
     cmap = plt.get_cmap('tab10' if len(own)<=10 else 'tab20' if len(own)<=20 else 'hsv')
     ax.scatter(*xy.T, s=np.clip(14e3/len(xy), 2, 14), c=cmap(at if len(own)<=20 else at/len(own)), linewidths=0)
     if len(own)<=12:
-        for k,g in enumerate(own): ax.scatter([], [], s=14, color=cmap(k), label=names[g])
+        for k,g in enumerate(own): ax.scatter([], [], s=14, color=cmap(k), label=in_plot(names[g]))
         ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
     ax.set(xticks=[], yticks=[])
     ax.set_title(f'{len(rows):,} pictures by {by}', fontsize=9)

@@ -9,7 +9,7 @@ __all__ = ['FineGrainedInterpretation']
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastai.interpret import Interpretation
 from fastcore.basics import patch
-from ..core import check, in_lines
+from ..core import check, in_lines, in_plot
 from .cam import _look, _question, _shown, draw_cam
 from .layers import asked_against
 from ..learner import _gather
@@ -111,7 +111,7 @@ def plot_per_class(self:FineGrainedInterpretation,
     ax.barh(range(len(df)), df.recall, color='#2a7f62')
     ax.axvline((self.preds==self.targs).float().mean(), color='grey', ls='--', lw=1)
     for y,o in enumerate(df.itertuples()): ax.text(1.02, y, f'{round(o.recall*o.pictures)} of {o.pictures}', va='center', fontsize=7)
-    ax.set_yticks(range(len(df)), df.label, fontsize=7)
+    ax.set_yticks(range(len(df)), map(in_plot, df.label), fontsize=7)
     ax.set(xlim=(0,1), ylim=(-.6,len(df)-.4))
     ax.set_xlabel('share recognised (dashed: of all pictures)', fontsize=8)
     for s in ('top','right'): ax.spines[s].set_visible(False)
@@ -155,7 +155,7 @@ def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes 
     if len(keep)>2:
         order = _side_by_side(np.where(np.eye(len(keep), dtype=bool), 0, c))
         keep,c = keep[order],c[np.ix_(order, order)]
-    names,dark = [self.vocab[i] for i in keep],.6*times[off].max(initial=0)
+    names,dark = [in_plot(self.vocab[i]) for i in keep],.6*times[off].max(initial=0)
     side = 2.5+.3*len(keep)
     _,ax = plt.subplots(figsize=(side,side))
     ax.imshow(np.where(np.eye(len(keep), dtype=bool), 0, c), cmap='Reds')

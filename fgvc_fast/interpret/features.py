@@ -8,7 +8,7 @@ __all__ = ['FeatureHierarchy']
 # %% ../../nbs/api/51_interpret.features.ipynb #e5a16670
 import pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
-from ..core import check
+from ..core import check, in_plot
 from .cam import _load, _shown, draw_cam
 from .layers import _as_it_is, _runnable
 from ..learner import _weights_now
@@ -137,7 +137,7 @@ def plot_separates(self:FeatureHierarchy, pairs, # As `separates`
     import matplotlib.pyplot as plt
     df = self.separates(pairs, folds)
     if ax is None: _,ax = plt.subplots(figsize=(5.5,3))
-    for name,row in df.iterrows(): ax.plot(row, '.-', lw=1, color='C0' if len(df)<2 else 'lightgrey', label=name if len(df)<2 else None)
+    for name,row in df.iterrows(): ax.plot(row, '.-', lw=1, color='C0' if len(df)<2 else 'lightgrey', label=in_plot(name) if len(df)<2 else None)
     if len(df)>1: ax.plot(df.mean(), 'o-', color='C0', label=f'mean of {len(df)} pairs')
     ax.axhline(.5, ls=':', color='grey', label='chance')
     ax.set_ylim(.4, 1.02)
