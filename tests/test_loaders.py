@@ -6,6 +6,7 @@ from fastai.vision.all import LabelSmoothingCrossEntropy
 from fgvc_fast.all import FineGrainedData, FineGrainedError, fine_grained_data, fine_grained_learner
 from fgvc_fast.data.all import toy_birds
 from fgvc_fast.data.loader import balanced_order, share_of
+import fgvc_fast.interpret.cam # `learn.cam`
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory): return toy_birds(tmp_path_factory.mktemp('birds'), families=2, species=2, per_class=8, size=64)
