@@ -6,9 +6,10 @@ from fgvc_fast.all import FineGrainedData, FineGrainedError
 from fgvc_fast.data.image import is_one_picture, picture_suffixes, raster_formats, read_image, to_picture, to_rgb, upright_box, upright_size
 from fgvc_fast.data.lazy import LazyImage, open_lazily
 
-kinds = {'jpg': 'JPEG', 'png': 'PNG', 'webp': 'WEBP', 'gif': 'GIF', 'bmp': 'BMP', 'tif': 'TIFF', 'jp2': 'JPEG2000', 'avif': 'AVIF', 'ppm': 'PPM'}
-kinds = {k: v for k,v in kinds.items() if features.check({'jp2': 'jpg_2000', 'webp': 'webp', 'avif': 'avif'}.get(k, 'pil'))}
-exact = {'WEBP': dict(lossless=True), 'AVIF': dict(quality=100), 'JPEG': dict(quality=98, subsampling=0)}
+kinds = dict(jpg='JPEG', png='PNG', webp='WEBP', gif='GIF', bmp='BMP', tif='TIFF', jp2='JPEG2000', avif='AVIF', ppm='PPM')
+needs = dict(jp2='jpg_2000', webp='webp', avif='avif')
+kinds = {k: v for k,v in kinds.items() if k not in needs or features.check(needs[k])}
+exact = dict(WEBP=dict(lossless=True), AVIF=dict(quality=100), JPEG=dict(quality=98, subsampling=0))
 
 def scene(w=48, h=32, seed=0):
     "A smooth picture in which no two corners are alike"
@@ -68,8 +69,8 @@ def test_png_says_so_behind_its_pixels(way):
     exif = Image.Exif()
     exif[0x0112] = 6
     raw = exif.tobytes()
-    late = {'exif': chunk(b'eXIf', raw[6:]), 'xmp': chunk(b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
-        'raw': chunk(b'tEXt', b'Raw profile type exif\0\nexif\n%8d\n' % len(raw)+raw.hex().encode())}[way]
+    late = dict(exif=chunk(b'eXIf', raw[6:]), xmp=chunk(b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
+        raw=chunk(b'tEXt', b'Raw profile type exif\0\nexif\n%8d\n' % len(raw)+raw.hex().encode()))[way]
     x = np.asarray(scene())
     png = stored(Image.fromarray(x), 'PNG')
     at = png.rindex(b'IEND')-4

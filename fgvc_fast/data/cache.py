@@ -190,6 +190,7 @@ def _make_room(home, keep, free):
         free -= _bytes(o)
         if free<0 or not _is_wanted(o): shutil.rmtree(o, ignore_errors=True)
 
+# %% ../../nbs/api/05_data.cache.ipynb #47ad7e53
 def _open_in(home, about, need, max_gb):
     "As `open_cache`, below the folder `home`"
     limit = min(max_gb*1e9, shutil.disk_usage(home).free*.9+sum(_bytes(o.parent) for o in home.glob('*/about.json')))

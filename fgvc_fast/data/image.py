@@ -8,7 +8,6 @@ __all__ = ['picture_suffixes', 'raster_formats', 'to_rgb', 'upright_size', 'upri
 
 # %% ../../nbs/api/00_data.image.ipynb #a5ac07ba
 import io, math, numpy as np, os, stat, struct, zlib
-from pathlib import Path
 from PIL import Image
 from ..core import FineGrainedError, check
 
@@ -76,6 +75,7 @@ def _stored_size(im, o):
     "Width and height of `im` as its file has them, before the turn `o`"
     return im.size if o==1 or not hasattr(im, 'tag_v2') else (im.tag_v2[256],im.tag_v2[257]) # some Pillows swap the size of a TIFF beforehand
 
+# %% ../../nbs/api/00_data.image.ipynb #606a44e8
 def upright_size(im:Image.Image # As opened: only the header is needed
     )->tuple:
     "Width and height of `im` once its EXIF orientation is applied"

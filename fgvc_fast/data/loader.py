@@ -101,8 +101,6 @@ class FineGrainedDL(TfmdDL):
         if dataset is None: res.balance,res.per_class,res.quick = self.balance,self.per_class,self.quick
         return res
 
-    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k!='it'} # of an epoch in this process, which no worker can be sent
-
     def wif(self): gc.freeze() # in a worker, collecting garbage would write to every object of the parent, and so copy it
 
     def randomize(self):
@@ -151,6 +149,10 @@ class FineGrainedDL(TfmdDL):
             yield b
 
     def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # of several processes each keeps its own: `Parallel` joins them
+
+# %% ../../nbs/api/05_data.loader.ipynb #993ceb70
+@patch
+def __getstate__(self:FineGrainedDL): return {k: v for k,v in self.__dict__.items() if k!='it'}
 
 # %% ../../nbs/api/05_data.loader.ipynb #a6c418e6
 @patch
