@@ -148,11 +148,12 @@ class FineGrainedDL(TfmdDL):
                 except StopIteration: return
             yield b
 
-    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # of several processes each keeps its own: `Parallel` joins them
-
 # %% ../../nbs/api/05_data.loader.ipynb #993ceb70
 @patch
 def __getstate__(self:FineGrainedDL): return {k: v for k,v in self.__dict__.items() if k!='it'}
+
+@patch
+def to_detach(self:FineGrainedDL, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # of several processes each keeps its own: `Parallel` joins them
 
 # %% ../../nbs/api/05_data.loader.ipynb #a6c418e6
 @patch
