@@ -88,9 +88,8 @@ class FineGrainedDL(TfmdDL):
         balance=None,  # (n,) class numbers: training batches in which all classes come equally often
         per_class:int=1, # Of those, how many pictures of a class follow one another
         **kwargs):
-        check_number('seed', seed, whole=True, none=True)
-        check_number('per_class', per_class, 1, whole=True)
-        for k,lo in (('bs',1), ('num_workers',0)): check_number(k, kwargs.get(k), lo, whole=True, none=True)
+        asked = dict(seed=(seed,-math.inf), per_class=(per_class,1), bs=(kwargs.get('bs'),1), num_workers=(kwargs.get('num_workers'),0))
+        for k,(v,low) in asked.items(): check_number(k, v, low, whole=True, none=k!='per_class')
         super().__init__(dataset, **kwargs)
         self.seed,self.balance,self.per_class = seed,balance,per_class
         if seed is not None: self.rng = random.Random(seed)
