@@ -10,6 +10,7 @@ import argparse, copy, difflib, math, os, socket, sys
 from collections import Counter, namedtuple
 from contextlib import contextmanager
 from enum import Enum
+from itertools import product
 from pathlib import Path
 from pickle import UnpicklingError
 from unittest import mock
@@ -18,10 +19,11 @@ from urllib.request import getproxies
 import timm, torch
 from fastcore.basics import patch
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import group_parameters
 from torch import nn
 from torch.func import functional_call
-from ..core import FineGrainedError, check, check_choice, listing
+from ..core import FineGrainedError, check, check_choice, check_number, check_size as checked_size, listing
 
 # %% ../../nbs/api/10_models.body.ipynb #ba24d87f
 Stage = namedtuple('Stage', 'name channels reduction')
@@ -35,7 +37,8 @@ def as_map(
     "`x` as a map (B, C, h, w); a view, nothing is copied"
     if x.ndim==4: return x.permute(0, 3, 1, 2) if nhwc else x
     x = x[:, prefix:]                                        # (B, h*w, C)
-    h = round(math.sqrt(x.shape[1]*size[0]/size[1]))
+    h = max(round(math.sqrt(x.shape[1]*size[0]/size[1])), 1)
+    check(x.shape[1] and x.shape[1]%h==0, f'{x.shape[1]} tokens are no map of an image of {size[0]}×{size[1]} px')
     return x.transpose(1, 2).unflatten(2, (h, -1))
 
 # %% ../../nbs/api/10_models.body.ipynb #cbb70800
@@ -70,11 +73,13 @@ def _met_by(x):
     return ids
 
 def _trace(body, size, meta=True, again=True):
-    "Send two images of `size` through `body`: (map, [(module met, what went in, what came out)], parameters not met)"
+    "Send two images of `size` through `body`: (map, [(module met, what went in, what came out, which argument it was)], parameters not met)"
     met,twin = [],_twin(body).eval()
     twin._cut = body._cut
     for name,m in twin.model.named_modules():
-        def note(m, i, o, name=name): met.append((name, _coarsest(i, size), _coarsest(o, size)))
+        def note(m, i, o, name=name):
+            into = _coarsest(i, size)
+            met.append((name, into, _coarsest(o, size), next((j for j,t in enumerate(i) if into and _coarsest(t, size)==into), 0)))
         if name: m.register_forward_hook(note)
     ts = {k: nn.Parameter(p.detach(), p.is_floating_point()) for k,p in body.named_parameters()} | dict(body.named_buffers())
     if meta: ts = {k: torch.empty_like(t, device='meta').requires_grad_(t.requires_grad) for k,t in ts.items()}
@@ -127,9 +132,9 @@ def _runs(net, met, last, least=5):
     order = {u: met.index(o[0]) for u,o in calls.items() if o}
     c,r,units = 3,1,[]
     for u in sorted(calls, key=lambda u: order.get(u, len(met))):   # in the order in which the batch meets them
-        maps = [out for _,_,out in calls[u] if out and out[1]<=last] # beyond the last map: squeezed for attention
+        maps = [out for _,_,out,_ in calls[u] if out and out[1]<=last] # beyond the last map: squeezed for attention
         if maps and maps[-1][1]>=r: c,r = maps[-1]
-        into = next((i for name,i,_ in calls[u] if name==u), calls[u][0][1] if calls[u] else None)
+        into = next((i for name,i,_,_ in calls[u] if name==u), calls[u][0][1] if calls[u] else None)
         units.append((u, into and into[0], c, r))
     runs = [[u for u in units if u[3]==r] for r in sorted({u[3] for u in units})]
     def single(u): return 'embed' in u or not list(net.get_submodule(u).children())
@@ -140,6 +145,9 @@ def _runs(net, met, last, least=5):
         run,k = runs[i],least-len(runs)+1
         cuts = [len(run)*j//k for j in range(k+1)]
         runs[i:i+1] = [run[a:b] for a,b in zip(cuts, cuts[1:]) if a<b]
+    def slight(u): return all(p.ndim<2 for p in net.get_submodule(u).parameters()) # a norm alone is no stage
+    for i in reversed(range(1, len(runs))):
+        if all(slight(u[0]) for u in runs[i]): runs[i-1:i+1] = [runs[i-1]+runs[i]]
     return runs
 
 # %% ../../nbs/api/10_models.body.ipynb #6dda13fd
@@ -155,9 +163,7 @@ def _names(runs):
 # %% ../../nbs/api/10_models.body.ipynb #99b4fec5
 def _pair(sz):
     "`sz` as (height, width)"
-    sz = (sz,sz) if isinstance(sz, int) else tuple(sz)
-    check(len(sz)==2 and all(isinstance(s, int) and s>0 for s in sz), f'img_size={sz} is no image size: give pixels, as 224 or (height, width)')
-    return sz
+    return checked_size('img_size', sz)
 
 @contextmanager
 def _hub():
@@ -191,9 +197,9 @@ def _timm_net(name, pretrained, size, kwargs):
     if size and step:
         ph,pw = _pair(step)
         check(size[0]%ph==0 and size[1]%pw==0, f"'{name}' sees patches of {ph} px: {_px(size)} cannot be divided into them, give multiples of {ph}")
-    fc = cfg.get('classifier') or ()
+    fc,token = cfg.get('classifier') or (),getattr(net, 'cls_token', None)
     facts = dict(mean=cfg.get('mean'), std=cfg.get('std'), native_size=tuple(cfg.get('input_size', (3,224,224))[-2:]), fixed=fixed,
-        prefix=getattr(net, 'num_prefix_tokens', int(hasattr(net, 'cls_token'))), nhwc=str(getattr(net, 'output_fmt', ''))=='NHWC', heads=(fc,) if isinstance(fc, str) else tuple(fc),
+        prefix=getattr(net, 'num_prefix_tokens', token.shape[1] if torch.is_tensor(token) and token.ndim==3 else int(token is not None)), nhwc=str(getattr(net, 'output_fmt', ''))=='NHWC', heads=(fc,) if isinstance(fc, str) else tuple(fc),
         convert=getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None))
     return net, facts
 
@@ -281,6 +287,8 @@ def _fit(net, sd, convert, spare, path):
     net.load_state_dict(sd, strict=False)
 
 # %% ../../nbs/api/10_models.body.ipynb #7d251ce7
+def _why(e): return next(iter(str(e).splitlines()), '') or type(e).__name__
+
 def _px(size): return f'{size[0]}×{size[1]} px'
 
 def _build(arch, pretrained, size, kwargs):
@@ -299,14 +307,14 @@ def _build(arch, pretrained, size, kwargs):
         except Exception: pass # then it is not for want of weights
         else: raise FineGrainedError(_no_weights(name, err)) from err
     given = f' with {listing(kwargs)}' if kwargs else ''
-    raise FineGrainedError(f"'{name}' cannot be built{at}{given}: {err}") from err
+    raise FineGrainedError(f"'{name}' cannot be built{at}{given}: {_why(err)}") from err
 
 def _no_weights(name, err):
     "What to do when the published weights of `name` cannot be had"
     hub = ':' in name
     cfg = None if hub else timm.get_pretrained_cfg(name)
     none = cfg is not None and not cfg.has_weights
-    why = f"timm has no published weights for '{name}'" if none else f"the published weights of '{name}' cannot be had ({str(err).splitlines()[0] if str(err) else type(err).__name__})"
+    why = f"timm has no published weights for '{name}'" if none else f"the published weights of '{name}' cannot be had ({_why(err)})"
     once = '' if none else 'connect to the internet once, so that they are kept in the cache; or '
     if hub: return f"{why}: {once}give an architecture that timm knows by its name, with weights='file.safetensors' or pretrained=False"
     return f"{why}: {once}give a file, weights='file.safetensors'; or start from nothing, pretrained=False"
@@ -349,6 +357,7 @@ class Body(nn.Module):
             o = self._cut[self.training](self.model, x)['map']
         else: o = self.model.forward_features(x)
         check(torch.is_tensor(o), f"'{self.name}' gives {type(o).__name__} instead of one feature map: choose another architecture")
+        check(o.ndim>3 or o.shape[1]>self._prefix, f"'{self.name}' gives its class token alone and no map of the places: choose another architecture")
         maps = as_map(o, size, self._prefix, self._nhwc)
         if self.after and (last := str(len(self.stages)-1)) in self.after: maps = self.after[last](maps)
         return (maps,o[:,:self._prefix]) if prefix else maps
@@ -366,19 +375,29 @@ def _least(body):
     return hi
 
 def _door(met, unit, stage):
-    "The module through which the map of `stage` goes into the next one, which begins with `unit`"
+    "Where in `met` the map of `stage` goes into the next one, which begins with `unit`"
     called = [o[0] for o in met]
     i = called.index(unit if unit in called else next(o for o in called if o.startswith(f'{unit}.')))
     whole = stage.channels,stage.reduction
-    return called[next((j for j in range(i, -1, -1) if met[j][1]==whole and (j==i or met[j][2]!=whole)), i)] # a pool without parameters may come before
+    return next((j for j in range(i, -1, -1) if met[j][1]==whole and (j==i or met[j][2]!=whole)), i) # a pool without parameters may come before
+
+def _stages(runs, met, nf, last):
+    "Runs, stages and where in `met` each of these but the last is left: what goes in there is the stage's map, and a run that gives none is one with the next"
+    chans = [run[0][1] or prev[-1][2] for prev,run in zip(runs, runs[1:])] + [nf] # what goes into the next
+    stages = [Stage(n, c, run[-1][3]) for n,c,run in zip(_names(runs), chans, runs)]
+    at = [_door(met, run[0][0], s) for run,s in zip(runs[1:], stages)]
+    none = next((i for i,j in enumerate(at) if met[j][1] is None), None)
+    if none is not None: return _stages(runs[:none]+[runs[none]+runs[none+1]]+runs[none+2:], met, nf, last)
+    stages = [Stage(s.name, *met[j][1]) for s,j in zip(stages, at)] + [stages[-1]._replace(reduction=last)]
+    return runs,stages,at
 
 def _traced(body):
     "What `_trace` says of images of the body's size, or an error that says which sizes go"
     try: return _trace(body, body.img_size)
-    except FineGrainedError: raise
     except Exception as e:
+        if isinstance(e, FineGrainedError) and f"'{body.name}'" in str(e): raise
         least = _least(body)
-        more = f'images of {least} px and more go' if least > min(body.img_size) else e
+        more = f'images of {least} px and more go' if least > min(body.img_size) else _why(e)
         raise FineGrainedError(f"'{body.name}' gives no map of images of {_px(body.img_size)}: {more}") from e
 
 # %% ../../nbs/api/10_models.body.ipynb #270693ad
@@ -394,12 +413,9 @@ def _look(self:Body, facts, path):
     if path is not None: _fit(self.model, path if isinstance(path, dict) else read_weights(path), facts['convert'], (*facts['heads'], 'aux', *spare), 'the tensors given' if isinstance(path, dict) else path)
     last = _ratio(self.img_size, x[0,0].numel())
     self.nf = x.shape[1]
-    runs = _runs(self.model, met, last)
-    chans = [run[0][1] or prev[-1][2] for prev,run in zip(runs, runs[1:])] + [self.nf] # what goes into the next
-    self.stages = [Stage(n, c, run[-1][3]) for n,c,run in zip(_names(runs), chans, runs)]
-    self.stages[-1] = self.stages[-1]._replace(reduction=last)
+    runs,self.stages,at = _stages(_runs(self.model, met, last), met, self.nf, last)
     self._group = {u[0]: i for i,run in enumerate(runs) for u in run}
-    self._doors = [_door(met, run[0][0], s) for run,s in zip(runs[1:], self.stages)]
+    self._doors,self._ways = [met[j][0] for j in at],[met[j][3] for j in at] # modules, and which of their arguments the map is
 
 # %% ../../nbs/api/10_models.body.ipynb #99994d25
 @patch
@@ -442,6 +458,77 @@ def reinit(self:Body, n:int # How many groups, counted from the deepest
         if self.group_of(k) >= len(self.stages)-n: t.copy_(fresh[k])
     return self
 
+# %% ../../nbs/api/10_models.body.ipynb #e356102e
+def _simple(v): return isinstance(v, (int,float,str,type(None))) or isinstance(v, (tuple,list)) and all(map(_simple, v))
+
+def _differs(a, b):
+    "Are these two, attributes of a module, known not to be the same?"
+    if torch.is_tensor(a) and torch.is_tensor(b): return a.shape!=b.shape or not torch.equal(a, b)
+    return torch.is_tensor(a)!=torch.is_tensor(b) or _simple(a) and _simple(b) and a!=b
+
+def _places(n, old, new, m, prefix):
+    "(tokens before them, grid for images of size `old`, for `new`), if `n` and `m` embeddings are of places of such images"
+    for pre,r in product(sorted({0,prefix}, reverse=True), range(1, min(*old, *new)+1)):
+        if any(s%r for s in (*old, *new)): continue
+        (a,b),(c,d) = [(h//r,w//r) for h,w in (old, new)]
+        if (a*b+pre,c*d+pre)==(n,m): return pre,(a,b),(c,d)
+
+def _moved(p, was, now, k, old, new, prefix):
+    "The parameter `p` for images of size `new`; `was` and `now` are fresh modules for both sizes, `k` is its name there; None: nobody knows how"
+    shape = now._parameters[k].shape
+    if k=='relative_position_bias_table': return resize_rel_pos_bias_table(p, _pair(now.window_size), shape, _pair(was.window_size))
+    if p.ndim==3:
+        at = _places(p.shape[1], old, new, shape[1], prefix)
+        return at and resample_abs_pos_embed(p, at[2], at[1], at[0])
+    for axes in ((0,3,1,2),(0,1,2,3)) if p.ndim==4 else (): # channels last, or first
+        (_,_,*a),(_,_,*b) = [[s[i] for i in axes] for s in (p.shape, shape)]
+        at = _places(math.prod(a), old, new, math.prod(b), 0)
+        if not at or at[1:]!=(tuple(a),tuple(b)): continue
+        res = resample_abs_pos_embed(p.permute(axes).flatten(2).mT, b, a, 0) # (1, h*w, C)
+        return (res if axes[1]==3 else res.mT).reshape(shape)
+
+# %% ../../nbs/api/10_models.body.ipynb #0f89e642
+def _exchange(net, was, now, old, new, prefix):
+    "What the size decides in `net`, which was built as `was` for `old` and as `now` for `new`: [(where, name, value), …]; None: nobody knows how to resample something"
+    res,own,after = [],dict(net.named_modules()),dict(now.named_modules())
+    if after.keys()!=dict(was.named_modules()).keys(): return
+    for name,a in was.named_modules():
+        b,m = after[name],own.get(name)
+        found = [(vars, k, v) for k,v in vars(b).items() if k!='training' and _differs(vars(a).get(k), v)]
+        found += [(lambda o: o._buffers, k, v) for k,v in b._buffers.items() if _differs(a._buffers.get(k), v)]
+        steps = [v for _,_,v in found if torch.is_tensor(v) and not v.is_floating_point()] # numbers of places in a table
+        if steps and a._parameters and 'relative_position_bias_table' not in a._parameters: return
+        for k,p in a._parameters.items():
+            if p is None: continue
+            same = p.shape==b._parameters[k].shape
+            if same and 'pos' not in f'{name}.{k}': continue
+            if m is None or (mine := m._parameters.get(k)) is None: return
+            v = _moved(mine.detach(), a, b, k, old, new, prefix)
+            if v is None and same: continue
+            if v is None or v.shape!=b._parameters[k].shape: return
+            found.append((lambda o: o._parameters, k, nn.Parameter(v.to(mine.dtype), mine.requires_grad)))
+        if found and type(m) is not type(a): return # somebody has put another module in its place
+        res += [(at(m),k,v) for at,k,v in found]
+    return res
+
+def _for_size(body, size):
+    "A function that makes `body` ready for images of `size`: what the size decides is exchanged, all else stays as it is"
+    if size==body.img_size: return lambda: None
+    if not body.fixed: # there only has to be a map of that size
+        body._like(size)
+        jobs = []
+    else:
+        with torch.random.fork_rng(devices=[]):
+            now,was = (torch.manual_seed(0) and body._like(o).model for o in (size, body._size))
+        jobs = _exchange(body.model, was, now, body.img_size, size, body._prefix)
+        check(jobs and any(torch.is_tensor(v) for _,_,v in jobs), f"'{body.name}' stays at {_px(body.img_size)}: nobody knows how to resample what it has learned there for {_px(size)}. Leave the size, or choose another architecture")
+    dev = next(body.model.parameters()).device
+    def go():
+        for at,k,v in jobs: at[k] = v.to(dev, at[k].dtype if torch.is_tensor(at.get(k)) else v.dtype) if torch.is_tensor(v) and not isinstance(v, nn.Parameter) else v
+        body._size = body.img_size = size
+        if body._cut: body._cut = _tv_cut(body.model)
+    return go
+
 # %% ../../nbs/api/10_models.body.ipynb #50372311
 @patch
 def check_size(self:Body, size # Pixels or (height, width)
@@ -453,19 +540,7 @@ def check_size(self:Body, size # Pixels or (height, width)
 def resize(self:Body, size # Pixels or (height, width)
     ):
     "Go on with images of `size`; where the body is built for one size, its position embeddings are resampled"
-    size = _pair(size)
-    if size==self.img_size: return self
-    try: new = self._like(size, self.model.state_dict() if self.fixed else None)
-    except FineGrainedError as e:
-        if 'of another shape' not in str(e): raise
-        raise FineGrainedError(f"'{self.name}' stays at {_px(self.img_size)}: timm cannot resample what it has learned there for {_px(size)}. Leave the size, or choose another architecture") from e
-    if self.fixed: # else there only had to be a map of that size
-        old = dict(self.model.named_parameters())
-        for k,p in new.model.named_parameters(): p.requires_grad_(old[k].requires_grad)
-        if any(p.ndim==4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in old.values()): new.model.to(memory_format=torch.channels_last)
-        new.model.to(next(iter(old.values())).device).train(self.model.training)
-        self.model,self.stages,self._group,self._doors,self._cut = new.model,new.stages,new._group,new._doors,new._cut
-    self._size = self.img_size = size
+    _for_size(self, _pair(size))()
     return self
 
 # %% ../../nbs/api/10_models.body.ipynb #10baa105

@@ -48,10 +48,10 @@ class _Door:
     "Hook at the door of stage `i` of `body`: what is put after that stage goes between, and `use` sees the map"
     def __init__(self, body, i, use=None): self.body,self.i,self.use = body,i,use
     def __call__(self, m, args):
-        s = self.body.stages[self.i]
-        o,pack = _open(args[0], s.channels, s.reduction, self.body._now)
+        s,k = self.body.stages[self.i],self.body._ways[self.i]
+        o,pack = _open(args[k], s.channels, s.reduction, self.body._now)
         if self.use: return self.use(o)
-        return pack(self.body.after[str(self.i)](o)),*args[1:]
+        return *args[:k],pack(self.body.after[str(self.i)](o)),*args[k+1:]
 
 @contextmanager
 def _hooked(body, uses):
