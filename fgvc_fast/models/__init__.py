@@ -1,0 +1,2 @@
+"Whichever module comes first, timm knows `toy_resnet` from here on"
+from . import toy # chkstyle: ignore

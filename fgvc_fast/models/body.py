@@ -496,8 +496,7 @@ def _exchange(net, was, now, old, new, prefix):
         b,m = after[name],own.get(name)
         found = [(vars, k, v) for k,v in vars(b).items() if k!='training' and _differs(vars(a).get(k), v)]
         found += [(lambda o: o._buffers, k, v) for k,v in b._buffers.items() if _differs(a._buffers.get(k), v)]
-        steps = [v for _,_,v in found if torch.is_tensor(v) and not v.is_floating_point()] # numbers of places in a table
-        if steps and a._parameters and 'relative_position_bias_table' not in a._parameters: return
+        if any('attention_bias' in k for k in a._parameters) and any(torch.is_tensor(v) for _,_,v in found): return # LeViT's tables, by numbers of distances
         for k,p in a._parameters.items():
             if p is None: continue
             same = p.shape==b._parameters[k].shape
@@ -511,6 +510,14 @@ def _exchange(net, was, now, old, new, prefix):
         res += [(at(m),k,v) for at,k,v in found]
     return res
 
+def _bound(body, size):
+    "Has `body`, whose parameters fit images of `size` as they are, learned something for each place all the same?"
+    if math.prod(size)!=math.prod(body.img_size): return False
+    try:
+        with torch.device('meta'): taller = body._like((2*size[0],size[1])).model
+    except FineGrainedError: return True
+    return [p.shape for p in taller.parameters()]!=[p.shape for p in body.model.parameters()]
+
 def _for_size(body, size):
     "A function that makes `body` ready for images of `size`: what the size decides is exchanged, all else stays as it is"
     if size==body.img_size: return lambda: None
@@ -521,7 +528,8 @@ def _for_size(body, size):
         with torch.random.fork_rng(devices=[]):
             now,was = (torch.manual_seed(0) and body._like(o).model for o in (size, body._size))
         jobs = _exchange(body.model, was, now, body.img_size, size, body._prefix)
-        check(jobs and any(torch.is_tensor(v) for _,_,v in jobs), f"'{body.name}' stays at {_px(body.img_size)}: nobody knows how to resample what it has learned there for {_px(size)}. Leave the size, or choose another architecture")
+        free = jobs is not None and (any(torch.is_tensor(v) for _,_,v in jobs) or not _bound(body, size))
+        check(free, f"'{body.name}' stays at {_px(body.img_size)}: nobody knows how to resample what it has learned there for {_px(size)}. Leave the size, or choose another architecture")
     dev = next(body.model.parameters()).device
     def go():
         for at,k,v in jobs: at[k] = v.to(dev, at[k].dtype if torch.is_tensor(at.get(k)) else v.dtype) if torch.is_tensor(v) and not isinstance(v, nn.Parameter) else v

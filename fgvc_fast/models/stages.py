@@ -73,6 +73,8 @@ def put_after(self:Body, stage, # Number or name
     return self
 
 # %% ../../nbs/api/10b_models.stages.ipynb #9fa42398
+def _checkpointed(body): return [m for m in body.modules() if getattr(m, 'grad_checkpointing', False)]
+
 def _rolled(body, ok, why): check(ok, f"'{body.name}' {why}, so there is no attention that could be rolled out: use one of timm's plain ViTs, or method='gradcam'")
 
 @contextmanager
@@ -87,13 +89,15 @@ def _attending(body, use, n):
         _rolled(body, len({*shape[2:], *met.values()})==1, 'has blocks in which not every token of the last map attends to every other')
         met[m] = shape[2]
         return use(args[0])
-    fused,hooks = [m.fused_attn for m in ms],[m.attn_drop.register_forward_pre_hook(lambda _, args, m=m: seen(m, args)) for m in ms]
+    fused = body.__dict__.setdefault('_fused', [m.fused_attn for m in ms]) # as built
+    hooks = [m.attn_drop.register_forward_pre_hook(lambda _, args, m=m: seen(m, args)) for m in ms]
     try:
         for m in ms: m.fused_attn = False
         yield
         _rolled(body, len(met)==of, f'shows the attention of {len(met)} of its {of} blocks')
     finally:
-        for m,f in zip(ms, fused): m.fused_attn = f
+        if not (torch.is_grad_enabled() and _checkpointed(body)): # else the backward pass does it once more, and must do the same
+            for m,f in zip(ms, fused): m.fused_attn = f
         for o in hooks: o.remove()
 
 # %% ../../nbs/api/10b_models.stages.ipynb #3d7e453c
@@ -157,8 +161,12 @@ def from_last_block(self:Body, x, # Images (B, 3, H, W)
     kept,s = [],self.stages[-1]
     def run(use):
         def hook(m, args): return use(*_open(args[0], s.channels, s.reduction, self._now), args[1:])
-        h = self.model.get_submodule(self.blocks()[-1]).register_forward_pre_hook(hook)
-        try: return self.see(x, **wants)
-        finally: h.remove()
+        h,ms = self.model.get_submodule(self.blocks()[-1]).register_forward_pre_hook(hook),_checkpointed(self)
+        try:
+            for m in ms: m.grad_checkpointing = False # the hook is gone when the backward pass would do it once more
+            return self.see(x, **wants)
+        finally:
+            h.remove()
+            for m in ms: m.grad_checkpointing = True
     run(lambda m, pack, more: kept.append(m))
     return kept[0],lambda maps: run(lambda _, pack, more: (pack(maps),*more))

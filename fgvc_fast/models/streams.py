@@ -11,7 +11,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from ..core import check, listing
-from .body import Body, Stage
+from .body import Body, Stage, _for_size, _pair
 
 # %% ../../nbs/api/10c_models.streams.ipynb #bf758354
 class TwoStreams(nn.Module):
@@ -83,6 +83,7 @@ def check_size(self:TwoStreams, size):
 @patch
 def resize(self:TwoStreams, size):
     "Go on with images of `size`"
-    for o in self.bodies: o.resize(size)
+    size = _pair(size)
+    for go in [_for_size(o, size) for o in self.bodies]: go() # both, or none
     self.img_size = self.bodies[0].img_size
     return self

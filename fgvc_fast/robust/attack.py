@@ -7,9 +7,8 @@ __all__ = ['attacks', 'fgsm', 'bim', 'pgd']
 
 # %% ../../nbs/api/60_robust.attack.ipynb #54997918
 import torch
-from ..core import check
+from ..core import FineGrainedError, check, check_choice, check_number
 from ..models.asked import _evaluating
-from torch.nn import functional as F
 
 # %% ../../nbs/api/60_robust.attack.ipynb #7ee8a7f7
 def _length(d): return d.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
@@ -17,29 +16,50 @@ def _length(d): return d.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 def _steepest(g, norm): return g.sign() if norm=='linf' else g/_length(g).clamp(min=1e-12)
 
 def _allowed(x, start, eps, norm):
-    "The picture nearest to `x` that is within `eps` of `start`, and is one"
+    "`x` brought back to within `eps` of `start`, and then each pixel to 0–1"
     d = x-start
     d = d.clamp(-eps, eps) if norm=='linf' else d*(eps/_length(d).clamp(min=1e-12)).clamp(max=1)
     return (start+d).clamp(0, 1)
 
 # %% ../../nbs/api/60_robust.attack.ipynb #fe0684d7
+def _pixels(x, what):
+    "`x` as a plain tensor of pixels; what rounding has put beyond 0 or 1 is brought back"
+    ok = torch.is_tensor(x) and x.ndim==4 and x.is_floating_point() and x.numel() and x.min()>=-1e-3 and x.max()<=1+1e-3
+    check(ok, f'{what}: give pixels from 0 to 1 (n, channels, height, width); these are something else. Where loaders normalise, `PixelModel` undoes that')
+    return x.detach().as_subclass(torch.Tensor).clamp(0, 1)
+
+def _labels(y, n, x):
+    "`y` as a plain tensor of the numbers of `n` classes, one for each of the pictures `x`"
+    ok = torch.is_tensor(y) and y.shape==(len(x),) and not y.is_floating_point() and y.dtype!=torch.bool and y.min()>=0 and y.max()<n
+    if not ok: raise FineGrainedError(f'y: give the number of one class for each of the {len(x)} pictures, from 0 to {n-1}, and not {y!r}')
+    return y.as_subclass(torch.Tensor).long().to(x.device)
+
+def _uphill(said, y):
+    "Which way the loss of labels `y` rises at the logits `said`, for each picture of one length however sure the model is"
+    said = said.detach().to(torch.promote_types(said.dtype, torch.float32))
+    own = torch.zeros_like(said).scatter(1, y[:,None], 1.)
+    return said.masked_fill(own.bool(), -torch.inf).softmax(1).nan_to_num(0.) - own
+
+# %% ../../nbs/api/60_robust.attack.ipynb #3b69b9eb
 def _climb(model, x, y, eps, alpha, steps, norm, targeted, begin=None):
     "`steps` of length `alpha` from `begin` up the loss of the labels `y` (down it, if `targeted`), within `eps` of `x`"
-    check(norm in ('linf','l2'), f"norm='{norm}' is unknown: use 'linf' or 'l2'")
-    check(eps>=0, f'eps={eps} is no distance: give a number from 0')
-    x = x.detach().as_subclass(torch.Tensor)
-    check(x.ndim==4 and x.is_floating_point() and x.numel() and x.min()>=0 and x.max()<=1, 'Pixels from 0 to 1 are attacked (n, channels, height, width); these are something else. Where loaders normalise, `PixelModel` undoes that')
     with _evaluating(model):
-        x,sign = x.clone(),-1 if targeted else 1
+        x,sign = x.clone(),-1 if targeted else 1 # a clone, as a tensor of inference mode has no gradient
         now = x if begin is None else _allowed(begin, x, eps, norm)
-        for _ in range(steps):
+        for i in range(steps):
             with torch.enable_grad():
                 now = now.detach().requires_grad_()
                 said = model(now)
-                said = said.to(torch.promote_types(said.dtype, torch.float32))
-                g, = torch.autograd.grad(F.cross_entropy(said, y, reduction='sum'), now) # a sum: a picture's gradient does not depend on the batch
-            now = _allowed(now.detach() + sign*alpha*_steepest(g, norm), x, eps, norm)
+                if not i: y = _labels(y, said.shape[1], x)
+                g, = torch.autograd.grad(said, now, 1024*_uphill(said, y).to(said.dtype))
+            now = _allowed(now.detach() + sign*alpha*_steepest(g.nan_to_num(0.), norm), x, eps, norm)
     return now.detach()
+
+def _asked(x, eps, norm):
+    "Pixels, if strength and norm are ones"
+    check_choice('norm', norm, ('linf','l2'))
+    check_number('eps', eps, 0)
+    return _pixels(x, 'x')
 
 # %% ../../nbs/api/60_robust.attack.ipynb #92140fab
 def fgsm(
@@ -51,12 +71,12 @@ def fgsm(
     targeted:bool=False # Towards `y` instead of away from it?
     )->torch.Tensor: # As `x`
     "`x`, changed by one step of length `eps` up the loss"
-    return _climb(model, x, y, eps, eps, 1, norm, targeted)
+    return _climb(model, _asked(x, eps, norm), y, eps, eps, 1, norm, targeted)
 
 # %% ../../nbs/api/60_robust.attack.ipynb #3b4ab0e5
 def _step(eps, steps, alpha):
-    check(steps>=1, f'steps={steps}: take at least one')
-    return 2.5*eps/steps if alpha is None else alpha
+    check_number('steps', steps, 1, whole=True)
+    return 2.5*eps/steps if check_number('alpha', alpha, 0, none=True) is None else alpha
 
 def bim(model, x, y, eps:float, # As `fgsm`
     steps:int=10, # How many
@@ -64,6 +84,7 @@ def bim(model, x, y, eps:float, # As `fgsm`
     norm:str='linf', targeted:bool=False # As `fgsm`
     )->torch.Tensor: # As `x`
     "`x`, changed in `steps` up the loss"
+    x = _asked(x, eps, norm)
     return _climb(model, x, y, eps, _step(eps, steps, alpha), steps, norm, targeted)
 
 def pgd(model, x, y, eps:float, # As `fgsm`
@@ -73,8 +94,9 @@ def pgd(model, x, y, eps:float, # As `fgsm`
     generator=None # A `torch.Generator` for the random start
     )->torch.Tensor: # As `x`
     "`x`, changed in `steps` up the loss from a random start"
+    x,alpha = _asked(x, eps, norm),_step(eps, steps, alpha)
     d = torch.rand(x.shape, generator=generator, device=x.device)*2-1 if norm=='linf' else torch.randn(x.shape, generator=generator, device=x.device)
     if norm=='l2': d = d/_length(d)*torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)**(1/x[0].numel())
-    return _climb(model, x, y, eps, _step(eps, steps, alpha), steps, norm, targeted, x.detach().as_subclass(torch.Tensor)+eps*d)
+    return _climb(model, x, y, eps, alpha, steps, norm, targeted, x+eps*d)
 
 attacks = dict(fgsm=fgsm, bim=bim, pgd=pgd)

@@ -7,14 +7,18 @@ __all__ = ['corruptions', 'corrupt']
 
 # %% ../../nbs/api/60b_robust.corrupt.ipynb #055c8f19
 import io, numpy as np, torch
-from ..core import check
+from ..core import check, check_choice, check_number
+from .attack import _pixels
 from PIL import Image
 from torchvision.transforms.v2.functional import gaussian_blur
+from zlib import crc32
 
 # %% ../../nbs/api/60b_robust.corrupt.ipynb #de29641c
+def _bytes(x): return (x*255).round().byte().cpu()
+
 def _noise(x, s):
-    g = torch.Generator().manual_seed(0)
-    return x + s*torch.randn(x.shape[1:], generator=g).to(x)
+    seeds = [crc32(o.tobytes()) for o in _bytes(x).numpy()]
+    return x + s*torch.stack([torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(o)) for o in seeds]).to(x)
 
 def _blur(x, s):
     sigma = s*max(x.shape[-2:])
@@ -22,7 +26,7 @@ def _blur(x, s):
 
 def _jpeg(x, q):
     res = []
-    for im in (x*255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+    for im in _bytes(x).permute(0, 2, 3, 1).numpy():
         f = io.BytesIO()
         Image.fromarray(im).save(f, 'JPEG', quality=q)
         res.append(np.asarray(Image.open(f)))
@@ -40,7 +44,8 @@ def corrupt(
     strength:int # 1 to 5
     )->torch.Tensor: # As `x`
     "`x` as it comes out of a worse camera, or a smaller file"
-    check(kind in _kinds, f"kind='{kind}' is unknown: use one of {', '.join(_kinds)}")
-    check(strength in range(1, 6), f'strength={strength}: there are five, 1 to 5')
-    f,levels = _kinds[kind]
-    return f(x.as_subclass(torch.Tensor), levels[strength-1]).clamp(0, 1)
+    f,levels = _kinds[check_choice('kind', kind, _kinds)]
+    check_number('strength', strength, 1, 5, whole=True)
+    x = _pixels(x, 'x')
+    check(x.shape[1]==3, f'x has {x.shape[1]} channels: give pictures in colour (n, 3, height, width)')
+    return f(x, levels[strength-1]).clamp(0, 1)

@@ -10,9 +10,11 @@ import torch
 from fastai.data.transforms import Normalize
 from fastai.torch_core import get_model
 from ..augment.mix import own_loss
-from ..core import check
+from ..core import check, check_choice, check_number
 from ..learner import SideLosses
+from ..models.model import only_logits
 from .attack import attacks
+from inspect import signature
 from torch import nn
 
 # %% ../../nbs/api/61_robust.train.ipynb #a041e7d4
@@ -26,7 +28,9 @@ class PixelModel(nn.Module):
     def to_pixels(self, x):
         "A batch of the loaders as pixels"
         x = x.as_subclass(torch.Tensor)
-        return x if self.stats is None else (x*self.stats[1].to(x)+self.stats[0].to(x)).clamp(0, 1)
+        if self.stats is not None: x = x*self.stats[1].to(x)+self.stats[0].to(x)
+        check(x.min()>=-.25 and x.max()<=1.25, 'The loaders give something else than pixels from 0 to 1, and have no `Normalize` that could be undone: normalise with `Normalize`, or leave it to the model')
+        return x.clamp(0, 1)
     def to_batch(self, x):
         "Pixels as the loaders would have given them"
         return x if self.stats is None else (x-self.stats[0].to(x))/self.stats[1].to(x)
@@ -42,21 +46,22 @@ class AdversarialTraining(SideLosses):
         attack='fgsm', # A name from `attacks`, or a function like them
         **kwargs # Of the attack: `steps`, `norm`, ...
         ):
-        check(eps>0, f'eps={eps}: an attack that may not change anything is none')
-        check(0<=alpha<=1, f'alpha={alpha} is the weight of the clean loss, from 0 to 1')
-        check(callable(attack) or attack in attacks, f"attack='{attack}' is unknown: use {', '.join(attacks)}, or a function")
+        check(check_number('eps', eps, 0), f'eps={eps}: an attack that may not change anything is none')
+        check_number('alpha', alpha, 0, 1)
+        if not callable(attack): check_choice('attack', attack, attacks)
+        stray = [k for k in kwargs if k not in signature(attack if callable(attack) else attacks[attack]).parameters]
+        check(not stray, f"{getattr(attack, '__name__', attack)} knows no option {', '.join(f'`{k}`' for k in stray)}")
         self.eps,self.alpha,self.kwargs = eps,alpha,kwargs
         self.attack = attack if callable(attack) else attacks[attack]
-    def __repr__(self): return f'AdversarialTraining(eps={self.eps:.3g}, alpha={self.alpha:g}, attack={self.attack.__name__})'
+    def __repr__(self): return f'AdversarialTraining(eps={self.eps:.3g}, alpha={self.alpha:g}, attack={getattr(self.attack, "__name__", self.attack)})'
     def names(self): return ['adversarial']
     def before_batch(self): check(len(self.yb)==1 and torch.is_tensor(self.xb[0]) and self.xb[0].ndim==4, 'AdversarialTraining attacks pictures that have one label each; this batch has something else')
 
     def besides(self):
         net,x = PixelModel(self.learn),self.xb[0]
-        clean = {k: getattr(net.model, k) for k in ('said','kept') if hasattr(net.model, k)} # what other losses ask for
-        attacked = net.to_batch(self.attack(net, net.to_pixels(x), self.yb[0], self.eps, **self.kwargs)).as_subclass(type(x))
-        pred = self.model(attacked, *self.xb[1:])
-        for k,v in clean.items(): setattr(net.model, k, v)
+        with only_logits(net.model):
+            attacked = net.to_batch(self.attack(net, net.to_pixels(x), self.yb[0], self.eps, **self.kwargs)).as_subclass(type(x))
+            pred = self.model(attacked, *self.xb[1:])
         yield 'adversarial',1-self.alpha,own_loss(self.learn, pred.float())
 
     def after_loss(self): self.learn.loss_grad = self.alpha*self.loss_grad + self.extra
