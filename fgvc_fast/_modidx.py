@@ -1249,6 +1249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fgvc_fast.models.body._differs': ('api/models.body.html#_differs', 'fgvc_fast/models/body.py'),
                                        'fgvc_fast.models.body._door': ('api/models.body.html#_door', 'fgvc_fast/models/body.py'),
                                        'fgvc_fast.models.body._exchange': ('api/models.body.html#_exchange', 'fgvc_fast/models/body.py'),
+                                       'fgvc_fast.models.body._first': ('api/models.body.html#_first', 'fgvc_fast/models/body.py'),
                                        'fgvc_fast.models.body._fit': ('api/models.body.html#_fit', 'fgvc_fast/models/body.py'),
                                        'fgvc_fast.models.body._for_size': ('api/models.body.html#_for_size', 'fgvc_fast/models/body.py'),
                                        'fgvc_fast.models.body._hub': ('api/models.body.html#_hub', 'fgvc_fast/models/body.py'),

@@ -1,5 +1,5 @@
 "Another size: what was set still acts, what was learned about places is resampled from its own grid; and stages are what a hook can see"
-import subprocess, sys
+import copy, subprocess, sys
 import numpy as np, pytest, torch
 from torch import nn
 from fgvc_fast.core import FineGrainedError
@@ -23,7 +23,7 @@ def made(arch, kw, size):
     body = model.body
     for k,p in body.model.named_parameters():
         if 'pos' in k: nn.init.normal_(p)
-    if hasattr(body.model, 'set_grad_checkpointing'): body.model.set_grad_checkpointing(True)
+    if arch not in ('vgg11','hrnet_w18_small'): body.model.set_grad_checkpointing(True)
     for p in body.groups()[0]: p.requires_grad_(False)
     model.double().train()
     for m in body.model.modules():
@@ -40,20 +40,21 @@ def test_what_was_set_acts_after_another_size(arch, kw):
     was,ids = flags(body),{k: id(p) for k,p in body.model.named_parameters()}
     with torch.no_grad(): before = model.eval()(xa)
     model.train(), [m.eval() for m in body.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norm = copy.deepcopy(model.head.norm.state_dict())
     body.model.get_submodule(body._doors[1]).register_forward_hook(lambda *_: met.append(1))
     rng = torch.get_rng_state()
     model.resize(b)
     if body.fixed: assert torch.equal(rng, torch.get_rng_state())
     assert flags(body)==was and body.img_size==b
     moved = {k for k,p in body.model.named_parameters() if id(p)!=ids[k]}
-    assert all('pos' in k or 'relative_position' in k for k in moved) and bool(moved)==((arch,kw) in bound and 'v2' not in arch and body.fixed)
+    assert all('pos' in k or 'relative_position' in k for k in moved) and bool(moved)==((arch,kw) in bound and arch not in ('test_vit_relpos','swinv2_tiny_window8_256'))
     model(xb).square().sum().backward()
-    assert met and all(p.grad is not None and p.grad.abs().sum()>0 for p in body.after.parameters())
+    assert met and all(p.grad is not None and p.grad.abs().sum()>0 for p in body.after.parameters()) and len(body.after)==2
 
     other = made(arch, kw, b) # a fresh one of that size, with these weights, says the same
     other.load_state_dict(model.state_dict())
     with torch.no_grad(): assert torch.equal(model.eval()(xb), other.eval()(xb))
-    model.resize(a)
+    model.resize(a).head.norm.load_state_dict(norm)
     if not moved:
         with torch.no_grad(): assert torch.equal(model(xa), before)
 

@@ -130,9 +130,9 @@ def _runs(net, met, last, least=5):
     "The units of `net` in runs of one resolution, `last` the coarsest: [[(unit, channels that go in, channels, reduction), …], …]"
     calls = {u: [o for o in met if f'{o[0]}.'.startswith(f'{u}.')] for u in _units(net)}
     order = {u: met.index(o[0]) for u,o in calls.items() if o}
-    c,r,units = 3,1,[]
+    c,r,units,maps_of = 3,1,[],{}
     for u in sorted(calls, key=lambda u: order.get(u, len(met))):   # in the order in which the batch meets them
-        maps = [out for _,_,out,_ in calls[u] if out and out[1]<=last] # beyond the last map: squeezed for attention
+        maps = maps_of[u] = [out for _,_,out,_ in calls[u] if out and out[1]<=last] # beyond the last map: squeezed for attention
         if maps and maps[-1][1]>=r: c,r = maps[-1]
         into = next((i for name,i,_,_ in calls[u] if name==u), calls[u][0][1] if calls[u] else None)
         units.append((u, into and into[0], c, r))
@@ -145,7 +145,7 @@ def _runs(net, met, last, least=5):
         run,k = runs[i],least-len(runs)+1
         cuts = [len(run)*j//k for j in range(k+1)]
         runs[i:i+1] = [run[a:b] for a,b in zip(cuts, cuts[1:]) if a<b]
-    def slight(u): return all(p.ndim<2 for p in net.get_submodule(u).parameters()) # a norm alone is no stage
+    def slight(u): return not maps_of[u] or all(p.ndim<2 for p in net.get_submodule(u).parameters()) # a norm alone is no stage, nor what sees the class token only
     for i in reversed(range(1, len(runs))):
         if all(slight(u[0]) for u in runs[i]): runs[i-1:i+1] = [runs[i-1]+runs[i]]
     return runs
@@ -381,6 +381,11 @@ def _door(met, unit, stage):
     whole = stage.channels,stage.reduction
     return next((j for j in range(i, -1, -1) if met[j][1]==whole and (j==i or met[j][2]!=whole)), i) # a pool without parameters may come before
 
+def _first(net, name):
+    "The module that gets what goes into `name`, where that is a plain list: gradient checkpointing calls what is in lists, and not the list"
+    m = net.get_submodule(name)
+    return _first(net, f'{name}.0') if type(m).forward is nn.Sequential.forward and '0' in m._modules else name
+
 def _stages(runs, met, nf, last):
     "Runs, stages and where in `met` each of these but the last is left: what goes in there is the stage's map, and a run that gives none is one with the next"
     chans = [run[0][1] or prev[-1][2] for prev,run in zip(runs, runs[1:])] + [nf] # what goes into the next
@@ -415,7 +420,7 @@ def _look(self:Body, facts, path):
     self.nf = x.shape[1]
     runs,self.stages,at = _stages(_runs(self.model, met, last), met, self.nf, last)
     self._group = {u[0]: i for i,run in enumerate(runs) for u in run}
-    self._doors,self._ways = [met[j][0] for j in at],[met[j][3] for j in at] # modules, and which of their arguments the map is
+    self._doors,self._ways = [_first(self.model, met[j][0]) for j in at],[met[j][3] for j in at] # modules, and which of their arguments the map is
 
 # %% ../../nbs/api/10_models.body.ipynb #99994d25
 @patch
