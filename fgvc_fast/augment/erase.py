@@ -8,7 +8,7 @@ __all__ = ['square_boxes', 'random_boxes', 'erase', 'Erase', 'Cutout']
 # %% ../../nbs/api/30_augment.erase.ipynb #d6b0ee14
 import math, torch
 from fastai.callback.core import Callback
-from ..core import check
+from ..core import check, check_number
 
 # %% ../../nbs/api/30_augment.erase.ipynb #e86c3f2e
 def square_boxes(n:int, h:int, w:int, # How many; size of the pictures
@@ -16,6 +16,7 @@ def square_boxes(n:int, h:int, w:int, # How many; size of the pictures
     device=None
     )->torch.Tensor: # (n, 4): top, bottom, left, right
     "Squares with their centre anywhere, clipped at the borders"
+    check_number('size', size, 0, 1)
     s,at = max(round(size*min(h, w)), 1),torch.tensor([h,w], device=device)
     lo = (torch.rand(n, 2, device=device)*at).long() - s//2
     return torch.stack([lo.clamp(min=0), torch.minimum(lo+s, at)], 2).flatten(1)
@@ -41,6 +42,7 @@ def erase(x, # Pictures (B, c, h, w)
     fill='mean' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
     ):
     "Pictures `x`, each with a hole"
+    check(torch.is_tensor(boxes) and boxes.shape==(len(x),4), f'boxes: give (top, bottom, left, right) for each of {len(x)} pictures, not {tuple(getattr(boxes, "shape", ()))}')
     rows,cols = [torch.arange(n, device=x.device)[None] for n in x.shape[-2:]]
     t,b,l,r = boxes.T[...,None]
     hole = ((rows>=t)&(rows<b))[:,None,:,None] & ((cols>=l)&(cols<r))[:,None,None]
@@ -50,9 +52,12 @@ def erase(x, # Pictures (B, c, h, w)
     return torch.where(hole, v, x)
 
 # %% ../../nbs/api/30_augment.erase.ipynb #c142569b
+def _number(o): return isinstance(o, (int,float)) and not isinstance(o, bool) and math.isfinite(o)
+def _pair_of(o): return isinstance(o, (tuple,list)) and len(o)==2 and all(map(_number, o))
+
 def _fill(fill):
     "Stop unless `fill` is one"
-    ok = fill in ('mean','noise') if isinstance(fill, str) else isinstance(fill, (int,float)) or isinstance(fill, (tuple,list)) and all(isinstance(o, (int,float)) for o in fill)
+    ok = fill in ('mean','noise') if isinstance(fill, str) else _number(fill) or isinstance(fill, (tuple,list)) and len(fill)>0 and all(map(_number, fill))
     check(ok, f"fill={fill!r} is unknown: use 'mean', 'noise', a number, or one for each channel")
     return fill
 
@@ -65,9 +70,9 @@ class Erase(Callback):
         aspect=(.3,10/3), # Range of its height over its width
         fill='noise' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
         ):
-        check(0<=p<=1, f"p is the part of the pictures that get a hole, from 0 to 1, not {p}")
-        check(len(area)==2 and 0<area[0]<=area[1]<=1, f"area={area}: give the range of the hole's share of the picture, such as (.02, .4)")
-        check(len(aspect)==2 and 0<aspect[0]<=aspect[1], f"aspect={aspect}: give the range of the hole's height over its width, such as (.3, 3.3)")
+        check_number('p', p, 0, 1)
+        check(_pair_of(area) and 0<area[0]<=area[1]<=1, f"area={area}: give the range of the hole's share of the picture, such as (.02, .4)")
+        check(_pair_of(aspect) and 0<aspect[0]<=aspect[1]<math.inf, f"aspect={aspect}: give the range of the hole's height over its width, such as (.3, 3.3)")
         self.p,self.area,self.aspect,self.fill = p,area,aspect,_fill(fill)
     def boxes(self, n, h, w, device): return random_boxes(n, h, w, self.area, self.aspect, device)
     def before_batch(self):
@@ -85,7 +90,7 @@ class Cutout(Erase):
         p:float=1., # Part of the pictures that get a hole
         fill='mean' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
         ):
-        check(0<size<=1, f"size={size} is the side of the hole, of the picture's shorter side, above 0 and up to 1")
+        check(check_number('size', size, 0, 1), f"size={size} is the side of the hole, of the picture's shorter side, above 0 and up to 1")
         super().__init__(p, fill=fill)
         self.size = size
     def boxes(self, n, h, w, device): return square_boxes(n, h, w, self.size, device)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from functools import partial
 from torch.nn import functional as F
 from .evidence import evidence_of
-from ..core import check
+from ..core import check, check_number
 from ..models.asked import _has_halves
 
 # %% ../../nbs/api/31_augment.mix.ipynb #cf8c1d46
@@ -24,6 +24,7 @@ def mixup(x, # Batch of anything with floating point values
     lam:float # How much of the item itself stays, 0 to 1
     )->tuple:
     "Blend each item of `x` with another; returns the blend and `lam`"
+    check_number('lam', lam, 0, 1)
     return torch.lerp(x[perm], x, lam), lam
 
 # %% ../../nbs/api/31_augment.mix.ipynb #12fdbff2
@@ -32,6 +33,7 @@ def cut_box(h:int, w:int, # Size of the picture
     center:tuple|None=None # Row and column of the box's centre; anywhere if `None`
     )->tuple:
     "Top, bottom, left and right of a box of a picture's shape with `1-lam` of its area, clipped at the borders"
+    check_number('lam', lam, 0, 1)
     y,x = center or (int(torch.randint(h, ())), int(torch.randint(w, ())))
     bh,bw = int(h*(1-lam)**.5),int(w*(1-lam)**.5)
     t,l = y - bh//2,x - bw//2
@@ -111,10 +113,10 @@ class Mix(Callback):
         ):
         given = {k: v for k,v in dict(mixup=mixup, cutmix=cutmix, snapmix=snapmix).items() if v is not None}
         check(given, "Mix needs something to do: Mix(mixup=.4), Mix(cutmix=1.), Mix(snapmix=5.), or several")
-        check(all(a>0 for a in given.values()), f"alpha must be above 0, not {', '.join(f'{k}={v}' for k,v in given.items())}; use None for none of a kind")
-        check(0<=p<=1, f"p is the part of the batches that are mixed, from 0 to 1, not {p}")
+        check(all(check_number(k, a, 0)>0 for k,a in given.items()), f"alpha must be above 0, not {', '.join(f'{k}={v}' for k,v in given.items())}; use None for none of a kind")
+        check_number('p', p, 0, 1)
         weights = [1]*len(given) if weights is None else weights
-        check(len(weights)==len(given) and min(weights)>=0 and max(weights)>0, f"weights say how often {' and '.join(given)} are chosen, a number for each kind given such as (1, 3), not {weights}")
+        check(isinstance(weights, (tuple,list)) and len(weights)==len(given) and all(isinstance(w, (int,float)) and w<float('inf') for w in weights) and min(weights)>=0 and max(weights)>0, f"weights say how often {' and '.join(given)} are chosen, a number for each kind given such as (1, 3), not {weights}")
         fs = dict(mixup=self._blend, cutmix=self._paste, snapmix=self._snap)
         self.kinds = [(fs[k], w, float(a)) for w,(k,a) in zip(weights, given.items())]
         self.given,self.p,self.mixed = given,p,None

@@ -12,7 +12,7 @@ from timm.layers.cbam import CbamModule
 from timm.models.cait import LayerScaleBlockClassAttn
 from torch import nn
 from torch.nn import functional as F
-from ..core import check, listing
+from ..core import check, check_number, listing
 from .pool import pools
 
 # %% ../../nbs/api/13_models.attention.ipynb #b0c705a6
@@ -36,7 +36,7 @@ def _places(x): return x.flatten(2).transpose(1, 2) # (B, nf, h, w) to (B, h*w, 
 
 def _split(nf, heads):
     "`heads`, or the next smaller number that divides `nf`"
-    check(isinstance(heads, int) and heads>0, f'heads={heads!r}: give a number of 1 or more')
+    check_number('heads', heads, 1, whole=True)
     return next(n for n in range(min(heads, nf), 0, -1) if nf%n==0)
 
 def _looks(q, k, heads, shape):
@@ -87,8 +87,10 @@ class ClassAttentionPool(nn.Module):
         scale:float=.1 # What each look adds is multiplied by this at first
     ):
         super().__init__()
-        check(isinstance(depth, int) and depth>0, f'depth={depth!r}: give a number of 1 or more')
-        check(width is None or isinstance(width, int) and width>0, f'width={width!r}: give a number of channels, or None')
+        check_number('depth', depth, 1, whole=True)
+        check_number('width', width, 1, whole=True, none=True)
+        check_number('mlp', mlp, 1e-3)
+        check_number('scale', scale, 0)
         self.nf = width or min(nf, 512)
         self.heads = _split(self.nf, heads)
         self.narrow = nn.Identity() if self.nf==nf else nn.Linear(nf, self.nf)

@@ -23,7 +23,7 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import group_parameters
 from torch import nn
 from torch.func import functional_call
-from ..core import FineGrainedError, check, check_choice, check_number, check_size as checked_size, listing
+from ..core import FineGrainedError, check, check_choice, check_size as checked_size, listing
 
 # %% ../../nbs/api/10_models.body.ipynb #ba24d87f
 Stage = namedtuple('Stage', 'name channels reduction')
@@ -35,6 +35,7 @@ def as_map(
     nhwc=False # Are the channels last?
 ):
     "`x` as a map (B, C, h, w); a view, nothing is copied"
+    check(torch.is_tensor(x) and x.ndim in (3,4), f'features of shape {tuple(getattr(x, "shape", ()))} are no map and no tokens: (n, channels, height, width) or (n, places, channels)')
     if x.ndim==4: return x.permute(0, 3, 1, 2) if nhwc else x
     x = x[:, prefix:]                                        # (B, h*w, C)
     h = max(round(math.sqrt(x.shape[1]*size[0]/size[1])), 1)
@@ -130,10 +131,11 @@ def _runs(net, met, last, least=5):
     "The units of `net` in runs of one resolution, `last` the coarsest: [[(unit, channels that go in, channels, reduction), …], …]"
     calls = {u: [o for o in met if f'{o[0]}.'.startswith(f'{u}.')] for u in _units(net)}
     order = {u: met.index(o[0]) for u,o in calls.items() if o}
-    c,r,units,maps_of = 3,1,[],{}
+    c,r,units,gives = 3,1,[],{}
     for u in sorted(calls, key=lambda u: order.get(u, len(met))):   # in the order in which the batch meets them
-        maps = maps_of[u] = [out for _,_,out,_ in calls[u] if out and out[1]<=last] # beyond the last map: squeezed for attention
+        maps = [out for _,_,out,_ in calls[u] if out and out[1]<=last] # beyond the last map: squeezed for attention
         if maps and maps[-1][1]>=r: c,r = maps[-1]
+        gives[u] = maps if u not in [o[0] for o in calls[u]] else [out for name,_,out,_ in calls[u] if name==u and out and out[1]<=last]
         into = next((i for name,i,_,_ in calls[u] if name==u), calls[u][0][1] if calls[u] else None)
         units.append((u, into and into[0], c, r))
     runs = [[u for u in units if u[3]==r] for r in sorted({u[3] for u in units})]
@@ -145,7 +147,7 @@ def _runs(net, met, last, least=5):
         run,k = runs[i],least-len(runs)+1
         cuts = [len(run)*j//k for j in range(k+1)]
         runs[i:i+1] = [run[a:b] for a,b in zip(cuts, cuts[1:]) if a<b]
-    def slight(u): return not maps_of[u] or all(p.ndim<2 for p in net.get_submodule(u).parameters()) # a norm alone is no stage, nor what sees the class token only
+    def slight(u): return not gives[u] or all(p.ndim<2 for p in net.get_submodule(u).parameters()) # a norm alone is no stage, nor what sees the class token only
     for i in reversed(range(1, len(runs))):
         if all(slight(u[0]) for u in runs[i]): runs[i-1:i+1] = [runs[i-1]+runs[i]]
     return runs
@@ -306,7 +308,7 @@ def _build(arch, pretrained, size, kwargs):
         try: make(arch, False, size, kwargs)
         except Exception: pass # then it is not for want of weights
         else: raise FineGrainedError(_no_weights(name, err)) from err
-    given = f' with {listing(kwargs)}' if kwargs else ''
+    given = f" with {listing(f'{k}={v!r}' for k,v in kwargs.items())}" if kwargs else ''
     raise FineGrainedError(f"'{name}' cannot be built{at}{given}: {_why(err)}") from err
 
 def _no_weights(name, err):
@@ -330,6 +332,7 @@ class Body(nn.Module):
         **kwargs # For `timm.create_model`, or the constructor
     ):
         super().__init__()
+        check(isinstance(arch, str) and arch or callable(arch), f"arch={arch!r}: give the name of a timm model, as 'resnet18', or a constructor of torchvision")
         enum = callable(arch) and isinstance(weights, Enum)
         given = isinstance(weights, dict) and weights and all(isinstance(k, str) and torch.is_tensor(v) for k,v in weights.items())
         check(weights is None or isinstance(weights, (str,Path)) or enum or given, f"weights={str(weights)[:80]}: give the path of a file, or tensors by name")
@@ -456,7 +459,7 @@ def _like(self:Body, size, weights=None): return Body(self.arch, False, weights,
 def reinit(self:Body, n:int # How many groups, counted from the deepest
     ):
     "Give the last `n` groups fresh random values, as the architecture's own constructor draws them"
-    check(0<=n<=len(self.stages), f"reinit={n}: '{self.name}' has {len(self.stages)} groups ({listing(self.group_names(), 8)})")
+    check(type(n) is int and 0<=n<=len(self.stages), f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups ({listing(self.group_names(), 8)})")
     if not n: return self
     fresh = self._like(self._size).model.state_dict()
     for k,t in self.model.state_dict().items():

@@ -7,7 +7,7 @@ __all__ = ['part_targets', 'GivenPartPool']
 
 # %% ../../nbs/api/13c_models.given.ipynb #aea130ac
 import torch, torch.nn.functional as F
-from ..core import check
+from ..core import check, check_number
 from .pool import pools
 from torch import nn
 
@@ -17,6 +17,8 @@ def part_targets(places, # (B, K, 2) points or (B, 4) boxes from 0 to 1 of the p
     sigma:float=.5 # Of the Gaussian round a point, places of the map
     )->tuple: # (B, K, h, w) that add up to 1, zero where unknown; (B, K) whether known
     "How much each place of a map belongs to each part"
+    ok = torch.is_tensor(places) and (places.ndim==3 and places.shape[2]==2 or places.ndim==2 and places.shape[1]==4)
+    check(ok, f'places of shape {tuple(getattr(places, "shape", ()))} are neither points (B, K, 2) nor boxes (B, 4)')
     o = places.as_subclass(torch.Tensor).float()
     if o.ndim==2: # the share of each place that the box covers
         o = o[:,None]*o.new_tensor([w,h,w,h])
@@ -45,10 +47,11 @@ class GivenPartPool(nn.Module):
         weight:float=1. # Of the loss that teaches the places; 0: they must be known already
     ):
         super().__init__()
-        check(isinstance(parts, int) and parts>0, f'parts={parts!r}: give how many parts the loaders bring, `len(dls.parts)`')
-        check(dim is None or isinstance(dim, int) and dim>0, f'dim={dim!r}: give a number of channels, or None to keep all {nf}')
-        check(0<=given<=1, f'given={given}: it is a share of the parts, from 0 to 1')
-        check(sigma>0, f'sigma={sigma}: the width of a part must be above 0')
+        check_number('parts', parts, 1, whole=True)
+        check_number('dim', dim, 1, whole=True, none=True)
+        check_number('given', given, 0, 1)
+        check_number('sigma', sigma, 1e-3)
+        check_number('weight', weight, 0)
         self.parts,self.given,self.sigma,self.weight = parts,given,sigma,weight
         self.where = nn.Conv2d(nf, parts, 1)
         self.reduce = nn.Conv2d(nf, dim, 1) if dim else nn.Identity()

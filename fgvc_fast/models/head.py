@@ -10,9 +10,15 @@ import math, torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from ..core import check
+from ..core import check, check_number
 
 # %% ../../nbs/api/15_models.head.ipynb #b33f11a1
+def _sizes(nf, n_out, drop):
+    "Stop unless a head can have these"
+    check_number('nf', nf, 1, whole=True)
+    check_number('n_out', n_out, 1, whole=True)
+    check_number('drop', drop, 0, 1)
+
 class RowNorm(nn.BatchNorm1d):
     "Batch norm of rows, shortened by a fixed factor where they are wide"
     def __init__(self,
@@ -35,6 +41,7 @@ class LinearHead(nn.Sequential):
         drop:float=0. # Probability of dropout
     ):
         super().__init__()
+        _sizes(nf, n_out, drop)
         self.norm = RowNorm(nf)
         self.drop = nn.Dropout(drop)
         self.fc = nn.Linear(nf, n_out)
@@ -48,6 +55,8 @@ class FastaiHead(nn.Sequential):
         drop:float=0.5, # Probability of dropout before the last layer, half of it before the first
         hidden:int=512 # Units between the two layers
     ):
+        _sizes(nf, n_out, drop)
+        check_number('hidden', hidden, 1, whole=True)
         layers = []
         for ni,no,p in ((nf, hidden, drop/2), (hidden, n_out, drop)):
             layers += [nn.BatchNorm1d(ni), *[nn.Dropout(p)]*(p!=0), nn.Linear(ni, no, bias=False), nn.ReLU(inplace=True)]
@@ -70,7 +79,8 @@ class CosineHead(nn.Module):
         scale:float=None # Scale to begin with, above 0; None: what lets a class reach a probability of 99 %
     ):
         super().__init__()
-        check(scale is None or scale>0, f'CosineHead has scale={scale}: it must be above 0')
+        _sizes(nf, n_out, drop)
+        check(check_number('scale', scale, 0, none=True)!=0, f'CosineHead has scale={scale}: it must be above 0')
         self.norm,self.drop = nn.BatchNorm1d(nf),nn.Dropout(drop)
         self.weight = nn.Parameter(torch.randn(n_out, nf)/nf**.5)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale or _least_scale(n_out))))
@@ -84,7 +94,7 @@ class CosineHead(nn.Module):
 # %% ../../nbs/api/15_models.head.ipynb #f2f165f6
 def _check_parents(parents, n_out):
     "Stop unless `parents` is a tree over `n_out` labels"
-    check(parents, 'LevelHead needs `parents`: for each level above the labels, coarse → fine, a list of the number of the group of each label')
+    check(isinstance(parents, (tuple,list)) and parents, 'LevelHead needs `parents`: for each level above the labels, coarse → fine, a list of the number of the group of each label')
     for i,o in enumerate(parents):
         ok = isinstance(o, (list,tuple))
         check(ok and len(o)==n_out, f'parents[{i}] is {f"a list of {len(o)}" if ok else repr(o)}: give a list of {n_out} group numbers, one for each label')
@@ -105,8 +115,9 @@ class LevelHead(nn.Module):
         weight:float=.5 # How much each coarser level counts in training beside the labels
     ):
         super().__init__()
+        _sizes(nf, n_out, drop)
         _check_parents(parents, n_out)
-        check(weight>=0, f'LevelHead has weight={weight}: it must not be below 0')
+        check_number('weight', weight, 0)
         self.norm,self.drop = RowNorm(nf),nn.Dropout(drop)
         self.fc = nn.Linear(nf, n_out)
         self.above = nn.ModuleList(nn.Linear(nf, len(set(o))) for o in parents)

@@ -6,12 +6,12 @@
 __all__ = ['imagenet_stats', 'Normalise', 'FineGrainedModel', 'only_logits', 'fine_grained_model']
 
 # %% ../../nbs/api/16_models.model.ipynb #b2b5f19e
-import inspect, torch
+import inspect, math, torch
 from contextlib import contextmanager
 from fastcore.basics import patch
 from functools import partial
 from torch import nn
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, check, check_number, listing
 from .attention import Attended
 from .body import Body
 from .given import GivenPartPool # chkstyle: ignore (now `pools` has it, as those below)
@@ -32,6 +32,7 @@ class Normalise(nn.Module):
         std # One number a channel
     ):
         super().__init__()
+        mean,std = _stats((mean, std), None)
         self.register_buffer('mean', torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer('std',  torch.tensor(std ).view(1, -1, 1, 1))
 
@@ -201,8 +202,8 @@ imagenet_stats = (0.485,0.456,0.406), (0.229,0.224,0.225)
 
 def _part(o, known, kind):
     "The builder or module that `o` means"
-    if not isinstance(o, str): return o
-    check(o in known, f"'{o}' is no {kind}: use one of {listing(known, 20)}, or a class or module of your own")
+    if callable(o): return o
+    check(isinstance(o, str) and o in known, f"{o!r} is no {kind}: use one of {listing(known, 20)}, or a class or module of your own")
     return known[o]
 
 def _listed(o, known):
@@ -233,12 +234,11 @@ def _fits(o, shape, width, kind):
 def _stats(stats, body):
     "(mean, std) that are meant by `stats`"
     if stats is None: stats = (body.mean, body.std) if body.mean else imagenet_stats
-    ok = isinstance(stats, (tuple,list)) and len(stats)==2 and all(hasattr(o, '__len__') and len(o)==3 for o in stats)
-    check(ok, f'stats={stats!r}: give (mean, std) with a number for each of three channels, or False if the images come normalised')
-    try: mean,std = (torch.as_tensor(o, dtype=torch.float32) for o in stats)
-    except (TypeError,ValueError): check(False, f'stats={stats!r}: give (mean, std) in numbers')
-    check(mean.isfinite().all() and std.isfinite().all() and (std>0).all(), f'stats={stats!r}: pictures are divided by std, so each must be above 0, and mean and std finite')
-    return [mean.tolist(), std.tolist()]
+    try: res = [torch.as_tensor(o, dtype=torch.float32).tolist() for o in stats]
+    except (TypeError,ValueError,RuntimeError): res = []
+    ok = len(res)==2 and all(isinstance(o, list) and len(o)==3 and all(isinstance(t, float) and math.isfinite(t) for t in o) for o in res) and min(res[1])>0
+    check(ok, f'stats={stats!r}: give (mean, std) with a number for each of three channels, those of std above 0, or False if the images come normalised')
+    return res
 
 # %% ../../nbs/api/16_models.model.ipynb #6f2c4dbc
 def fine_grained_model(
@@ -258,16 +258,21 @@ def fine_grained_model(
     **kwargs # For `Body`
 )->FineGrainedModel:
     "A model for `n_out` classes on any body, with any pool and head"
-    check(isinstance(n_out, int) and n_out>0, f'n_out={n_out!r}: give the number of classes')
+    check_number('n_out', n_out, 1, whole=True)
+    check_number('drop', drop, 0, 1)
+    check(attend is None or isinstance(attend, dict), f"attend={attend!r}: give blocks by stage, as {{-2: 'cbam'}}")
+    if stats is not None and stats is not False: _stats(stats, None)
     (pool_name,pool_opts),(head_name,head_opts) = _listed(pool, pools),_listed(head, heads)
     pool,head = _part(pool, pools, 'pool'),_part(head, heads, 'head') # a wrong name is said before anything is loaded
     body = (TwoStreams if isinstance(arch, (tuple,list)) else Body)(arch, pretrained, weights, img_size, **kwargs)
     attend = dict(attend or {})
     for stage,kind in attend.items(): body.put_after(stage, Attended(body.stages[body.stage_index(stage)].channels, kind))
     if not isinstance(pool, nn.Module): pool = _build(pool, body.nf, body=body, streams=getattr(body, 'streams', None))
-    elif not getattr(pool, 'wants', None): _fits(pool, (body.nf,7,7), pool.nf, 'pool')
+    elif not getattr(pool, 'wants', None): _fits(pool, (body.nf,7,7), getattr(pool, 'nf', None), 'pool')
+    check(isinstance(pool, nn.Module) and hasattr(pool, 'nf'), f'pool={pool!r}: a pool is a module with `nf`, the width of its rows')
     if not isinstance(head, nn.Module): head = _build(head, pool.nf, n_out, drop, parents=parents)
     else: _fits(head, (pool.nf,), n_out, 'head')
+    check(isinstance(head, nn.Module), f'head={head!r}: a head is a module from rows to scores')
     check(not closer or hasattr(pool, 'attention'), f"closer=True: {type(pool).__name__} attends to nothing in particular, so there is nothing to look closer at: use pool='parts'")
     norm = nn.Identity() if stats is False else Normalise(*_stats(stats, body))
     model = FineGrainedModel(norm, body, pool, head, None if branch is None else Branch(body, n_out, branch), CloserLook() if closer else None)

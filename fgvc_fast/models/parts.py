@@ -10,7 +10,7 @@ import math, torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from ..core import check
+from ..core import check, check_number
 from .pool import pools
 
 # %% ../../nbs/api/13b_models.parts.ipynb #09690bdd
@@ -24,6 +24,10 @@ class PartPool(nn.Module):
         beta:float=.05 # How far the centres go in one step towards what they see
     ):
         super().__init__()
+        check_number('parts', parts, whole=True)
+        check_number('dim', dim, whole=True, none=True)
+        check_number('pull', pull, 0)
+        check_number('beta', beta, 0, 1)
         check(1<=parts<=nf, f'parts={parts} cannot be made from a map of {nf} channels: use 1 to {nf}')
         check(dim is None or 1<=dim<=nf, f'dim={dim} is no reduction of a map of {nf} channels: use 1 to {nf}, or None')
         self.parts,self.pull,self.beta,self.nf = parts,pull,beta,parts*(dim or nf)
@@ -58,12 +62,18 @@ def sides(self:PartPool, rows, maps=None, **seen):
 pools.update(parts=PartPool)
 
 # %% ../../nbs/api/13b_models.parts.ipynb #babee238
+def _threshold(name, v):
+    "(low, high) of the threshold `v`, a number or a range"
+    lo,hi = v if isinstance(v, (tuple,list)) and len(v)==2 else (v,v)
+    ok = all(isinstance(o, (int,float)) and not isinstance(o, bool) for o in (lo, hi)) and 0<=lo<=hi<1
+    check(ok, f'{name}={v!r} is no threshold: give a number from 0 up, below 1, or (low, high)')
+    return lo,hi
+
 def _lit(x, attention, thresh):
     "Which pixels of pictures `x` their `attention` (B, h, w) lights above `thresh`, or above one drawn from a range (B, H, W)"
     check(x.ndim==4 and attention.ndim==3 and len(x)==len(attention),
         f'attention of shape {tuple(attention.shape)} does not go with pictures of shape {tuple(x.shape)}: give one map (h, w) for each picture (3, H, W)')
-    lo,hi = thresh if isinstance(thresh, (tuple,list)) else (thresh,thresh)
-    check(0<=lo<=hi<1, f'thresh={thresh} is no threshold: give a number from 0 to 1, or (low, high)')
+    lo,hi = _threshold('thresh', thresh)
     a = F.interpolate(attention.detach().float()[:,None], x.shape[-2:], mode='bilinear', align_corners=False)[:,0]
     a = a - a.amin((1,2), keepdim=True)
     a = a / a.amax((1,2), keepdim=True).clamp(min=1e-7)
@@ -91,6 +101,7 @@ def attend_crop(
     pad:float=.1 # Room on each side, of the picture's own side
 ):
     "The part of each of `x` that its `attention` lights up, as large as the picture"
+    check_number('pad', pad, 0, 1)
     on,at = _lit(x, attention, thresh),[]
     for n,o in zip(x.shape[-2:], (on.any(2), on.any(1))):
         room,(lo,hi) = round(pad*n),_ends(o)
@@ -112,6 +123,9 @@ class CloserLook:
         whole_at:float=.3, # Threshold of the second look at evaluation
         pad:float=.1 # Room round a crop, of the picture's side
     ):
+        for k,v in dict(crop=crop, drop=drop).items(): check_number(k, v, 0)
+        for k,v in dict(crop_at=crop_at, drop_at=drop_at, whole_at=whole_at).items(): _threshold(k, v)
+        check_number('pad', pad, 0, 1)
         self.crop,self.drop,self.crop_at,self.drop_at,self.whole_at,self.pad = crop,drop,crop_at,drop_at,whole_at,pad
 
     @torch.no_grad()
@@ -160,6 +174,7 @@ def part_hits(
     near:float=.1 # Nearer than this counts, of the picture's side
 )->torch.Tensor: # (parts, n)
     "Share of the pictures in which the brightest place of each map is near each true part"
+    check_number('near', near, 0)
     h,w = attention.shape[-2:]
     i = attention.flatten(2).argmax(2)
     peaks = torch.stack([(i%w+.5)/w, (i//w+.5)/h], -1) # (B, parts, 2)

@@ -8,6 +8,7 @@ __all__ = ['pools', 'AvgPool', 'GeM']
 # %% ../../nbs/api/11_models.pool.ipynb #839e375b
 import torch
 from torch import nn
+from ..core import check_number
 
 # %% ../../nbs/api/11_models.pool.ipynb #d0809ea6
 class AvgPool(nn.Module):
@@ -28,6 +29,8 @@ class GeM(nn.Module):
         eps:float=1e-6 # Smaller values count as this one
     ):
         super().__init__()
+        check_number('p', p, 1e-3)
+        check_number('eps', eps, 1e-12)
         self.nf,self.eps = nf,eps
         self.p = nn.Parameter(torch.tensor(float(p)))
 

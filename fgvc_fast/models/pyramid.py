@@ -9,12 +9,13 @@ __all__ = ['StagePool', 'PyramidPool', 'Branch']
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..core import check, listing
+from ..core import check, check_number, listing
 from .pool import pools
 
 # %% ../../nbs/api/14_models.pyramid.ipynb #b6cb42b0
 def _others(body, stages):
     "Numbers of `stages` of the body, shallow to deep, without the last one, which every pool gets"
+    check(isinstance(stages, (int,str,tuple,list,range)), f'stages={stages!r}: give numbers or names of stages, as (-2,-1)')
     stages = [stages] if isinstance(stages, (int,str)) else stages
     idx = sorted({body.stage_index(o) for o in stages}-{len(body.stages)-1})
     check(idx, f"stages={list(stages)} are no more than the last one of '{body.name}': name others ({listing(body.group_names(), 20)}), as in stages=(-3,-2,-1)")
@@ -23,6 +24,7 @@ def _others(body, stages):
 def _inner(pool, nf):
     "The pool that is meant by a name or class, of `nf` channels"
     check(not isinstance(pool, str) or pool in pools, f"'{pool}' is no pool: use one of {listing(pools, 20)}, or a class of your own")
+    check(isinstance(pool, str) or callable(pool) and not isinstance(pool, nn.Module), f'pool={pool!r}: use one of {listing(pools, 20)}, or a class of your own')
     res = (pools[pool] if isinstance(pool, str) else pool)(nf)
     check(not getattr(res, 'wants', None), f'{type(res).__name__} wants more than one map: inside of another pool use one like avg or gem')
     return res
@@ -52,7 +54,7 @@ class PyramidPool(nn.Module):
         pool='avg' # How each level is pooled: a name, or something that builds a pool of `nf` channels
     ):
         super().__init__()
-        check(isinstance(width, int) and width>0, f'width={width!r}: give the number of channels of each level')
+        check_number('width', width, 1, whole=True)
         idx = _others(body, stages)
         self.wants = dict(stages=idx)
         self.sides_in = nn.ModuleList(nn.Conv2d(body.stages[i].channels, width, 1, bias=False) for i in (*idx, -1))
@@ -82,6 +84,8 @@ class Branch(nn.Module):
         width:int=512 # Detectors
     ):
         super().__init__()
+        check_number('n_out', n_out, 1, whole=True)
+        check_number('width', width, 1, whole=True)
         self.stage = _others(body, (stage,))[0]
         self.look = nn.Sequential(nn.Conv2d(body.stages[self.stage].channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.fc = nn.Linear(width, n_out)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from ..core import check
+from ..core import check, check_number
 from .pool import pools
 
 # %% ../../nbs/api/11b_models.second.ipynb #0b2bd37b
@@ -78,11 +78,11 @@ def _narrow(nf, dim, *after):
 def _wide(maps): return maps.to(torch.promote_types(maps.dtype, torch.float32))
 
 # %% ../../nbs/api/11b_models.second.ipynb #db50abf3
-def _whole(k, v): check(isinstance(v, int) and v>0, f'{k}={v!r}: give a whole number of 1 or more')
+def _whole(k, v): check_number(k, v, 1, whole=True)
 
 def _split(nf, streams):
     "The channels of each stream of a map of `nf`"
-    ok = streams is None or len(streams)==2 and min(streams)>0 and sum(streams)==nf
+    ok = streams is None or isinstance(streams, (tuple,list)) and len(streams)==2 and all(type(o) is int for o in streams) and min(streams)>0 and sum(streams)==nf
     check(ok, f'streams={streams}: give the numbers of channels of two bodies, together the {nf} of the map')
     return list(streams or [nf])
 
@@ -120,6 +120,7 @@ class CompactPool(nn.Module):
     ):
         super().__init__()
         _whole('dim', dim)
+        check_number('seed', seed, 0, whole=True)
         self.nf,self.sizes,rng = dim,_split(nf, streams),torch.Generator().manual_seed(seed)
         for k,c in zip('ab', (self.sizes*2)[:2]):
             self.register_buffer(f'bin_{k}', torch.randint(dim, (c,), generator=rng, device='cpu'))
@@ -207,6 +208,7 @@ def newton_schulz(
     inverse:bool=False # One over the root instead?
 ):
     "The square root of each matrix, as far as `iters` steps of Newton–Schulz come"
+    _whole('iters', iters)
     quick = A.device.type=='cpu' and not torch.compiler.is_compiling() and bool(A.isfinite().all())
     return (_Spectral.apply if quick else _products)(A, iters, inverse)
 

@@ -66,6 +66,7 @@ def put_after(self:Body, stage, # Number or name
     block:nn.Module # Maps (B, channels, h, w) to such maps
     ):
     "Put `block` between `stage` and what comes next; its parameters are in none of `groups()`"
+    check(isinstance(block, nn.Module), f'block={block!r}: give an `nn.Module` from maps to maps')
     i = self.stage_index(stage)
     check(str(i) not in self.after, f"after stage '{self.stages[i].name}' of '{self.name}' there is a block already: put both into one nn.Sequential")
     self.after[str(i)] = block
@@ -145,7 +146,7 @@ def before(self:Body, n:int # How many blocks
     "The parameters of the body that lie before its last `n` attention blocks"
     names = self.blocks()
     check(names, f"'{self.name}' has no attention blocks: name a stage ({listing(self.group_names(), 20)})")
-    check(0<n<=len(names), f"'blocks:-{n}': '{self.name}' has {len(names)} attention blocks")
+    check(type(n) is int and 0<n<=len(names), f"'blocks:-{n}': '{self.name}' has {len(names)} attention blocks")
     first,at = names[-n],names[-n].rpartition('.')[0]
     keys = [k for k,_ in self.model.named_parameters()]
     i = next(i for i,k in enumerate(keys) if k.startswith(f'{first}.'))

@@ -24,7 +24,7 @@ class TwoStreams(nn.Module):
         **kwargs # Of `Body`, for both
     ):
         super().__init__()
-        check(len(arch)==2, f'{len(arch)} architectures: one body, or two for two streams')
+        check(isinstance(arch, (tuple,list)) and len(arch)==2, f'arch={arch!r}: give one architecture for one body, or two for two streams')
         check(weights is None or isinstance(weights, (tuple,list)) and len(weights)==2, f'weights={weights!r}: two streams need two files, weights=(first, second)')
         self.bodies = nn.ModuleList(Body(o, pretrained, w, img_size, **kwargs) for o,w in zip(arch, weights or (None,None)))
         a,b = self.bodies
@@ -66,6 +66,7 @@ class TwoStreams(nn.Module):
 
     def reinit(self, n):
         "Give the last `n` groups of both fresh random values"
+        check(type(n) is int and 0<=n<=len(self.stages), f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups")
         for o in self.bodies: o.reinit(min(n, len(o.stages)))
         return self
 

@@ -8,7 +8,7 @@ __all__ = ['ClassTokenPool', 'TokenPool', 'PartTokenPool']
 # %% ../../nbs/api/14b_models.tokens.ipynb #ad207e99
 import torch
 from torch import nn
-from ..core import check
+from ..core import check, check_number
 from .pool import pools
 
 # %% ../../nbs/api/14b_models.tokens.ipynb #ced88627
@@ -42,7 +42,7 @@ class PartTokenPool(TokenPool):
         parts:int=12 # Tokens chosen; all, where a picture has fewer
     ):
         super().__init__(body)
-        check(isinstance(parts, int) and parts>0, f'parts={parts!r}: give the number of tokens to choose')
+        check_number('parts', parts, 1, whole=True)
         self.parts = parts
 
     def chosen(self, rollout):

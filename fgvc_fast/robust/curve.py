@@ -8,7 +8,7 @@ __all__ = ['Robustness', 'robustness', 'plot_robustness']
 # %% ../../nbs/api/62_robust.curve.ipynb #506af032
 import pandas as pd, torch
 from fastcore.basics import patch
-from ..core import check, in_lines
+from ..core import check, check_choice, check_number, in_lines
 from ..models.asked import _evaluating
 from .attack import attacks
 from .corrupt import corrupt, corruptions
@@ -58,7 +58,14 @@ def robustness(
     **kwargs # Of the attacks that know it, such as `steps`
     )->Robustness:
     "How many of the pictures are still named rightly under each attack and corruption, clean accuracy first"
-    named = {getattr(o, '__name__', o): o if callable(o) else attacks.get(o) for o in ([attack] if isinstance(attack, str) or callable(attack) else attack)}
+    check(isinstance(attack, (str,tuple,list)) or callable(attack), f"attack={attack!r}: use {', '.join(attacks)}, or a function, or several in a list")
+    eps = eps if isinstance(eps, (tuple,list)) else [eps]
+    for e in eps: check_number('eps', e, 0)
+    check_choice('norm', norm, ('linf','l2'))
+    check_number('n', n, 1, whole=True, none=True)
+    check_number('keep', keep, 0, whole=True)
+    check_number('seed', seed, whole=True)
+    named = {getattr(o, '__name__', o): o if callable(o) else attacks.get(o) if isinstance(o, str) else None for o in ([attack] if isinstance(attack, str) or callable(attack) else attack)}
     unknown = [k for k,v in named.items() if v is None]
     check(not unknown, f"attack={unknown} is unknown: use {', '.join(attacks)}, or a function")
     named.setdefault('pgd', attacks['pgd'])
@@ -126,6 +133,7 @@ def gallery(self:Robustness,
 ):
     "Pictures that were named rightly, what they are taken for as `eps` grows, and the difference, magnified"
     import matplotlib.pyplot as plt
+    check_number('n', n, 1, whole=True)
     own = [o for o in self.shown if any(k==kind for k,_ in o)][:n]
     check(own, f"There are no pictures of an attack '{kind}' that were named rightly before it")
     cols = [(None,0.)] + sorted((o for o in own[0] if o[0]==kind), key=lambda o: o[1])

@@ -7,7 +7,7 @@ __all__ = ['hide', 'occlusion']
 
 # %% ../../nbs/api/63_robust.occlude.ipynb #7c302ac9
 import numpy as np, pandas as pd, torch
-from ..core import check
+from ..core import check, check_choice, check_number
 from ..interpret.cam import _load
 from ..interpret.score import _truth, disc_masks
 from ..levels import _levels_of
@@ -20,6 +20,8 @@ def hide(
     discs # (n, 3): x, y and radius in pixels; NaN: hide nothing
     )->torch.Tensor: # As `x`
     "`x` with each disc in the mean colour of the ring round it"
+    ok = np.ndim(discs)==2 and np.shape(discs)==(len(x),3)
+    check(ok, f'discs of shape {np.shape(discs)}: give x, y and radius for each of the {len(x)} pictures')
     d = torch.as_tensor(np.asarray(discs, dtype=np.float32))
     inside,wide = (disc_masks(torch.stack([d[:,0], d[:,1], k*d[:,2]], 1), x.shape[2:]).to(x.device)[:,None] for k in (1,1.6))
     ring = (wide & ~inside).to(x.dtype)
@@ -43,6 +45,9 @@ def _another(data, rows, names):
 
 def _hidden_and_control(learn, data, rows, part, grow):
     "Rows in which both can be seen, discs round the part that counts, and as large ones round another"
+    known = sorted(set(data.parts.part)) if getattr(data, 'parts', None) is not None else []
+    if isinstance(part, str): check_choice('part', part, known)
+    check(part is None or isinstance(part, (str,pd.Series)), f'part={part!r}: give its name, or one for each row (a Series)')
     discs = _truth(learn, data, rows, part)[1]
     check(discs is not None, 'Which part tells these classes apart is not known: give `part`, its name, or one for each row (a Series)')
     names = pd.Series(part, data.items.index) if isinstance(part, str) else data.items.differs if part is None else part
@@ -63,6 +68,8 @@ def occlusion(
     "Accuracy at each level with nothing hidden, with the part that counts hidden, and with another as large"
     data = getattr(learn.dls, 'data', None)
     check(data is not None, 'These loaders do not know their data set: make them with `data.dls(...)`')
+    check_number('grow', grow, 1e-3)
+    check_choice('split', split, ('train','valid','test'))
     rows,discs,control = _hidden_and_control(learn, data, list(data[split].index), part, grow)
     targs,net,dev = torch.tensor(pd.Index(learn.dls.vocab).get_indexer(data.items.label[rows])),PixelModel(learn),next(learn.model.parameters()).device
     hidden,said = {'nothing': np.full_like(discs, np.nan), 'the part that counts': discs, 'another part': control},{}
