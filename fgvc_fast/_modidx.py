@@ -1631,6 +1631,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'fgvc_fast/robust/attack.py'),
                                          'fgvc_fast.robust.attack._pixels': ( 'api/robust.attack.html#_pixels',
                                                                               'fgvc_fast/robust/attack.py'),
+                                         'fgvc_fast.robust.attack._slope': ('api/robust.attack.html#_slope', 'fgvc_fast/robust/attack.py'),
                                          'fgvc_fast.robust.attack._steepest': ( 'api/robust.attack.html#_steepest',
                                                                                 'fgvc_fast/robust/attack.py'),
                                          'fgvc_fast.robust.attack._step': ('api/robust.attack.html#_step', 'fgvc_fast/robust/attack.py'),

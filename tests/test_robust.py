@@ -58,6 +58,42 @@ def test_with_whatever_else_trains(data, more):
     assert 'adversarial' in log and np.isfinite(log.adversarial.astype(float)).all() and (log.adversarial.astype(float)>0).all()
     assert np.isfinite(log.train_loss.astype(float)).all() and not learn.model.said
 
+@pytest.mark.parametrize('pool,closer,looks', [('parts',False,3), ('parts',True,5), ('avg',False,3)])
+def test_what_is_learned_besides_is_learned_once(data, pool, closer, looks):
+    "Clean, (crop, drop,) attack, attacked: so many looks, and centres go one step"
+    learn = learner(data, [AdversarialTraining(2/255), keep := Keep()], pool=pool, closer=closer)
+    seen = []
+    with learn.model.body.register_forward_hook(lambda *_: seen.append(1)):
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
+    assert len(seen)==looks and not learn.model.alone
+    bn = next(m for m in learn.model.body.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert bn.num_batches_tracked-next(m for m in keep.model_before.body.modules() if isinstance(m, torch.nn.BatchNorm2d)).num_batches_tracked==looks-1 # all but the attack's
+    if pool!='parts': return
+    m,x = keep.model_before.train(),keep.seen[0][0].as_subclass(torch.Tensor)
+    rows = m.features(x)
+    torch.testing.assert_close(learn.model.pool.centres, m.pool.beta*rows.detach().mean(0), atol=1e-5, rtol=1e-4)
+
+def test_pixels_just_beyond_white_stop_nothing(data):
+    class Bright(Callback):
+        order = -6
+        def before_batch(self): self.learn.xb = (self.xb[0]+(1-self.xb[0].max())+1e-7,)
+    learn = learner(data, [AdversarialTraining(2/255), Mix(snapmix=5.), Bright()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert np.isfinite(learn.recorder.values[-1]).all()
+    class Wrong(Bright):
+        def before_batch(self): self.learn.xb = (self.xb[0]*4-2,)
+    with learn.no_bar(), learn.no_logging(), pytest.raises(FineGrainedError, match='Normalize'): learner(data, [AdversarialTraining(2/255), Wrong()]).fit(1)
+
+def test_noise_is_each_pictures_own():
+    x = torch.full((3, 3, 32, 32), .5)
+    x[1,0,0,0],x[2] = .6,x[0]
+    d = corrupt(x, 'noise', 3)-x
+    assert torch.equal(d[0], d[2]) and not torch.equal(d[0], d[1]) and torch.equal(corrupt(x[1:2], 'noise', 3)[0], x[1]+d[1])
+    flat = d[:2].flatten(1)
+    assert abs(torch.corrcoef(flat)[0,1])<.1
+    for bad in (dict(kind='dust'), dict(kind=None), dict(strength=0), dict(strength=True), dict(strength=2.5), dict(x=x*300), dict(x=x[:,:1]), dict(x=x*torch.nan)):
+        with pytest.raises(FineGrainedError): corrupt(**{**dict(x=x, kind='jpeg', strength=1), **bad})
+
 def test_after_a_cancelled_fit_it_goes_on(data):
     class Stop(Callback):
         def after_loss(self):

@@ -41,19 +41,26 @@ def _uphill(said, y):
     return said.masked_fill(own.bool(), -torch.inf).softmax(1).nan_to_num(0.) - own
 
 # %% ../../nbs/api/60_robust.attack.ipynb #3b69b9eb
+def _slope(model, x, y):
+    "Which way the loss of labels `y` rises at pictures `x`, each by itself"
+    with torch.enable_grad():
+        said = model(x.requires_grad_())
+        g, = torch.autograd.grad(said, x, _uphill(said, _labels(y, said.shape[1], x)).to(said.dtype))
+    x.requires_grad_(False)
+    return g.float() if g.dtype in (torch.float16,torch.bfloat16) else g
+
 def _climb(model, x, y, eps, alpha, steps, norm, targeted, begin=None):
     "`steps` of length `alpha` from `begin` up the loss of the labels `y` (down it, if `targeted`), within `eps` of `x`"
     with _evaluating(model):
         x,sign = x.clone(),-1 if targeted else 1 # a clone, as a tensor of inference mode has no gradient
         now = x if begin is None else _allowed(begin, x, eps, norm)
-        for i in range(steps):
-            with torch.enable_grad():
-                now = now.detach().requires_grad_()
-                said = model(now)
-                if not i: y = _labels(y, said.shape[1], x)
-                g, = torch.autograd.grad(said, now, 1024*_uphill(said, y).to(said.dtype))
-            now = _allowed(now.detach() + sign*alpha*_steepest(g.nan_to_num(0.), norm), x, eps, norm)
-    return now.detach()
+        for _ in range(steps):
+            now = now.detach()
+            g = _slope(model, now, y)
+            if torch.is_autocast_enabled(x.device.type) and not (g.isfinite()&(g!=0)).flatten(1).any(1).all(): # some picture's is beyond half precision
+                with torch.autocast(x.device.type, enabled=False): g = _slope(model, now, y)
+            now = _allowed(now + sign*alpha*_steepest(g.nan_to_num(0.), norm), x, eps, norm)
+    return now
 
 def _asked(x, eps, norm):
     "Pixels, if strength and norm are ones"
