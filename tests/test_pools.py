@@ -113,7 +113,7 @@ def test_a_copy_with_blocks_between_is_its_own():
 @pytest.mark.parametrize('kw,said', [(dict(pool='gems'), "'gems' is no pool"), (dict(pool=partial(pools['parts'], parts=513)), 'cannot be made from a map of 512'),
     (dict(pool='class_token'), "'resnet18' has none"), (dict(pool=partial(pools['stages'], stages=(9,))), 'use a number from -5 to 4'),
     (dict(attend={'layer7': 'se'}), "has no stage 'layer7'"), (dict(attend={-1: 'sse'}), 'is no attention block'), (dict(branch=-1), 'no more than the last one'),
-    (dict(closer=True), 'nothing to look closer at'), (dict(head='levels'), 'needs `parents`'), (dict(pool=partial(pools['bilinear'], dim=0)), 'dim'), (dict(arch=('resnet18',)*3), '3 architectures'),
+    (dict(closer=True), 'nothing to look closer at'), (dict(head='levels'), 'needs `parents`'), (dict(pool=partial(pools['bilinear'], dim=0)), 'dim'), (dict(arch=('resnet18',)*3), 'give one architecture'),
     (dict(arch=('resnet18','resnet18'), branch=-2), 'has two bodies'), (dict(arch=('resnet18','resnet18'), weights='a.pth'), 'two files')], ids=lambda o: o if isinstance(o, str) else '')
 def test_a_bad_combination_is_one_clear_error(kw, said):
     with pytest.raises(FineGrainedError, match=said): fine_grained_model(**{**dict(arch='resnet18', n_out=5, pretrained=False, img_size=64), **kw})

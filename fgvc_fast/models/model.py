@@ -32,7 +32,6 @@ class Normalise(nn.Module):
         std # One number a channel
     ):
         super().__init__()
-        mean,std = _stats((mean, std), None)
         self.register_buffer('mean', torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer('std',  torch.tensor(std ).view(1, -1, 1, 1))
 
