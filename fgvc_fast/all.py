@@ -12,6 +12,7 @@ from .train.all import *
 from .learner import *
 from .augment.report import *
 from .interpret.all import *
+from .robust.all import *
 from .bundle import *
 from .save import *
 from .track import *

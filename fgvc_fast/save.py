@@ -15,7 +15,7 @@ from pathlib import Path
 from .bundle import _bar, _may_replace, check_same, recipe, write_bundle
 from .core import check, listing
 from .data.block import CropResize
-from .learner import _name, _weights_now
+from .learner import _name, test_read
 from .metrics import per_class_accuracy, top_k
 
 # %% ../nbs/api/92_save.ipynb #2d5fe9ee
@@ -84,10 +84,10 @@ def _numbers(learn, net, show):
     "Rows and notes about how good the learner is"
     data,on_test = learn.dls.data,getattr(learn.dls, 'validates_on', 'valid')=='test'
     rows,notes = [_measure(net, learn.dls.valid, 'test' if on_test else 'validation', show)],[]
-    reads = [df for mark,df in getattr(learn, '_test_reads', []) if mark==_weights_now(learn.model)]
+    read = None if on_test else test_read(learn)
     if on_test: notes.append("These loaders validated on the test split (`valid='test'`): the figure has been chosen by, and is no test any more.")
-    elif reads:
-        o = reads[-1].iloc[0]
+    elif read is not None:
+        o = read.iloc[0]
         rows.append(_row('test', o.pictures, o.top1, o.top5, o.per_class, len(learn.dls.vocab)))
     elif len(data['test']): notes.append('The test split has not been read with these weights: `learn.test()` before saving does so.')
     if data.banner: notes.append(f'The lowest {data.banner} rows of every picture, a banner, were cut off: the model has not learned what to make of one, so cut it off where there is one.')

@@ -15,7 +15,7 @@ from fgvc_fast.learner import CPUAutocast, SideLosses, fine_grained_learner
 from fgvc_fast.models.all import pools
 from fgvc_fast.models.given import GivenPartPool
 from fgvc_fast.models.model import fine_grained_model
-from fgvc_fast.models.pool import AvgPool
+from fgvc_fast.models.pool import MeanPool
 from fgvc_fast.models.second import CompactPool
 from fgvc_fast.train import frozen
 from fgvc_fast.train.frozen import _even, _fused, frozen_features
@@ -245,7 +245,7 @@ class Count(Callback):
     "Looks, changes nothing"
     def before_batch(self): self.n = len(self.yb[0])
 
-class RandomPool(AvgPool):
+class RandomPool(MeanPool):
     def __init__(self, nf):
         super().__init__(nf)
         self.drop = nn.Dropout(.5)

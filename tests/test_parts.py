@@ -9,7 +9,7 @@ from fgvc_fast.models.body import Body
 from fgvc_fast.models.head import LinearHead
 from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.models.parts import CloserLook, PartPool, attend_crop, attend_drop, part_hits
-from fgvc_fast.models.pool import AvgPool, pools
+from fgvc_fast.models.pool import MeanPool, pools
 from fgvc_fast.models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 
 @pytest.fixture(autouse=True)
@@ -267,8 +267,8 @@ def test_refine():
 
 def test_a_pool_without_attention_is_one_error():
     x = torch.rand(2, 3, 8, 8)
-    for f in (lambda: CloserLook().train_sides(x, x, AvgPool(3), None), lambda: CloserLook().refine(x, x, AvgPool(3), None, None)):
-        with pytest.raises(FineGrainedError, match='AvgPool attends to no parts'): f()
+    for f in (lambda: CloserLook().train_sides(x, x, MeanPool(3), None), lambda: CloserLook().refine(x, x, MeanPool(3), None, None)):
+        with pytest.raises(FineGrainedError, match='MeanPool attends to no parts'): f()
 
 # Hits
 

@@ -196,7 +196,7 @@ def test_probes_follow_a_learner_that_trains_on(data):
     now,fresh = fh._rows(rows),FeatureHierarchy.from_learner(learn)._rows(rows)
     for k in fh.stages: np.testing.assert_allclose(now[k], fresh[k], atol=1e-6)
     assert np.abs(now[fh.stages[-1]]-before[fh.stages[-1]]).max()>1e-4
-    assert fh.separates([pair]).shape==(1,len(fh.stages))
+    assert fh.separates([pair]).shape==(1,len(fh.stages)+1)
 
 def test_two_streams_have_no_stages(data):
     dls = data.dls(size=64, bs=8, num_workers=0, device='cpu')

@@ -6,13 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/api/52b_interpret.calibrate.ipynb #b14e7b54
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import math, numpy as np, pandas as pd, torch, torch.nn.functional as F, warnings
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from ..core import check
+from ..core import check, check_number
 from .errors import FineGrainedInterpretation
 from ..learner import _gather
+from ..memory import items_of, trained_on
 
 # %% ../../nbs/api/52b_interpret.calibrate.ipynb #6bc4e8eb
 @patch
@@ -20,7 +21,7 @@ def calibration(self:FineGrainedInterpretation,
     bins:int=15 # Of equal width
     )->pd.DataFrame:
     "By certainty of the answer: how many pictures, their mean `certainty` and how many are `right`; bins without pictures are left out"
-    check(bins>=1, f'bins={bins}: take at least one')
+    check_number('bins', bins, 1, whole=True)
     i = (self.probs*bins).ceil().clamp(1, bins).long()-1
     n = i.bincount(minlength=bins)
     sums = [torch.zeros(bins, dtype=torch.float64).index_add_(0, i, o.double()) for o in (self.probs, self.preds==self.targs)]
@@ -32,6 +33,7 @@ def calibration(self:FineGrainedInterpretation,
 def ece(self:FineGrainedInterpretation, bins:int=15 # As `calibration`
     )->float:
     "The expected calibration error, 0–1: by how much certainty and accuracy differ"
+    if self.tempered: warnings.warn(f'The temperature was fitted on {self.tempered:,} of these {len(self.preds):,} pictures, so this error is smaller than on others: measure on pictures it has not seen')
     t = self.calibration(bins)
     return float((t.pictures*(t.certainty-t.right).abs()).sum()/t.pictures.sum())
 
@@ -51,7 +53,7 @@ def plot_calibration(self:FineGrainedInterpretation,
     ax.plot([0,1], [0,1], '--', color='grey', lw=1)
     for x,n in zip(mid, t.pictures): ax.text(x, .02, f'{n}', ha='center', fontsize=6.5, color='white')
     ax.set(xlim=(0,1), ylim=(0,1), xlabel='certainty of the answer', ylabel='share of right answers')
-    ax.set_title(f'calibration error {self.ece():.1%}', fontsize=10)
+    ax.set_title(f'calibration error {self.ece(bins):.1%} in {bins} bins' + '\non pictures that the temperature was fitted to'*bool(self.tempered), fontsize=10)
     for s in ('top','right'): ax.spines[s].set_visible(False)
     return ax
 
@@ -62,6 +64,16 @@ def _losses_at(scores, targ):
     "For each picture the loss at each temperature (n, 101)"
     return torch.stack([F.cross_entropy(scores/t, targ, reduction='none') for t in _log_ts.exp().tolist()], 1)
 
+def _lowest(mean):
+    "The temperature of the lowest of the losses `mean` (101), between its neighbours; None where all are equal"
+    check(mean.isfinite().any() and not mean.isnan().any(), "The model's answers are not finite numbers (NaN or infinity), so no temperature fits them: did training diverge?")
+    if mean.max()-mean.min()<=1e-9*mean.abs().max(): return
+    i = mean.argmin().clamp(1, len(mean)-2)
+    a,b,c = mean[i-1:i+2].tolist() # a parabola through the three lowest
+    bend = a-2*b+c
+    off = (a-c)/(2*bend) if math.isfinite(bend) and bend>0 else 0.
+    return math.exp(_log_ts[i]+(_log_ts[1]-_log_ts[0])*min(max(off, -1), 1))
+
 @patch
 def calibrate(self:Learner,
     dl=None # Loader of pictures with labels that were not trained on; None: the validation split
@@ -69,13 +81,14 @@ def calibrate(self:Learner,
     "Find the temperature of the model's answers, and keep it in the model"
     model = get_model(self.model)
     check(hasattr(model, 'temperature'), f'A {type(model).__name__} has no temperature: make the learner with `fine_grained_learner`')
-    was = model.temperature.item()
+    check(dl is None or hasattr(dl, 'dataset'), f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
+    was,dl = model.temperature.item(),self.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl
     def few(scores, targ=None):
         check(targ is not None, 'These pictures have no labels: make the loader with `with_labels=True`')
         return _losses_at(scores.float()*was, targ),
-    mean = _gather(self, self.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl, few)[0].double().mean(0)
-    i = mean.argmin().clamp(1, len(mean)-2)
-    a,b,c = mean[i-1:i+2] # a parabola through the three lowest
-    t = (_log_ts[i]+(_log_ts[1]-_log_ts[0])*((a-c)/(2*(a-2*b+c))).clamp(-1, 1)).exp().item()
+    n = trained_on(self, dl)
+    if n: warnings.warn(f'{n:,} of the pictures that the temperature is fitted to are training pictures, of which the model is surer than of others: fit it to pictures that were not trained on')
+    t = _lowest(_gather(self, dl, few)[0].double().mean(0)) or was # where all are equal nothing speaks for another
     model.temperature.fill_(t)
+    self.calibrated_on = frozenset(items_of(dl))
     return t

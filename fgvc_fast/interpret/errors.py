@@ -6,14 +6,17 @@
 __all__ = ['FineGrainedInterpretation']
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #da74764a
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, torch, torch.nn.functional as F, warnings
 from fastai.interpret import Interpretation
+from fastai.torch_core import get_model
 from fastcore.basics import patch
-from ..core import check, in_lines, in_plot
+from numbers import Integral
+from ..core import check, check_choice, check_number, in_lines, in_plot
 from .cam import _look, _question, _shown, draw_cam
 from .layers import asked_against
 from ..learner import _gather
 from ..levels import _levels_of
+from ..memory import items_of, loader_key, trained_on, weights_checksum
 from ..metrics import per_class_accuracy
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #7035dc8d
@@ -37,7 +40,10 @@ class FineGrainedInterpretation(Interpretation):
         act=None # As fastai's
     ):
         super().__init__(learn, dl, losses, act)
-        self.preds,self.targs,self.probs,self.vocab = preds,targs,probs,learn.dls.vocab
+        self.preds,self.targs,self.probs,self.vocab,self.dls = preds,targs,probs,learn.dls.vocab,learn.dls
+        self.mark,self.tempered = _mark(learn),_tempered(learn, dl)
+        n = trained_on(learn, dl)
+        if n: warnings.warn(f'{n:,} of these {len(preds):,} pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
 
     @classmethod
     def from_learner(cls, learn,
@@ -46,8 +52,29 @@ class FineGrainedInterpretation(Interpretation):
         act=None # As fastai's
     ):
         "Run `learn` once over the validation split, or over `dl`"
-        if dl is None: dl = learn.dls[ds_idx].new(shuffle=False, drop_last=False)
+        if dl is None: dl = _split_loader(learn.dls, ds_idx)
         return cls(learn, dl, *_gather(learn, dl, _few), act)
+
+# %% ../../nbs/api/52_interpret.errors.ipynb #6175e332
+def _split_loader(dls, ds_idx):
+    "The loader of a split, in order and cut as for validation"
+    check_choice('ds_idx', ds_idx, range(len(dls.loaders)))
+    own = dls[ds_idx]
+    if ds_idx==0 and hasattr(own.dataset, 'items'): return dls.test_dl(list(own.dataset.items), with_labels=True)
+    return own.new(shuffle=False, drop_last=False)
+
+def _mark(learn): return weights_checksum(learn.model),loader_key(learn.dls.valid, rows=False),list(learn.dls.vocab)
+
+def _tempered(learn, dl):
+    "On how many of the pictures of `dl` the temperature of the model was fitted"
+    if float(getattr(get_model(learn.model), 'temperature', 1.))==1: return 0
+    fitted = getattr(learn, 'calibrated_on', ())
+    return sum(o in fitted for o in items_of(dl)) if fitted else 0
+
+@patch
+def _as_asked(self:FineGrainedInterpretation):
+    "Stop where the learner would not answer today as it did: its maps would explain other answers"
+    check(self.mark==_mark(self.learn), "The learner has other weights or other loaders than when it gave these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #9209a06b
 @patch
@@ -80,12 +107,13 @@ def confusion_matrix(self:FineGrainedInterpretation)->np.ndarray:
 def most_confused(self:FineGrainedInterpretation, min_val:int=1 # Fewer mistakes than this do not count
     )->pd.DataFrame:
     "Which class was taken for which, most often first, and at which level of the data set the two meet"
+    check_number('min_val', min_val, 1)
     i,j,times = self._pairs(off=True)
     i,j,times = (o[times>=min_val] for o in (i,j,times))
     of = np.bincount(self.targs.numpy())
     names = np.array(self.vocab, dtype=object)
     res = pd.DataFrame(dict(actual=names[i], predicted=names[j], times=times, of=of[i]))
-    tree = _levels_of(self.learn.dls)
+    tree = _levels_of(self.dls)
     if tree: res['meet'] = pd.Series(tree.meet(torch.from_numpy(j), torch.from_numpy(i)), dtype=object)
     return res.sort_values(['times','of'], ascending=[False,True], kind='stable', ignore_index=True)
 
@@ -104,6 +132,7 @@ def plot_per_class(self:FineGrainedInterpretation,
     most:int=30 # Classes to show, the worst
 ):
     "Recall of the classes that are recognised worst, and of how many pictures"
+    check_number('most', most, 1, whole=True)
     import matplotlib.pyplot as plt
     df,n = self.per_class(),self.targs.bincount(minlength=len(self.vocab)).numpy()
     df = df[df.pictures>0].head(most)[::-1]
@@ -120,7 +149,7 @@ def plot_per_class(self:FineGrainedInterpretation,
 @patch
 def error_levels(self:FineGrainedInterpretation)->pd.DataFrame:
     "Of the mistakes, how many and which share meet at each level of the data set; the last row are those that share nothing"
-    tree = _levels_of(self.learn.dls)
+    tree = _levels_of(self.dls)
     check(tree is not None and len(tree.levels)>1, 'This data set has no levels above the labels: say which columns hold them, as in `fine_grained_data(df, levels=["family","label"])`')
     c = self.most_confused()
     res = c.groupby(c.meet.fillna('none'), sort=False).times.sum().reindex([*tree.levels[-2::-1],'none'], fill_value=0)
@@ -143,6 +172,7 @@ def _side_by_side(c):
 def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes to show: those of the pairs confused most often
     ):
     "The counts between the classes that are confused `most`, look-alikes side by side"
+    check_number('most', most, 1, whole=True)
     import matplotlib.pyplot as plt
     n,(i,j,times) = len(self.vocab),self._pairs()
     off = i!=j
@@ -170,8 +200,9 @@ def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes 
 def _draw(self:FineGrainedInterpretation, axs, idxs, titles, method, against='auto'):
     "Draw the pictures `idxs` with their maps on `axs`, under `titles`, and below what was asked if it was not the usual question"
     if not len(idxs): return
+    self._as_asked()
     x,_,maps = _look(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
-    for ax,im,m,t,i in zip(axs, _shown(self.learn.dls.valid, x), maps, titles, idxs): draw_cam(ax, im, m, t, bool(self.preds[i]==self.targs[i]))
+    for ax,im,m,t,i in zip(axs, _shown(self.dls.valid, x), maps, titles, idxs): draw_cam(ax, im, m, t, bool(self.preds[i]==self.targs[i]))
     if (how := asked_against(method, against))!='mean': ax.figure.supxlabel(_question(method, None, how, self.vocab), fontsize=7, color='#555')
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #358e67ae
@@ -192,6 +223,8 @@ def plot_confused_pairs(self:FineGrainedInterpretation,
 ):
     "The most confused pairs side by side, mistakes first, with maps of where the model looked"
     import matplotlib.pyplot as plt
+    check_number('n', n, 1, whole=True), check_number('k', k, 1, whole=True)
+    self._as_asked()
     pairs = self.confused_pairs().head(n)
     if not len(pairs): return print('No two classes are confused: every answer is right.')
     k = self._as_many([*pairs.one, *pairs.other], k)
@@ -209,6 +242,8 @@ def plot_pair(self:FineGrainedInterpretation,
 ):
     "Two classes side by side, mistakes first, with maps of where the model looked"
     import matplotlib.pyplot as plt
+    check_number('k', k, 1, whole=True)
+    self._as_asked()
     unknown = [o for o in (one,other) if o not in list(self.vocab)]
     check(not unknown and one!=other, f"'{one}' and '{other}' are no pair of classes" + (f": there is no '{unknown[0]}'" if unknown else ''))
     k = self._as_many([one, other], k)
@@ -243,6 +278,12 @@ def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method, again
     self._draw(axs, idxs, [f'{say.get(self.preds[o].item(), "another")}, {self.probs[o]:.0%} sure' for o in idxs], method, against)
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #bfdc447e
+def _which(k, n):
+    "Stop unless `k` is a number of pictures, or a list or range of places among `n`"
+    if not isinstance(k, (list,tuple,range,np.ndarray)): return check_number('k', k, 1, whole=True)
+    check(len(k), 'k is empty: give how many pictures, or their places in the order of losses')
+    for o in k: check_number('k: place', o, -n, n-1, whole=True)
+
 @patch
 def plot_top_losses(self:FineGrainedInterpretation,
     k, # How many, or which of them: a list or range
@@ -253,8 +294,11 @@ def plot_top_losses(self:FineGrainedInterpretation,
 ):
     "The pictures the model was most wrong about, where it looked, what it said, what it is, and the loss"
     import matplotlib.pyplot as plt
-    idxs = self.top_losses(min(k, len(self.losses)) if isinstance(k, int) else None, largest)[1]
-    if not isinstance(k, int): idxs = idxs[list(k)]
+    check_number('ncols', ncols, 1, whole=True)
+    _which(k, len(self.losses))
+    self._as_asked()
+    idxs = self.top_losses(min(k, len(self.losses)) if isinstance(k, Integral) else None, largest)[1]
+    if not isinstance(k, Integral): idxs = idxs[list(k)]
     ncols = min(ncols, len(idxs))
     nrows = -(-len(idxs)//ncols)
     _,axs = plt.subplots(nrows, ncols, figsize=(1.9*ncols, 2.6*nrows), squeeze=False)

@@ -8,20 +8,26 @@ __all__ = ['FeatureHierarchy']
 # %% ../../nbs/api/51_interpret.features.ipynb #e5a16670
 import pandas as pd, torch, torch.nn.functional as F
 from fastcore.basics import patch
-from ..core import check, in_plot
+from ..core import check, check_number, in_plot, listing
 from .cam import _load, _shown, draw_cam
 from .layers import _as_it_is, _runnable
-from ..learner import _weights_now
+from ..memory import loader_key, question
 from ..models.model import FineGrainedModel
+from numbers import Integral
 from torch import nn
 
 # %% ../../nbs/api/51_interpret.features.ipynb #c2294cbb
 class FeatureHierarchy:
     "What every stage of `learn` makes of pictures"
     def __init__(self, learn):
-        self.learn,self.model = learn,_runnable(learn.model)
-        check(isinstance(self.model, FineGrainedModel) and hasattr(self.model.body, 'model'), f'The stages of a {type(self.model).__name__} are not known: make the learner with `fine_grained_learner`, on one body')
-        self.stages,self._pooled = self.model.body.group_names(),{}
+        self.learn,self._pooled = learn,{}
+        ok = isinstance(getattr(learn, 'model', None), torch.nn.Module) and isinstance(self.model, FineGrainedModel) and hasattr(self.model.body, 'model')
+        check(ok, f"The stages of a {type(getattr(learn, 'model', learn)).__name__} are not known: make the learner with `fine_grained_learner`, on one body")
+
+    @property
+    def model(self): return _runnable(self.learn.model) # the one that the learner has now
+    @property
+    def stages(self): return self.model.body.group_names()
 
     @classmethod
     def from_learner(cls, learn # Of `fine_grained_learner`
@@ -63,6 +69,9 @@ def show(self:FeatureHierarchy, item, # A path, a picture or a row of the data s
 ):
     "The picture, and for each stage all maps as colours and its `k` strongest channels"
     import matplotlib.pyplot as plt
+    check_number('k', k, 1, whole=True)
+    n,batches = _load(self.learn, item)
+    check(n==1, f'show looks at one picture, and these are {n}: `maps` takes many')
     (x,ms), = self._batches(item)
     fig = plt.figure(figsize=(1.2*(k+3.2), 1.36*len(ms)), layout='constrained')
     grid = fig.add_gridspec(len(ms), k+3)
@@ -84,6 +93,7 @@ def show_filters(self:FeatureHierarchy,
 ):
     "The first layer's filters as pictures"
     import matplotlib.pyplot as plt
+    check_number('most', most, 1, whole=True)
     first = next((m for m in self.model.body.model.modules() if isinstance(m, nn.Conv2d) and m.in_channels==3), None)
     check(first is not None, f"'{self.model.body.name}' does not begin with a convolution of the picture")
     w = first.weight.detach().float().cpu()[:most]
@@ -98,52 +108,73 @@ def show_filters(self:FeatureHierarchy,
 @patch
 def _rows(self:FeatureHierarchy, items):
     "For each stage the mean and the maximum of its maps (n, 2*C)"
-    key = _weights_now(self.model),tuple(map(str, items)) # a learner that trains on sees something else
+    key = question(self.model, self.learn.dls.test_dl(items)) # a learner that trains on, or has other loaders, sees something else
     if key not in self._pooled:
         ms = [[torch.cat([m.mean((2,3)), m.amax((2,3))], 1).float().cpu() for m in o] for _,o in self._batches(items)]
         self._pooled[key] = {k: torch.cat(o).numpy() for k,o in zip(self.stages, zip(*ms))}
     return self._pooled[key]
 
 @patch
+def _labels(self:FeatureHierarchy):
+    "Labels of the rows that the learner trains on, and of those that it validates on"
+    data = getattr(self.learn.dls, 'data', None)
+    check(data is not None, 'These loaders do not know their data set: make them with `data.dls(...)`')
+    return [data.items.label.loc[list(o.dataset.items)] for o in (self.learn.dls.train, self.learn.dls.valid)]
+
+def _pairs_of(pairs, vocab):
+    "`pairs` as a list, if they are pairs of classes"
+    pairs = [pairs] if isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], str) else pairs
+    check(isinstance(pairs, (list,tuple)) and len(pairs), f"pairs={pairs!r}: give pairs of classes by name, as [('this', 'that'), ...]")
+    for pair in pairs:
+        ok = isinstance(pair, (list,tuple)) and len(pair)==2
+        unknown = [o for o in pair if o not in vocab] if ok else []
+        check(ok and pair[0]!=pair[1] and not unknown, f'{pair!r} is no pair of classes' + (f": there is no '{unknown[0]}'" if unknown else ''))
+    return list(pairs)
+
+@patch
+def _pictures_of(self:FeatureHierarchy, pair):
+    "Rows of training and of validation pictures of the two classes, and whether each shows the second"
+    res = [o[o.isin(pair)] for o in self._labels()]
+    for o,split in zip(res, ('training','validation')):
+        none = [k for k in pair if not (o==k).any()]
+        check(not none, f"{' / '.join(pair)}: there are no {split} pictures of {listing(none)}, and the probe is fitted on training pictures and scored on validation pictures of both: choose another pair, or `data.split(valid=.2)`")
+    return [(list(o.index), (o==pair[1]).to_numpy()) for o in res]
+
+@patch
 def separates(self:FeatureHierarchy,
-    pairs, # Pairs of classes, by name: [('this', 'that'), ...]
-    folds:int=5 # Of the cross-validation
+    pairs # Pairs of classes, by name: [('this', 'that'), ...]
     )->pd.DataFrame:
-    "How well a linear probe of each stage tells the classes of each pair apart: share of right answers, by pair (rows) and stage"
+    "How well a linear probe of each stage tells two classes apart: right answers on validation pictures, by pair (rows) and stage, and on how many `pictures`"
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_score
+    from sklearn.metrics import balanced_accuracy_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    data,res = getattr(self.learn.dls, 'data', None),{}
-    check(data is not None, 'These loaders do not know their data set: make them with `data.dls(...)`')
-    pairs = [pairs] if isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], str) else list(pairs)
-    for pair in pairs:
-        unknown = [o for o in pair if o not in list(data.vocab)]
-        check(len(pair)==2 and pair[0]!=pair[1] and not unknown, f'{pair} is no pair of classes' + (f": there is no '{unknown[0]}'" if unknown else ''))
-        own = data.items[(data.items.split!='test') & data.items.label.isin(pair)]
-        y = (own.label==pair[1]).to_numpy()
-        check(min(y.sum(), (~y).sum())>=folds, f'{pair}: there are fewer than {folds} pictures of one of them besides the test split; take fewer `folds`')
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        res[' / '.join(pair)] = {k: cross_val_score(probe, x, y, cv=folds).mean() for k,x in self._rows(own.index).items()}
-    return pd.DataFrame(res).T[self.stages]
+    vocab,res = list(self.learn.dls.vocab),{}
+    for pair in _pairs_of(pairs, vocab):
+        (train,y),(valid,want) = self._pictures_of(pair)
+        own,new = self._rows(train),self._rows(valid)
+        def score(k): return balanced_accuracy_score(want, make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, class_weight='balanced')).fit(own[k], y).predict(new[k]))
+        res[' / '.join(pair)] = {k: score(k) for k in self.stages} | dict(pictures=len(want))
+    return pd.DataFrame(res).T.astype(dict(pictures=int))
 
 # %% ../../nbs/api/51_interpret.features.ipynb #b9ff23fe
 @patch
 def plot_separates(self:FeatureHierarchy, pairs, # As `separates`
-    folds:int=5, # Of the cross-validation
     ax=None # matplotlib axes
 ):
     "`separates` as curves over depth, and their mean"
     import matplotlib.pyplot as plt
-    df = self.separates(pairs, folds)
+    df = self.separates(pairs)
+    n = df.pop('pictures').sum()
     if ax is None: _,ax = plt.subplots(figsize=(5.5,3))
     for name,row in df.iterrows(): ax.plot(row, '.-', lw=1, color='C0' if len(df)<2 else 'lightgrey', label=in_plot(name) if len(df)<2 else None)
     if len(df)>1: ax.plot(df.mean(), 'o-', color='C0', label=f'mean of {len(df)} pairs')
-    ax.axhline(.5, ls=':', color='grey', label='chance')
-    ax.set_ylim(.4, 1.02)
-    ax.set_ylabel('right answers of the probe', fontsize=9)
+    ax.axhline(.5, ls=':', color='grey')
+    ax.axhspan(.5-n**-.5, .5+n**-.5, color='grey', alpha=.12, lw=0, label=f'guessing,\n{n} pictures') # two standard errors
+    ax.set_ylim(.35, 1.02)
+    ax.set_ylabel('right on validation pictures', fontsize=9)
     ax.tick_params(labelsize=8)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
     for side in ('top','right'): ax.spines[side].set_visible(False)
     return ax
 
@@ -158,9 +189,11 @@ def excites(self:FeatureHierarchy,
     "Show the pictures in which `channel` of `stage` answers most strongly, with its map"
     import matplotlib.pyplot as plt
     k = self.model.body.stage_index(stage)
+    check_number('n', n, 1, whole=True)
     items = list(self.learn.dls.valid.items) if items is None else list(items)
+    check(items, 'There are no pictures to look at: give paths, pictures or rows of the data set')
     c = self.model.body.stages[k].channels
-    check(0<=channel<c, f"channel={channel}: stage '{self.stages[k]}' has {c} maps, 0 to {c-1}")
+    check(isinstance(channel, Integral) and 0<=channel<c, f"channel={channel!r}: stage '{self.stages[k]}' has {c} maps, 0 to {c-1}")
     peak = torch.cat([ms[k][:,channel].amax((1,2)).cpu() for _,ms in self._batches(items)])
     top = peak.topk(min(n, len(items))).indices.tolist()
     (x,ms), = self._batches([items[i] for i in top])

@@ -16,10 +16,11 @@ from pathlib import Path
 from PIL import Image
 from torch.nn import functional as F
 from weakref import WeakKeyDictionary
-from ..core import check, in_lines, listing
+from ..core import check, check_choice, check_number, in_lines, listing
 from ..embed import knn_accuracy, map_at_r, nearest, r_precision, recall_at_k
 from .cam import _shown
-from ..learner import _gather, _weights_now
+from ..learner import _gather
+from ..memory import question
 from ..models.model import FineGrainedModel
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #68fb275b
@@ -31,13 +32,20 @@ def _keeping_rows(model):
     try: yield
     finally: model.keep,model.kept = was,{}
 
-def _embed(learn, items, labels=False):
-    "The rows (n, nf) of `items`, of length 1; with `labels` class numbers (n,) too"
-    model,few = get_model(learn.model),len(items)<=64
+def _loader(learn, items, labels=False):
+    "A loader of `items`, cut as for validation"
     check(len(items), 'There are no pictures to look at: give paths, pictures or rows of the data set')
-    dl = learn.dls.test_dl(items, with_labels=labels, **(dict(num_workers=0) if few else {})) # workers take longer to start than that
-    with _keeping_rows(model), learn.no_bar() if few else nullcontext():
+    return learn.dls.test_dl(items, with_labels=labels, **(dict(num_workers=0) if len(items)<=64 else {})) # workers take longer to start than that
+
+def _rows_of(learn, dl):
+    "The rows (n, nf) of the pictures of `dl`, of length 1, and class numbers (n,) where it has them"
+    model = get_model(learn.model)
+    with _keeping_rows(model), learn.no_bar() if len(dl.dataset)<=64 else nullcontext():
         return _gather(learn, dl, lambda _,*targs: (F.normalize(model.kept['rows'].float()), *targs))
+
+def _embed(learn, items): return _rows_of(learn, _loader(learn, items))[0]
+
+_made = WeakKeyDictionary() # not in the learner, which may be exported
 
 @patch
 def embeddings(self:Learner,
@@ -45,13 +53,11 @@ def embeddings(self:Learner,
     )->tuple:
     "The rows (n, nf) that the head gets of the pictures of a split, of length 1, and their class numbers (n,)"
     check(split in ('train','valid'), f"split='{split}': use 'train' or 'valid', the splits of the loaders")
-    now,dl = (_weights_now(self.model), id(self.dls)),self.dls.train if split=='train' else self.dls.valid
-    if _made.get(self, (None,))[0]!=now: _made[self] = now,{}
-    kept = _made[self][1]
-    if split not in kept: kept[split] = _embed(self, list(dl.dataset.items), True)
-    return tuple(kept[split])
-
-_made = WeakKeyDictionary() # not in the learner, which may be exported
+    own = self.dls.train if split=='train' else self.dls.valid
+    dl,kept = _loader(self, list(own.dataset.items), True),_made.setdefault(self, {})
+    key = question(self.model, dl)
+    if kept.get(split, (None,))[0]!=key: kept[split] = key,tuple(_rows_of(self, dl))
+    return kept[split][1]
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #03dc6fba
 class Neighbours:
@@ -90,7 +96,7 @@ def retrieve(self:Learner,
     check(isinstance(item, (str,Path,Integral,Image.Image,bytes)), f'retrieve looks for the neighbours of one picture: give a path, a picture or a row of the data set, not {type(item).__name__}')
     (rows,targs),items = self.embeddings(),self.dls.train.dataset.items
     own = [i for i,o in enumerate(items) if isinstance(o, Integral) and isinstance(item, Integral) and o==item] # a training picture is no neighbour of its own
-    query, = _embed(self, [item])
+    query = _embed(self, [item])
     (cos,i), = nearest(query, k+len(own), rows)
     keep = [(c,j) for c,j in zip(cos[0].tolist(), i[0].tolist()) if j not in own][:k]
     return Neighbours(self, item, pd.DataFrame(dict(item=[items[j] for _,j in keep], label=[self.dls.vocab[targs[j]] for _,j in keep], cosine=[c for c,_ in keep])))
@@ -114,7 +120,7 @@ class Prototypes:
     def scores(self, items # Paths, pictures or rows of the data set
         )->torch.Tensor: # (n, classes)
         "The cosine of each picture with each class"
-        return _embed(self.learn, _as_list(items))[0] @ self.rows.T
+        return _embed(self.learn, _as_list(items)) @ self.rows.T
 
     def predict(self, items # As `scores`
         )->pd.DataFrame:
@@ -139,5 +145,5 @@ def prototypes(self:Learner,
     check(not empty, f'{listing(empty)}: there are no pictures of it. Five are a beginning')
     none = [o for i,o in enumerate(vocab) if not (targs==i).any()]
     check(not none, f'{listing(none)}: there are no training pictures of it, so it has no mean')
-    means = [_mean_row(rows[targs==i]) for i in range(len(vocab))] + [_mean_row(_embed(self, _as_list(v))[0]) for v in new.values()]
+    means = [_mean_row(rows[targs==i]) for i in range(len(vocab))] + [_mean_row(_embed(self, _as_list(v))) for v in new.values()]
     return Prototypes(self, torch.stack(means), vocab+list(new), list(new))

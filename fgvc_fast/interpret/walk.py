@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/api/57_interpret.walk.ipynb #bbbee952
 import base64, io, numpy as np
 from fastcore.basics import patch
-from ..core import FineGrainedError, check
+from ..core import FineGrainedError, check, check_number
 from .cam import _look, _question, _shown, spotlight
 from .errors import FineGrainedInterpretation
 from .layers import asked_against
@@ -25,6 +25,7 @@ def walk(self:FineGrainedInterpretation,
     against='auto' # As `cam`
     ):
     "A widget: choose a confused pair, see pictures of both with maps"
+    check_number('n', n, 1, whole=True), check_number('k', k, 1, whole=True)
     try: import ipywidgets as w
     except ImportError as e: raise FineGrainedError('The widget needs ipywidgets: `pip install ipywidgets`, then restart the kernel; or write a file, `interp.to_html(...)`') from e
     import matplotlib.pyplot as plt
@@ -60,7 +61,7 @@ def _pair_html(self:FineGrainedInterpretation, one, other, times, k, method, sid
         idxs,wrong,total = self._of_pair(this, that, k)
         x,_,maps = _look(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
         cards = []
-        for im,m,i in zip(_shown(self.learn.dls.valid, x), maps, idxs):
+        for im,m,i in zip(_shown(self.dls.valid, x), maps, idxs):
             right = self.preds[i]==self.targs[i]
             said = 'right' if right else f'taken for {escape(str(self.vocab[self.preds[i]]))}'
             pics = ''.join(f'<img src="{_as_jpeg(o, side)}" alt="">' for o in (im.permute(1,2,0), spotlight(im, m)))
@@ -89,6 +90,10 @@ def to_html(self:FineGrainedInterpretation,
     against='auto' # As `cam`
     )->Path:
     "Write the confused pairs, with pictures and maps, as one self-contained HTML file"
+    for name,o in dict(n=n, k=k, side=side).items(): check_number(name, o, 1, whole=True)
+    check(isinstance(path, (str,Path)) and Path(path).parent.is_dir() and not Path(path).is_dir(), f'path={path!r}: name a file in a folder that is there')
+    check(isinstance(title, str), f'title={title!r}: give the heading as text')
+    self._as_asked()
     pairs = self.confused_pairs().head(n)
     check(len(pairs), 'No two classes are confused, so there is nothing to write')
     rows = list(pairs.itertuples(index=False))

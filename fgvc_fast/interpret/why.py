@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/api/55_interpret.why.ipynb #08be772c
 import pandas as pd, torch
 from fastcore.basics import patch
-from ..core import check, in_lines
+from ..core import check, check_number, in_lines
 from .cam import _look, _shown, draw_cam
 from .errors import FineGrainedInterpretation
 from .layers import asked_against
@@ -20,7 +20,7 @@ from numbers import Integral
 def _nearest_of(self:FineGrainedInterpretation, idxs, classes):
     "For each picture `idxs` the nearest training picture of each of `classes` (n, m), as items of the loaders"
     rows,targs = self.learn.embeddings()
-    own,items = _embed(self.learn, [self.dl.items[i] for i in idxs])[0],self.learn.dls.train.dataset.items
+    own,items = _embed(self.learn, [self.dl.items[i] for i in idxs]),self.dls.train.dataset.items
     res = []
     for i,row,cs in zip(idxs, own, classes):
         here = self.dl.items[i]
@@ -42,6 +42,9 @@ def plot_errors(self:FineGrainedInterpretation,
 ):
     "Mistakes: the picture, what spoke for what was said, for what it is, for the one and not the other, and the nearest training picture of each"
     import matplotlib.pyplot as plt
+    check_number('n', n, 1, whole=True)
+    for i in [] if idxs is None else idxs: check_number('idxs: picture', int(i) if hasattr(i, 'item') else i, 0, len(self.preds)-1, whole=True)
+    self._as_asked()
     if idxs is None:
         wrong = (self.preds!=self.targs).nonzero()[:,0]
         idxs = wrong[self.probs[wrong].argsort(descending=True)][:n]
@@ -53,8 +56,8 @@ def plot_errors(self:FineGrainedInterpretation,
     items = [self.dl.items[i] for i in idxs]
     x,_,maps = _look(self.learn, items*3, method, [*said, *true, *zip(said, true)], layer, against)
     near = self._nearest_of(idxs, [*zip(said, true)])
-    shown,maps = _shown(self.learn.dls.valid, x[:len(idxs)]),maps.view(3, len(idxs), *maps.shape[1:])
-    others = _shown(self.learn.dls.valid, torch.cat([_look_at(self.learn, o) for o in near])).view(len(idxs), 2, *shown.shape[1:])
+    shown,maps = _shown(self.dls.valid, x[:len(idxs)]),maps.view(3, len(idxs), *maps.shape[1:])
+    others = _shown(self.dls.valid, torch.cat([_look_at(self.learn, o) for o in near])).view(len(idxs), 2, *shown.shape[1:])
     _,axs = plt.subplots(len(idxs), 6, figsize=(11.4,2.4*len(idxs)), squeeze=False, layout='constrained')
     how = asked_against(method, against)
     alone = '\n(its score alone)' if how is None else '' if isinstance(how, str) and how=='mean' else f'\n(against {in_lines(str(how), 14, 1)})'
@@ -76,8 +79,8 @@ def suspects(self:FineGrainedInterpretation,
     least:float=.5 # Certainty of the wrong answer, 0–1
     )->pd.DataFrame:
     "Mistakes that the model was sure of, the surest first: candidates for a wrong label"
-    i = ((self.preds!=self.targs) & (self.probs>=least)).nonzero()[:,0]
+    i = ((self.preds!=self.targs) & (self.probs>=check_number('least', least, 0, 1))).nonzero()[:,0]
     i = i[self.probs[i].argsort(descending=True)].tolist()
-    data,items = getattr(self.learn.dls, 'data', None),[self.dl.items[k] for k in i]
+    data,items = getattr(self.dls, 'data', None),[self.dl.items[k] for k in i]
     names = [str(data.path(o)) if data is not None and isinstance(o, Integral) else str(o) for o in items]
     return pd.DataFrame(dict(item=items, picture=names, label=[self.vocab[self.targs[k]] for k in i], said=[self.vocab[self.preds[k]] for k in i], certainty=self.probs[i].tolist(), number=i))

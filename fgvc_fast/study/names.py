@@ -39,6 +39,12 @@ def _code(o):
 # %% ../../nbs/api/90_study.names.ipynb #6b785284
 def _digest(s, n=8): return hashlib.sha256(s.encode()).hexdigest()[:n]
 
+def _digest_data(data):
+    "A mark of all of `data` that a run could see: rows, labels, splits, boxes, coarser labels, parts, banner"
+    rows = data.items[[o for o in ('path','split','x0','y0','x1','y1',*data.levels) if o in data.items]]
+    tables = [o.to_csv(index=False, lineterminator='\n') for o in (rows, data.parts) if o is not None]
+    return _digest('\n'.join([*tables, repr(data.banner)*bool(data.banner)]))
+
 def _call(name, args, kw): return f"{name}({', '.join([*map(value_name, args), *(f'{k}={value_name(v)}' for k,v in kw.items())])})"
 
 def value_name(o)->str:
@@ -49,7 +55,7 @@ def value_name(o)->str:
     if isinstance(o, (list,tuple,L)): return f"[{', '.join(map(value_name, o))}]"
     if isinstance(o, dict): return f"{{{', '.join(sorted(f'{value_name(k)}: {value_name(v)}' for k,v in o.items()))}}}"
     if isinstance(o, partial): return _call(value_name(o.func), o.args, dict(sorted(o.keywords.items())))
-    if isinstance(o, FineGrainedData): return f"{o!r} #{_digest(o.items[['path','label','split']].to_csv(index=False, lineterminator=chr(10)))}"
+    if isinstance(o, FineGrainedData): return f"{o!r} #{_digest_data(o)}"
     if is_dataclass(o) and not isinstance(o, type): return _call(type(o).__name__, (), {f.name: getattr(o, f.name) for f in fields(o) if f.default is MISSING or getattr(o, f.name)!=f.default})
     name = getattr(o, '__name__', '')
     if name and name!='<lambda>' and (isinstance(o, type) or callable(o) and not hasattr(getattr(o, '__self__', None), '__dict__')): return name + (f' #{_digest(_code(o))}' if o.__module__=='__main__' else '')

@@ -9,7 +9,7 @@ __all__ = []
 import numpy as np, pandas as pd, re
 from fastcore.basics import patch
 from html import escape
-from ..core import check, listing
+from ..core import check, check_choice, listing
 from .table import Study, _short, _versions
 
 # %% ../../nbs/api/90b_study.show.ipynb #91beec00
@@ -95,13 +95,13 @@ def best(self:Study, by:str='valid_top1' # A column of the validation split
     return whole.loc[[i], [*self.axes, *[c for k in ('valid_top1','valid_loss','test_top1','test_top5','test_loss') for c in (k, f'{k}_spread') if wide[k].notna().any()]]]
 
 # %% ../../nbs/api/90b_study.show.ipynb #030e5680
-def _room(a, b, of, pictures):
-    "How far two means may be apart by chance: paired values `a` and `b` of the column `of`; None if that cannot be said"
+def _room(a, b, of, pictures, times=1):
+    "How far two means may be apart by chance, of `times` that are compared: paired values `a` and `b` of the column `of`; None if that cannot be said"
+    from scipy.stats import norm, t
     d = np.subtract(a, b)
     if len(d)>1:
-        from scipy.stats import t
-        return max(t.ppf(.975, len(d)-1)*d.std(ddof=1)/len(d)**.5, 0 if 'loss' in of else 1/pictures)
-    return None if 'loss' in of else max(2*((a[0]*(1-a[0]) + b[0]*(1-b[0]))/pictures)**.5, 1/pictures)
+        return max(t.ppf(1-.025/times, len(d)-1)*d.std(ddof=1)/len(d)**.5, 0 if 'loss' in of else 1/pictures)
+    return None if 'loss' in of else max(norm.ppf(1-.025/times)*((a[0]*(1-a[0]) + b[0]*(1-b[0]))/pictures)**.5, 1/pictures)
 
 @patch
 def _partner(self:Study, o, base):
@@ -111,25 +111,33 @@ def _partner(self:Study, o, base):
             if s.shown==want: return s
 
 @patch
-def compare(self:Study, base, # What to compare with: a dict of axes and values; of a single axis the value will do
-    of:str='valid_top1' # What is compared: an accuracy or loss
-    )->pd.DataFrame:
-    "Each setting's difference to `base`, paired by seed, and whether it is beyond the spread"
-    base = base if isinstance(base, dict) else dict(zip(self.axes, [base]))
-    check(of in _numbers[:9], f'of={of!r}: use {listing(_numbers[:9], 9)}')
-    known = [{k: s.shown.get(k) for k in base} for s in self.settings]
-    check(base in known and (len(self.axes)==1 or len(base) or {} in [s.shown for s in self.settings]), f'base={base} is none of the settings: {listing(self.settings, 10)}')
-    res = []
+def _pairs(self:Study, base, of):
+    "Each setting that has a partner, the partner, and the seeds for which both have `of`"
     for o in self.settings:
         other = self._partner(o, base)
         if other is None or other is o: continue
         mine,theirs = self._rows(o),self._rows(other)
-        seeds = [k for k in mine if k in theirs and None not in (mine[k].get(of), theirs[k].get(of))]
+        yield o,other,[k for k in mine if k in theirs and None not in (mine[k].get(of), theirs[k].get(of))]
+
+@patch
+def compare(self:Study, base, # What to compare with: a dict of axes and values; of a single axis the value will do
+    of:str='valid_top1' # What is compared: an accuracy or loss
+    )->pd.DataFrame:
+    "Each setting's difference to `base`, paired by seed, and whether it is beyond the spread, however many are compared"
+    base = base if isinstance(base, dict) else dict(zip(self.axes, [base]))
+    check(of in _numbers[:9], f'of={of!r}: use {listing(_numbers[:9], 9)}')
+    known = [{k: s.shown.get(k) for k in base} for s in self.settings]
+    check(base in known and (len(self.axes)==1 or len(base) or {} in [s.shown for s in self.settings]), f'base={base} is none of the settings: {listing(self.settings, 10)}')
+    res,pairs = [],list(self._pairs(base, of))
+    times = sum(bool(seeds) for *_,seeds in pairs)
+    for o,other,seeds in pairs:
+        mine,theirs = self._rows(o),self._rows(other)
         row = {k: o.shown.get(k) for k in self.axes} | dict(against=', '.join(f'{k}={v}' for k,v in other.shown.items() if o.shown.get(k)!=v))
         if seeds:
             a,b = [[r[k][of] for k in seeds] for r in (mine, theirs)]
-            d,room = np.mean(a)-np.mean(b),_room(a, b, of, mine[seeds[0]][f"{of.split('_')[0]}_pictures"])
-            row |= dict(base=np.mean(b), mean=np.mean(a), difference=d, spread=np.std(np.subtract(a, b), ddof=1) if len(a)>1 else np.nan, beyond=None if room is None else bool(abs(d)>=room), seeds=len(seeds))
+            d,room = np.mean(a)-np.mean(b),_room(a, b, of, mine[seeds[0]][f"{of.split('_')[0]}_pictures"], times)
+            row |= dict(base=np.mean(b), mean=np.mean(a), difference=d, spread=np.std(np.subtract(a, b), ddof=1) if len(a)>1 else np.nan)
+            row |= dict(beyond=None if room is None or np.isnan(d) else bool(d!=0 and abs(d)>=room), seeds=len(seeds))
         res.append(row)
     return pd.DataFrame(res)
 

@@ -6,7 +6,7 @@
 __all__ = ['measure', 'Study']
 
 # %% ../../nbs/api/90a_study.table.ipynb #1b73a6ec
-import gc, inspect, json, numpy as np, os, pandas as pd, re, time, torch, traceback
+import cloudpickle, gc, inspect, json, numpy as np, os, pandas as pd, re, time, torch, traceback, warnings
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from fastai.callback.core import Callback
@@ -21,7 +21,7 @@ from pathlib import Path
 from torch.nn import functional as F
 from torch.utils.data import Subset
 from .. import __version__
-from ..core import FineGrainedError, check
+from ..core import FineGrainedError, check, check_number
 from ..metrics import in_top
 from .names import _digest, _made_of, _settings
 
@@ -50,6 +50,8 @@ def measure(learn:Learner, # A trained one
     most:int=1000 # Training pictures to look at, at the most
     )->dict:
     "Top-1, top-5 and cross-entropy of `learn` on train, valid and test; reads the test split"
+    check(isinstance(learn, Learner), f'measure looks at a learner, not at a {type(learn).__name__}')
+    check_number('most', most, 1, whole=True)
     check(len(learn.dls.loaders)>1 and len(learn.dls.valid), 'There is nothing to validate on: give the data a validation split')
     check(getattr(learn.dls, 'validates_on', 'valid')!='test', "These loaders validate on the test split (valid='test'), so nothing is left to choose by: leave `valid` out")
     res,data = {},getattr(learn.dls, 'data', None)
@@ -59,7 +61,8 @@ def measure(learn:Learner, # A trained one
             res |= seen.row(split)
         if data is not None and len(data['test']):
             with learn.added_cbs(seen := _Scores()): learn.test()
-            if hasattr(seen, 'n'): res |= seen.row('test')
+            if not hasattr(seen, 'n'): learn.validate(dl=learn.dls.test_dl(data['test'].index, with_labels=True), cbs=(seen := _Scores())) # read before, with these weights
+            res |= seen.row('test')
     return res
 
 # %% ../../nbs/api/90a_study.table.ipynb #ce7df6e9
@@ -79,7 +82,7 @@ def _clocked(say=noop):
     clock,was = _Clock(say),defaults.callbacks
     defaults.callbacks = [o for o in was if o is not ProgressCallback] + [clock]
     try: yield clock
-    finally: defaults.callbacks,clock.learn = was,None
+    finally: defaults.callbacks,clock.learn,clock.say = was,None,noop
 
 # %% ../../nbs/api/90a_study.table.ipynb #2a1cbc49
 def _device(dev): return torch.cuda.get_device_name(dev) if dev.type=='cuda' else f'{dev.type}, {torch.get_num_threads()} threads'
@@ -94,15 +97,36 @@ def _whole(learn):
 def _versions(): return dict(fgvc_fast=__version__, torch=str(torch.__version__)) | {k: version(k) for k in ('fastai','timm')}
 
 # %% ../../nbs/api/90a_study.table.ipynb #366c05ac
-def _one(train, values, seed, say=noop):
-    "Train and measure once"
-    set_seed(seed)
-    start = time.perf_counter()
-    with _clocked(say) as clock:
-        learn = _whole(train(seed=seed, **values))
-        minutes = (time.perf_counter() - (clock.start or start))/60
+def _put_aside(done, fn):
+    "Write the trained learner to the file `fn`, the whole of it in one step"
+    try:
+        fn.parent.mkdir(parents=True, exist_ok=True)
+        done['learn'].opt = None # nobody trains it on
+        torch.save(done | dict(versions=_versions()), new := fn.with_name(fn.name+'.new'), pickle_module=cloudpickle)
+        os.replace(new, fn)
+    except Exception as e: warnings.warn(f'The trained learner could not be put aside ({type(e).__name__}: {_short(str(e))}): a stop while it is measured would train it again')
+
+def _trained(fn):
+    "What `_put_aside` wrote to `fn`, if it did, with these versions"
+    if not fn.is_file(): return
+    try: done = torch.load(fn, weights_only=False)
+    except Exception: return # half of a disk, or another machine: train again
+    return done if done.pop('versions', None)==_versions() else None
+
+def _one(train, values, seed, fn, say=noop):
+    "Train and measure once; in between the trained learner lies in the file `fn`"
+    done = _trained(fn)
+    if done is None:
+        set_seed(seed)
+        start = time.perf_counter()
+        with _clocked(say) as clock:
+            learn = _whole(train(seed=seed, **values))
+            now = time.perf_counter()
+        done = dict(learn=learn, epochs=clock.epochs, minutes=(now - (clock.start or start))/60, seconds=now-start)
+        _put_aside(done, fn)
     say('measuring')
-    return dict(**measure(learn), epochs=clock.epochs, minutes=minutes, parameters=sum(p.numel() for p in learn.model.parameters()), device=_device(one_param(learn.model).device), **_versions())
+    learn = done.pop('learn')
+    return dict(**measure(learn), **done, parameters=sum(p.numel() for p in learn.model.parameters()), device=_device(one_param(learn.model).device), **_versions())
 
 # %% ../../nbs/api/90a_study.table.ipynb #c66c5c9b
 class Study:
@@ -115,8 +139,9 @@ class Study:
         folder='studies' # Where the file `name.jsonl` is
         ):
         check(isinstance(name, str) and re.fullmatch(r'\w[\w .+,-]*', name), f'name={name!r} names a file: use letters, digits, blanks, and . + , - _')
+        check(isinstance(folder, (str,Path)) and not Path(folder).is_file(), f'folder={folder!r}: give the folder where the table is to be')
         self.name,self.train,self.path = name,train,Path(folder)/f'{name}.jsonl'
-        self.seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+        self.seeds = list(range(check_number('seeds', seeds, 1, whole=True))) if not isinstance(seeds, (list,tuple,range)) else list(seeds)
         check(self.seeds and all(isinstance(o, int) and not isinstance(o, bool) for o in self.seeds) and len(set(self.seeds))==len(self.seeds), f'seeds={seeds!r}: give how many, or a list of different whole numbers')
         self.made_of,self.settings,self._here = _made_of(train),_settings(settings),_device(default_device())
         for o in self.settings: _callable_with(train, o)
@@ -133,12 +158,14 @@ def _read(self:Study):
     "Take over the rows of the file, if it is of this study"
     self.rows = {}
     if not self.path.exists(): return
+    check(self.path.is_file(), f"'{self.path}' is no file: move it away, or give the study another name")
     try: head,*rows = [json.loads(o) for o in self.path.read_text(encoding='utf-8').splitlines()]
     except ValueError as e: raise FineGrainedError(f"'{self.path}' is no table of a study ({e}): move it away, or give another name") from None
     check(isinstance(head, dict) and 'made_of' in head, f"'{self.path}' does not begin as the table of a study: move it away, or give another name")
     was,now = head['made_of'],self.made_of
     said = [f'the code of {now["train"]} has changed' if k=='code' else f'{k} was {_short(was.get(k))} and is {_short(now.get(k))}' for k in dict.fromkeys([*was, *now]) if was.get(k)!=now.get(k)]
     check(not said, f"'{self.path}' holds runs of another '{self.name}': {'; '.join(said)}. Give the study another name, or delete the file to begin anew")
+    check(all(isinstance(o, dict) and {'key','setting','seed','error'}<=o.keys() for o in rows), f"'{self.path}' has lines that are no rows of a study: move it away, or give another name")
     self.rows = {o['key']: o for o in rows}
 
 def _short(s, n=120): return 'not given' if s is None else s if len(s)<=n else f'{s[:n//2]} … {s[-n//2:]}'
@@ -215,12 +242,15 @@ class _Bar:
 def _try(self:Study, setting, seed, say):
     "The row of one run, whatever becomes of it"
     row,start = dict(key=self._key(setting, seed), setting=setting.shown, seed=seed),time.perf_counter()
-    try: row |= _one(self.train, setting.values, seed, say) | dict(error=None)
+    try: row |= _one(self.train, setting.values, seed, self._aside(row['key']), say) | dict(error=None)
     except Exception as e: row |= dict(device=self._here, error=f'{type(e).__name__}: {e}', traceback=traceback.format_exc()[-4000:])
     gc.collect() # a learner and its callbacks hold each other
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     self._here = row['device']
-    return row | dict(seconds=time.perf_counter()-start, date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    return row | dict(seconds=max(time.perf_counter()-start, row.get('seconds', 0)), date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+
+@patch
+def _aside(self:Study, key): return self.path.with_name(f'{self.name}.{key}.trained')
 
 @patch
 def _go(self:Study, bar):
@@ -231,6 +261,7 @@ def _go(self:Study, bar):
         say('starts')
         row = self._try(setting, seed, say)
         self._keep(row)
+        if row['error'] is None: self._aside(row['key']).unlink(missing_ok=True)
         if row['error']: bar.line(f"{setting}, seed {seed}: {_short(row['error'], 300)}")
     bar.say(n-len(self.todo()), f'{n-len(self.todo())} of {n} runs')
 
