@@ -10,7 +10,7 @@ import torch
 from functools import partial
 from torch import nn
 from torch.nn import functional as F
-from .core import check, listing
+from .core import FineGrainedError, check, check_number, listing
 from .losses import _wide, losses
 
 # %% ../nbs/api/21_embed.ipynb #67a6a50e
@@ -31,7 +31,7 @@ def _miner(o, margin):
     "The miner that `o` means"
     from pytorch_metric_learning import miners
     kinds = ('semihard','hard','easy','all')
-    check(not isinstance(o, str) or o in (*kinds, 'batch_hard'), f"miner='{o}' is unknown: use {listing(kinds)}, batch_hard, or one of pytorch_metric_learning.miners")
+    check(o is None or callable(o) or isinstance(o, str) and o in (*kinds, 'batch_hard'), f"miner={o!r} is unknown: use {listing(kinds)}, batch_hard, or one of pytorch_metric_learning.miners")
     if o=='batch_hard': return miners.BatchHardMiner()
     return miners.TripletMarginMiner(margin, o) if isinstance(o, str) else o
 
@@ -43,18 +43,32 @@ def metric_loss(
     **kwargs # Of the loss there: `margin`, `scale`, ...
 )->MetricLoss:
     "The metric loss `name` for rows of width `nf`"
-    check(name in metric_losses, f"'{name}' is no metric loss: use one of {listing(metric_losses, 20)}")
+    check(isinstance(name, str) and name in metric_losses, f"{name!r} is no metric loss: use one of {listing(metric_losses, 20)}")
+    check_number('nf', nf, 1, whole=True), check_number('n_out', n_out, 1, whole=True)
     try: from pytorch_metric_learning import losses as theirs
     except ImportError: check(False, 'Metric learning needs pytorch-metric-learning: pip install "fgvc_fast[metric]"')
     cls = getattr(theirs, metric_losses[name])
     if name=='triplet': kwargs,miner = {'margin': .2, **kwargs},miner or 'semihard'
     if name not in ('triplet','supcon'): kwargs = dict(num_classes=n_out, embedding_size=nf, **kwargs)
-    return MetricLoss(cls(**kwargs), _miner(miner, kwargs.get('margin', .2)))
+    try: loss = cls(**kwargs)
+    except TypeError as e: raise FineGrainedError(f'{name} of pytorch-metric-learning does not take these options: {e}') from None
+    return MetricLoss(loss, _miner(miner, kwargs.get('margin', .2)))
 
 metric_loss.on = 'rows'
 losses.update({k: partial(metric_loss, k) for k in metric_losses})
 
 # %% ../nbs/api/21_embed.ipynb #bf3a5263
+def _check_rows(name, o, nf=None):
+    ok = isinstance(o, torch.Tensor) and o.ndim==2 and nf in (None,o.shape[1])
+    check(ok, f"{name}={type(o).__name__} of shape {tuple(getattr(o, 'shape', ()))}: give rows, a tensor (n, {nf or 'nf'})")
+
+def _check_targs(rows, targs, ref, ref_targs):
+    "Stop unless each row has a class number"
+    for name,o,t in (('targs',rows,targs), *[('ref_targs',ref,ref_targs)]*(ref is not None)):
+        _check_rows(name.replace('targs', 'rows'), o)
+        ok = isinstance(t, torch.Tensor) and t.ndim==1 and len(t)==len(o) and not t.is_floating_point()
+        check(ok, f"{name}={type(t).__name__} of shape {tuple(getattr(t, 'shape', ()))}: give {len(o)} class numbers")
+
 def nearest(
     rows, # (n, nf) whose neighbours are looked for
     k:int=5, # How many (at most as many as there are)
@@ -62,7 +76,9 @@ def nearest(
     chunk:int=1024 # Rows at a time
 ):
     "For `chunk` rows at a time: cosines (b, k) of the nearest, highest first, and their numbers (b, k)"
-    check(k>=1, f'k={k}: ask for at least one neighbour')
+    check_number('k', k, 1, whole=True), check_number('chunk', chunk, 1, whole=True)
+    _check_rows('rows', rows)
+    if ref is not None: _check_rows('ref', ref, rows.shape[1])
     q = F.normalize(_wide(rows))
     r = q if ref is None else F.normalize(_wide(ref))
     for i in range(0, len(q), chunk):
@@ -82,6 +98,7 @@ def _hits(rows, targs, k, ref, ref_targs):
 
 def _mean_over(rows, targs, k, ref, ref_targs, f):
     "The mean of `f(hits, how many there are)` over the rows for which there is something to find"
+    _check_targs(rows, targs, ref, ref_targs)
     total = n = 0
     for hits,r in _hits(rows, targs, k, ref, ref_targs):
         some = r>0
@@ -121,6 +138,7 @@ def knn_accuracy(rows, targs, # (n, nf) and their class numbers (n,)
     ref=None, ref_targs=None # Of other pictures; None: one another
     )->float:
     "Share of rows whose class is that of most of the `k` nearest"
+    _check_targs(rows, targs, ref, ref_targs)
     own,right,done = targs if ref is None else ref_targs,0,0
     for _,i in nearest(rows, k, ref):
         votes = torch.zeros(len(i), int(own.max())+1, dtype=torch.float64, device=i.device)

@@ -11,14 +11,14 @@ import pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.data.transforms import Normalize
-from fastai.learner import Learner
+from fastai.learner import Learner, Metric
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from functools import partial
 from .augment.mix import own_loss
-from .core import check, check_choice, listing
+from .core import check, check_choice, check_number, listing
 from .levels import _levels_of
 from .memory import question
 from .metrics import in_top, per_class_accuracy
@@ -129,6 +129,19 @@ def _name(o):
 # %% ../nbs/api/42_learner.ipynb #c9c34775
 _learner_args = set(inspect.signature(Learner).parameters)
 
+def _check_args(dls, arch, pool, head, drop, loss_func=None, opt_func=None, lr=None, wd=None, metrics=None, cbs=None, **_):
+    "Stop where an argument of `fine_grained_learner` can be none"
+    def each(o): return () if o is None else o if isinstance(o, (list,tuple,L)) else (o,)
+    check(hasattr(dls, 'vocab') and hasattr(dls, 'valid'), f"dls={type(dls).__name__}: give loaders with a vocabulary, as `data.dls(...)` makes them")
+    check(arch is not None and all(isinstance(o, str) or callable(o) for o in each(arch)) and len(each(arch)) in (1,2), f"arch={arch!r}: give timm's name of an architecture, a constructor of torchvision, or two of them")
+    for k,o in dict(pool=pool, head=head).items(): check(isinstance(o, str) or callable(o), f"{k}={o!r}: give a name, a class, or a `partial` of one")
+    check_number('drop', drop, 0, 1)
+    for k,o in dict(loss_func=loss_func, opt_func=opt_func).items(): check(o is None or callable(o), f"{k}={o!r}: give a function, not a {type(o).__name__}")
+    if lr is not None and not isinstance(lr, slice): check_number('lr', lr, 0)
+    if wd is not None: check_number('wd', wd, 0)
+    check(all(callable(o) or isinstance(o, Metric) for o in each(metrics)), f"metrics={metrics!r}: give functions, as metrics=accuracy, not their names")
+    check(all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in each(cbs)), f"cbs={cbs!r}: give callbacks, or a list of them")
+
 @delegates(Learner.__init__)
 def fine_grained_learner(
     dls,                  # fastai `DataLoaders`, such as `data.dls(...)` makes
@@ -148,6 +161,7 @@ def fine_grained_learner(
     )->Learner:
     "A fastai `Learner` that tells look-alikes apart: body, pool and head, in groups by depth"
     to_learner = {k: kwargs.pop(k) for k in list(kwargs) if k in _learner_args}
+    _check_args(dls, arch, pool, head, drop, **to_learner)
     size,normalised = _image_size(dls)
     check(not (normalised and stats is not None), "The loaders normalise already: take `Normalize` out of their `batch_tfms`, or leave `stats` out")
     model = fine_grained_model(arch, len(dls.vocab), pool=_with_parts(pool, dls), head=head, drop=drop, pretrained=pretrained, weights=weights, img_size=size,

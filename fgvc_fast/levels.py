@@ -31,6 +31,7 @@ class Levels:
     "The tree over the labels of a data set: the names at each level, and what stands above each label"
     def __init__(self, data # `FineGrainedData` with more than one level
         ):
+        check(hasattr(data, 'levels') and hasattr(data, 'items'), f'data={type(data).__name__}: give a data set, as `fine_grained_data` makes them')
         self.levels,title = list(data.levels),data.card.get('title') or data.root
         check(len(self.levels)>1, f"{title} has one level only, its labels: say which columns hold the coarser names, coarse → fine, as in `fine_grained_data(df, levels=['family','label'])`")
         rows = data.items[self.levels].dropna().drop_duplicates().astype(object) # a secret test split says nothing
@@ -45,10 +46,18 @@ class Levels:
 
 # %% ../nbs/api/23_levels.ipynb #e8724faa
 @patch
+def _check_level(self:Levels, level): check(isinstance(level, str) and level in self.levels, f"level={level!r} is no level of this tree: use {listing(self.levels)}")
+
+@patch
+def _check_labels(self:Levels, *labels):
+    for o in labels: check(isinstance(o, Tensor) and o.ndim==1 and not o.is_floating_point() and len(o)==len(labels[0]), f'{type(o).__name__} {tuple(getattr(o, "shape", ()))}: give label numbers, a tensor (n,), as many predicted as actual')
+
+@patch
 def right(self:Levels, preds:Tensor, # (n,) label numbers: what was said
     targs:Tensor, # (n,) label numbers: what it is
     level='label')->Tensor: # (n,) bool
     "Whether prediction and truth are the same at `level`"
+    self._check_level(level), self._check_labels(preds, targs)
     up = self.up[level].to(preds.device)
     return up[preds]==up[targs]
 
@@ -85,8 +94,9 @@ def at(self:Levels, level:str, # One of `levels`
     probs:Tensor # (n, labels), rows sum to 1
     )->Tensor: # (n, names of `level`), rows sum to 1
     "The probabilities of the names of `level`: each is the sum of what stands under it"
+    self._check_level(level)
     n = len(self.vocab['label'])
-    check(probs.ndim==2 and probs.shape[1]==n, f"Probabilities of shape {tuple(probs.shape)} do not belong to this tree: (n, {n}) are needed, a column for each label")
+    check(isinstance(probs, Tensor) and probs.ndim==2 and probs.shape[1]==n, f"Probabilities of shape {tuple(getattr(probs, 'shape', ()))} do not belong to this tree: (n, {n}) are needed, a column for each label")
     return probs.new_zeros(len(probs), len(self.vocab[level])).index_add_(1, self.up[level].to(probs.device), probs)
 
 @patch

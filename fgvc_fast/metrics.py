@@ -6,13 +6,21 @@
 __all__ = ['in_top', 'top_k', 'per_class_accuracy']
 
 # %% ../nbs/api/22_metrics.ipynb #82e7f5ea
+from .core import check, check_number
 from torch import Tensor
 
 # %% ../nbs/api/22_metrics.ipynb #8d3eb0ab
+def _check_scores(preds, targs, scores=True):
+    "Stop unless `preds` are rows of scores (or class numbers), one for each of the class numbers `targs`"
+    check(isinstance(preds, Tensor) and isinstance(targs, Tensor), f'preds and targs are tensors, not {type(preds).__name__} and {type(targs).__name__}')
+    check(preds.ndim==2 or not scores and preds.ndim==1, f"preds of shape {tuple(preds.shape)}: give scores (n, classes){'' if scores else ' or class numbers (n,)'}")
+    check(targs.ndim==1 and len(targs)==len(preds) and not targs.is_floating_point(), f'targs of shape {tuple(targs.shape)} and {targs.dtype}: give {len(preds)} class numbers')
+
 def in_top(preds:Tensor, # (n, classes) scores
     targs:Tensor, # (n,) class numbers
     k:int=5)->Tensor: # (n,) bool
     "Whether the true class of each row is among the `k` highest scores (of fewer classes: all of them)"
+    _check_scores(preds, targs), check_number('k', k, 1, whole=True)
     return (preds.topk(min(k, preds.shape[1]), dim=1).indices==targs[:,None]).any(1)
 
 def top_k(preds:Tensor, # (n, classes) scores
@@ -27,6 +35,9 @@ def per_class_accuracy(preds:Tensor, # (n, classes) scores, or (n,) class number
     n:int=None # Classes (default: as many as there are scores)
     )->Tensor: # (n,) accuracy of each class, NaN where it has no row
     "Share of each class's rows that are right"
+    _check_scores(preds, targs, scores=False)
+    check(preds.ndim==2 or n is not None, 'n=None: say how many classes there are, where `preds` are class numbers')
+    if n is not None: check_number('n', n, 1, whole=True)
     if preds.ndim==2: n,preds = preds.shape[1],preds.argmax(1)
     right,seen = targs[preds==targs].bincount(minlength=n),targs.bincount(minlength=n)
     return right/seen

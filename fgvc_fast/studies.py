@@ -13,8 +13,9 @@ from fastai.torch_core import set_seed
 from functools import partial
 from .augment.erase import Cutout
 from .augment.mix import MixUp
-from .core import check
+from .core import check, check_number
 from .data.catalog import fine_grained_data
+from .data.table import FineGrainedData
 from .learner import fine_grained_learner
 from .study.show import Study
 from .study.table import _whole
@@ -50,7 +51,17 @@ def _study(name, data, settings, seeds, folder, train=train_one, **kwargs):
     return Study(name, partial(train, data=_data(data), **kwargs), settings, seeds, folder)
 
 # %% ../nbs/api/90c_studies.ipynb #5b60495d
-def _data(o): return fine_grained_data(o) if isinstance(o, str) else o
+def _data(o):
+    if isinstance(o, str): return fine_grained_data(o)
+    check(isinstance(o, FineGrainedData), f'data={type(o).__name__}: give a data set, as `fine_grained_data` makes them, or the name of one')
+    return o
+
+def _listed(name, o, *bounds):
+    "`o`, if it is a list of something: of whole numbers within `bounds`, where they are given"
+    check(isinstance(o, (list,tuple,range)) and len(o), f'{name}={o!r}: give a list')
+    if bounds:
+        for v in o: check_number(f'{name}: one of them', v, *bounds, whole=True)
+    return list(o)
 
 def _bundled(seed, **kwargs):
     "`train_one` with several options at a time: a trick, a depth that is trained, a body is a dictionary of them"
@@ -65,7 +76,7 @@ def depth_study(data, # A `FineGrainedData`, or a name of one
     **kwargs # Of `train_one`: `epochs`, `size`, `bs`, ...
     )->Study:
     "Networks of growing depth, from scratch and pretrained"
-    return _study(name, data, dict(arch=list(archs), pretrained=list(pretrained)), seeds, folder, **kwargs)
+    return _study(name, data, dict(arch=_listed('archs', archs), pretrained=_listed('pretrained', pretrained)), seeds, folder, **kwargs)
 
 # %% ../nbs/api/90c_studies.ipynb #21112322
 def batch_study(data, # A `FineGrainedData`, or a name of one
@@ -75,13 +86,14 @@ def batch_study(data, # A `FineGrainedData`, or a name of one
     **kwargs # Of `train_one`
     )->Study:
     "The same training in batches of different `sizes`, at the same rate and as many epochs"
-    return _study(name, data, dict(bs=list(sizes)), seeds, folder, **{'arch': arch, **kwargs})
+    return _study(name, data, dict(bs=_listed('sizes', sizes, 1)), seeds, folder, **{'arch': arch, **kwargs})
 
 # %% ../nbs/api/90c_studies.ipynb #01ad1764
 def layer_plans(epochs:int, # Length of each
     stages:int=3 # Up to how many of the last stages train besides the head
     )->dict:
     "Plans by name: the head alone, with the last stage, with the last two, ..., all"
+    check_number('epochs', epochs, 1, whole=True), check_number('stages', stages, 0, whole=True)
     def to(n): return [replace(p, to=n) if p.to=='all' else p for p in default_plan(epochs)]
     some = {f"head + {n} {'stage' if n==1 else 'stages'}": to(-1-n) for n in range(1, stages+1)}
     return {'head': [Phase('head', epochs, lr=1e-2)], **some, 'all': to('all')}
@@ -102,6 +114,7 @@ def training_tricks(alpha:float=.4, # Of mixup
     drop:float=.5 # Dropout before the last layer
     )->dict:
     "Training tricks by name, each as options of `train_one`; the first is to do without"
+    check_number('alpha', alpha, 0), check_number('smooth', smooth, 0, 1), check_number('drop', drop, 0, 1)
     return {'none': {},
         'geometric': dict(aug=['light','geometric']),
         'cutout': dict(cbs=[Cutout]),
@@ -128,6 +141,7 @@ def all_that_help(study:Study, # Of `tricks_study`, and run
     by:str='valid_top1' # Accuracy that says what helps
     )->Study:
     "The same study with one more row: all tricks whose mean on the validation split is above that of the first row"
+    check(isinstance(study, Study) and study.axes==['trick'], 'study: give the one that `tricks_study` made')
     check(by in ('valid_top1','valid_top5'), f"by={by!r}: what helps is judged by the validation split, so use 'valid_top1' or 'valid_top5'")
     base,*others = study.settings
     diff = study.compare(base.shown, by)
@@ -150,8 +164,8 @@ def vit_study(data, # A `FineGrainedData`, or a name of one
     )->Study:
     "Transformers of growing size: the head alone, with some of the last blocks, and all of it"
     def to(n): return dict(epochs=[replace(p, to=n) if p.to=='all' else p for p in default_plan(epochs)])
-    trained = {'head': dict(epochs=[Phase('head', epochs, lr=1e-2)]), **{f'head + {n} blocks': to(f'blocks:-{n}') for n in blocks}, 'all': to('all')}
-    return _study(name, data, dict(arch=list(archs), trained=trained), seeds, folder, _bundled, **kwargs)
+    trained = {'head': dict(epochs=[Phase('head', epochs, lr=1e-2)]), **{f'head + {n} blocks': to(f'blocks:-{n}') for n in _listed('blocks', blocks, 1)}, 'all': to('all')}
+    return _study(name, data, dict(arch=_listed('archs', archs), trained=trained), seeds, folder, _bundled, **kwargs)
 
 # %% ../nbs/api/90c_studies.ipynb #e8c518ab
 published_bodies = {'ResNet-50': dict(arch='resnet50'), 'VGG-16': dict(arch='vgg16_bn'), 'Inception-v3': dict(arch='inception_v3'), 'B-CNN': dict(arch='vgg16_bn', pool='bilinear')}
@@ -164,7 +178,7 @@ def reinit_study(data, # A `FineGrainedData`, or a name of one
     **kwargs # Of `train_one`
     )->Study:
     "Begin the last stages afresh, phase by phase: over several bodies, accuracy against cost"
-    return _study(name, data, dict(body=bodies or published_bodies, reinit={str(n): dict(plan=dict(name='reinit', n=n) if n else dict(name='default')) for n in stages}), seeds, folder, _bundled, epochs=epochs, **kwargs)
+    return _study(name, data, dict(body=bodies or published_bodies, reinit={str(n): dict(plan=dict(name='reinit', n=n) if n else dict(name='default')) for n in _listed('stages', stages, 0)}), seeds, folder, _bundled, epochs=epochs, **kwargs)
 
 # %% ../nbs/api/90c_studies.ipynb #8fa32d33
 def _transfer(seed, data, source, start, source_epochs, epochs=10, lr=None, weights=None, **kwargs):

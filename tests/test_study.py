@@ -340,3 +340,110 @@ def test_the_same_seed_trains_the_same(birds):
         return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
     with _clocked(): a,b,c = go(0),go(0),go(1)
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+# killed while it is measured
+
+def _stopped(monkeypatch, what=KeyboardInterrupt):
+    import fgvc_fast.study.table as table
+    def stop(learn, most=1000): raise what
+    monkeypatch.setattr(table, 'measure', stop)
+
+def _values(study): return study.runs.drop(columns=['minutes','seconds','date']).to_dict('records')
+
+@pytest.mark.parametrize('what', (KeyboardInterrupt, RuntimeError('out of memory')), ids=('stopped','error'))
+def test_a_run_stopped_while_it_is_measured_is_not_trained_again(done, tmp_path, monkeypatch, what):
+    with monkeypatch.context() as m:
+        _stopped(m, what)
+        study = Study('s', train, dict(lr=[.01]), 1, tmp_path).run(progress=False)
+        assert len(study.todo())==1 and len(list(tmp_path.glob('*.trained')))==1
+    calls.clear()
+    study = Study('s', train, dict(lr=[.01]), 1, tmp_path).run(progress=False)
+    assert not calls and not list(tmp_path.glob('*.trained*')) and not study.todo()
+    assert _values(study)==_values(done)[:1] # epochs, parameters and every number as without the stop
+    assert study.runs.minutes.item()>0 and study.runs.seconds.item()>=60*study.runs.minutes.item()
+
+def test_only_whole_files_of_these_versions_are_taken(tmp_path, monkeypatch):
+    import fgvc_fast.study.table as table
+    def stopped(name):
+        with monkeypatch.context() as m:
+            _stopped(m)
+            Study(name, train, dict(lr=[.01]), 1, tmp_path).run(progress=False)
+        calls.clear()
+        return next(tmp_path.glob(f'{name}.*.trained'))
+    half = stopped('half')
+    half.write_bytes(half.read_bytes()[:-1000])
+    assert not Study('half', train, dict(lr=[.01]), 1, tmp_path).run(progress=False).todo() and len(calls)==1
+    stopped('old')
+    with monkeypatch.context() as m:
+        m.setattr(table, '_versions', lambda: dict(fgvc_fast='0', torch='0', fastai='0', timm='0'))
+        Study('old', train, dict(lr=[.01]), 1, tmp_path).run(progress=False)
+    assert len(calls)==1
+    with monkeypatch.context() as m: # killed between writing and putting it in its place
+        m.setattr(table.os, 'replace', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        Study('kill', train, dict(lr=[.01]), 1, tmp_path).run(progress=False)
+    assert not list(tmp_path.glob('kill.*.trained'))
+    calls.clear()
+    assert not Study('kill', train, dict(lr=[.01]), 1, tmp_path).run(progress=False).todo() and len(calls)==1
+
+def test_what_cannot_be_put_aside_is_measured_all_the_same(tmp_path):
+    class Stuck(Callback):
+        def __reduce__(self): raise TypeError('not this one')
+    def some(seed):
+        learn = learner()
+        learn.fit(1, .1)
+        learn.add_cb(Stuck())
+        return learn
+    with pytest.warns(UserWarning, match='could not be put aside'): study = Study('s', some, [{}], 1, tmp_path).run(progress=False)
+    assert not study.todo() and study.runs.error.isna().all()
+
+def test_train_may_read_the_test_itself(birds, tmp_path):
+    def some(seed):
+        learn = fine_grained_learner(birds.dls(size=32, bs=8, num_workers=0, seed=seed), 'test_resnet', pretrained=False)
+        learn.fit(1, 1e-3)
+        tops.append(learn.test().top1.item())
+        return learn
+    tops = []
+    study = Study('s', some, [{}], 1, tmp_path).run(progress=False)
+    assert study.runs.test_top1.tolist()==pytest.approx(tops) and study.runs[['test_top5','test_loss','test_pictures']].notna().all(None)
+
+# differences
+
+@pytest.mark.parametrize('of', ('valid_loss','valid_top1','train_loss'))
+def test_the_same_does_not_differ(study, of):
+    fake(study, {(lr,s): .7+s for lr in (.01,.1) for s in range(2)}, of)
+    row = study.compare(.01, of).iloc[0]
+    assert row.difference==0 and not row.beyond
+
+def test_equal_shifts_of_a_loss_differ(study):
+    fake(study, {(.01,s): .5+.25*s for s in range(2)} | {(.1,s): .25+.25*s for s in range(2)}, 'valid_loss')
+    assert study.compare(.01, 'valid_loss').iloc[0].beyond
+
+@pytest.mark.parametrize('m', (1, 2, 5))
+def test_the_best_of_many_has_to_be_better(tmp_path, m):
+    from scipy.stats import ttest_rel
+    lrs = [.01*i for i in range(1, m+2)]
+    study = Study('s', train, dict(lr=lrs), 4, tmp_path)
+    rng = np.random.default_rng(m)
+    vals = {(lr,s): .5+.02*rng.normal()+.0125*i for i,lr in enumerate(lrs) for s in range(4)}
+    fake(study, vals)
+    got = study.compare(lrs[0])
+    for row in got.itertuples():
+        p = ttest_rel([vals[row.lr,s] for s in range(4)], [vals[lrs[0],s] for s in range(4)]).pvalue
+        assert row.beyond==(p<=.05/m and abs(row.difference)>=.01), (row, p)
+
+def test_chance_finds_one_table_in_twenty(tmp_path):
+    "Five settings that are all the same: with the allowance no more than one table in twenty has a find, without it one in six"
+    from fgvc_fast.study.show import _room
+    rng,found = np.random.default_rng(0),np.zeros(2)
+    for _ in range(400):
+        x = rng.normal(size=(6,4))
+        found += [any(abs((a-x[0]).mean())>=_room(a, x[0], 'valid_loss', 100, times) for a in x[1:]) for times in (5,1)]
+    assert found[0]/400<.075<.1<found[1]/400
+
+def test_boxes_and_levels_are_part_of_the_data(birds):
+    from fgvc_fast.data.all import fine_grained_data
+    from fgvc_fast.study.names import value_name
+    def name(**cols): return value_name(fine_grained_data(birds.items.assign(**cols), root=birds.root, levels=list(birds.levels)))
+    same = name()
+    assert name()==same
+    assert len({same, name(x0=birds.items.x0+1), name(family=birds.items.family.astype(str).str.upper()), name(split=birds.items.split.iloc[::-1].to_numpy())})==4

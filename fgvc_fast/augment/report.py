@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from pathlib import Path
 from scipy import stats
 from tempfile import TemporaryDirectory
-from ..core import check
+from ..core import check, check_number
 from ..data.loader import FineGrainedDL, _seeded
 from ..learner import _gather
 
@@ -38,12 +38,12 @@ def _one_run(learn, cbs, dls, epochs, seed, kwargs):
             return _gather(twin, dls.valid, lambda scores,targ: (scores.argmax(1)==targ,))[0].numpy()
 
 # %% ../../nbs/api/44_augment.report.ipynb #7319e06d
-def _compared(right, base):
-    "The difference in accuracy between runs `right` and `base`, (seeds, pictures) each, and half of its 95 % interval"
+def _compared(right, base, times=1):
+    "The difference in accuracy between runs `right` and `base`, (seeds, pictures) each, and half of its 95 % interval where `times` differences are looked at"
     d = right.astype(float)-base
     n,N = d.shape
     by_seed,by_picture = d.mean(1).std(ddof=1),d.mean(0).std(ddof=1)
-    return d.mean(),math.hypot(stats.t.ppf(.975, n-1)*by_seed/math.sqrt(n), 1.96*by_picture/math.sqrt(N))
+    return d.mean(),math.hypot(stats.t.ppf(1-.025/times, n-1)*by_seed/math.sqrt(n), stats.norm.ppf(1-.025/times)*by_picture/math.sqrt(N))
 
 def _verdict(diff, margin): return 'cannot be told apart' if abs(diff)<=margin else 'helps' if diff>0 else 'hurts'
 
@@ -64,9 +64,13 @@ def mix_report(self:Learner,
     **kwargs # Of `fit_phases`: `lr`, `wd`
     )->pd.DataFrame:
     "Validation accuracy after training with each of `settings`, against this learner as it is, from its present weights"
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    seeds = list(seeds) if isinstance(seeds, (list,tuple,range)) else list(range(check_number('seeds', seeds, 0, whole=True)))
+    for s in seeds: check_number('seeds: seed', s, whole=True)
+    if not isinstance(epochs, list): check_number('epochs', epochs, 1, whole=True)
+    check(getattr(self.dls, 'validates_on', 'valid')!='test', "These loaders validate on the test split (valid='test'), and a comparison is a choice: leave `valid` out")
     check(settings, "mix_report compares something with nothing: give it a callback, as in learn.mix_report(CutMix())")
     check(len(seeds)>2, f"seeds={seeds}: two runs say next to nothing about the spread, so at least three seeds are needed")
+    check(len(set(seeds))==len(seeds), f"seeds={seeds}: the same seed twice is the same run")
     todo = [([], None, 'as it is'), *map(_setting, settings)]
     check(all(d is None or list(d.vocab)==list(self.dls.vocab) and len(d.valid_ds)==len(self.dls.valid_ds) for _,d,_ in todo), "The other loaders have other labels or other validation pictures: make them from the same data set")
     rows = []
@@ -76,7 +80,7 @@ def mix_report(self:Learner,
         row = dict(accuracy=acc.mean(), spread=acc.std(ddof=1))
         if not i: base = right
         else:
-            diff,margin = _compared(right, base)
+            diff,margin = _compared(right, base, len(settings))
             row.update(difference=diff, margin=margin, verdict=_verdict(diff, margin))
         rows.append(row)
     return pd.DataFrame(rows, index=[name for *_,name in todo]).fillna(dict(verdict=''))

@@ -24,12 +24,13 @@ def plot_embeddings(self:Learner,
     "The rows that the head gets of the pictures of a split, in two dimensions, coloured by level"
     import matplotlib.pyplot as plt
     from sklearn.manifold import TSNE
+    check(how is None or hasattr(how, 'fit_transform'), f'how={how!r}: give something with `fit_transform`, such as PCA(2) of scikit-learn')
     rows,targs = self.embeddings(split)
     check(len(rows)>3, f'{len(rows)} pictures are no map')
     tree = _levels_of(self.dls)
     levels = list(tree.levels) if tree else ['label']
     by = levels[0] if by is None else by
-    check(by in levels, f"by='{by}' is no level of this data set: use {listing(levels)}")
+    check(isinstance(by, str) and by in levels, f"by={by!r} is no level of this data set: use {listing(levels)}")
     group = tree.up[by][targs].numpy() if tree else targs.numpy()
     names = tree.vocab[by] if tree else self.dls.vocab
     if how is None: how = TSNE(perplexity=min(30, (len(rows)-1)/3), init='pca', random_state=0)
@@ -42,5 +43,5 @@ def plot_embeddings(self:Learner,
         for k,g in enumerate(own): ax.scatter([], [], s=14, color=cmap(k), label=in_plot(names[g]))
         ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
     ax.set(xticks=[], yticks=[])
-    ax.set_title(f'{len(rows):,} pictures by {by}', fontsize=9)
+    ax.set_title(f"{len(rows):,} {'training' if split=='train' else 'validation'} pictures by {by}", fontsize=9)
     return xy

@@ -16,7 +16,7 @@ from .cam import _look, _question, _shown, draw_cam
 from .layers import asked_against
 from ..learner import _gather
 from ..levels import _levels_of
-from ..memory import items_of, loader_key, trained_on, weights_checksum
+from ..memory import items_of, learner_key, trained_on
 from ..metrics import per_class_accuracy
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #7035dc8d
@@ -41,7 +41,7 @@ class FineGrainedInterpretation(Interpretation):
     ):
         super().__init__(learn, dl, losses, act)
         self.preds,self.targs,self.probs,self.vocab,self.dls = preds,targs,probs,learn.dls.vocab,learn.dls
-        self.mark,self.tempered = _mark(learn),_tempered(learn, dl)
+        self.mark,self.tempered = learner_key(learn),_tempered(learn, dl)
         n = trained_on(learn, dl)
         if n: warnings.warn(f'{n:,} of these {len(preds):,} pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
 
@@ -63,8 +63,6 @@ def _split_loader(dls, ds_idx):
     if ds_idx==0 and hasattr(own.dataset, 'items'): return dls.test_dl(list(own.dataset.items), with_labels=True)
     return own.new(shuffle=False, drop_last=False)
 
-def _mark(learn): return weights_checksum(learn.model),loader_key(learn.dls.valid, rows=False),list(learn.dls.vocab)
-
 def _tempered(learn, dl):
     "On how many of the pictures of `dl` the temperature of the model was fitted"
     if float(getattr(get_model(learn.model), 'temperature', 1.))==1: return 0
@@ -74,7 +72,7 @@ def _tempered(learn, dl):
 @patch
 def _as_asked(self:FineGrainedInterpretation):
     "Stop where the learner would not answer today as it did: its maps would explain other answers"
-    check(self.mark==_mark(self.learn), "The learner has other weights or other loaders than when it gave these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
+    check(self.mark==learner_key(self.learn), "The learner has other weights or other loaders than when it gave these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #9209a06b
 @patch

@@ -6,15 +6,16 @@
 __all__ = []
 
 # %% ../../nbs/api/53_interpret.levels.ipynb #0b52e4f7
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch, warnings
 from fastai.learner import Learner
 from fastcore.basics import patch
 from numbers import Integral
 from pathlib import Path
 from PIL import Image
-from ..core import check
+from ..core import check, check_number
 from ..learner import _gather
 from ..levels import Levels
+from ..memory import trained_on
 
 # %% ../../nbs/api/53_interpret.levels.ipynb #0fda0b61
 def _tree(learn):
@@ -23,7 +24,9 @@ def _tree(learn):
     check(data is not None, "These loaders do not know their data set, and so not its levels: make them with `data.dls(...)`, or after `load_learner` put them in, `learn.dls = data.dls(...)`")
     return Levels(data)
 
-def _is_probability(confidence): check(0<confidence<=1, f"confidence={confidence} is no probability that an answer could reach: give a number above 0, up to 1")
+def _is_probability(confidence):
+    check_number('confidence', confidence, 0, 1)
+    check(confidence>0, f"confidence={confidence} is no probability that an answer could reach: give a number above 0, up to 1")
 
 def _deepest(p, confidence):
     "The number of the finest level at which `p` (n, levels) reaches `confidence`; -1 where none does"
@@ -37,6 +40,7 @@ def answer_level(self:Learner,
     )->pd.DataFrame:
     "For each of `items` the finest answer that is at least `confidence` sure: the species, else the family, else None"
     _is_probability(confidence) # said before minutes are spent
+    check(isinstance(items, (str,Path,Integral,Image.Image)) or hasattr(items, '__iter__'), f'items={items!r}: give rows of the data set, paths or pictures')
     items = [items] if isinstance(items, (str,Path,Integral,Image.Image)) else list(items)
     check(len(items), "There are no pictures to answer for: give rows of the data set, paths or pictures")
     tree = _tree(self)
@@ -57,13 +61,17 @@ def level_coverage(self:Learner,
     dl=None # Loader of pictures with labels; None: the validation split
     )->pd.DataFrame:
     "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are `right`"
+    check(isinstance(confidences, (tuple,list,np.ndarray)) and len(confidences), f'confidences={confidences!r}: give probabilities, as (.5, .9)')
     for c in confidences: _is_probability(c)
+    check(dl is None or hasattr(dl, 'dataset'), f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
     tree = _tree(self)
     def few(scores, targ=None):
         check(targ is not None, "These pictures have no labels, so nothing tells which answers are right: make the loader with `with_labels=True`")
         p,best = tree.best(scores.softmax(1))
         return p,best==torch.stack([tree.up[o].to(targ.device)[targ] for o in tree.levels], 1)
-    p,right = _gather(self, self.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl, few)
+    dl = self.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl
+    if n := trained_on(self, dl): warnings.warn(f'{n:,} of these pictures are training pictures, which the model knows by heart: of others fewer answers are right')
+    p,right = _gather(self, dl, few)
     rows = []
     for c in confidences:
         deep = _deepest(p, c)

@@ -20,7 +20,7 @@ from ..core import check, check_choice, check_number, in_lines, listing
 from ..embed import knn_accuracy, map_at_r, nearest, r_precision, recall_at_k
 from .cam import _shown
 from ..learner import _gather
-from ..memory import question
+from ..memory import learner_key, question
 from ..models.model import FineGrainedModel
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #68fb275b
@@ -52,7 +52,7 @@ def embeddings(self:Learner,
     split:str='train' # 'train' or 'valid'
     )->tuple:
     "The rows (n, nf) that the head gets of the pictures of a split, of length 1, and their class numbers (n,)"
-    check(split in ('train','valid'), f"split='{split}': use 'train' or 'valid', the splits of the loaders")
+    check(isinstance(split, str) and split in ('train','valid'), f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
     own = self.dls.train if split=='train' else self.dls.valid
     dl,kept = _loader(self, list(own.dataset.items), True),_made.setdefault(self, {})
     key = question(self.model, dl)
@@ -62,7 +62,7 @@ def embeddings(self:Learner,
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #03dc6fba
 class Neighbours:
     "The training pictures nearest to one"
-    def __init__(self, learn, item, df): self.learn,self.item,self.df = learn,item,df
+    def __init__(self, learn, item, df): self.learn,self.item,self.df,self.dls = learn,item,df,learn.dls # whose rows they are
     def __len__(self): return len(self.df)
     def _repr_html_(self): return self.df.to_html()
     def __repr__(self): return repr(self.df)
@@ -70,10 +70,10 @@ class Neighbours:
     def show(self, figsize=None): # Inches
         "The picture and its neighbours, side by side"
         import matplotlib.pyplot as plt
-        dls = self.learn.dls
+        dls = self.dls
         x = _shown(dls.valid, dls.test_dl([self.item, *self.df['item']], num_workers=0, bs=len(self)+1).one_batch()[0])
         fig,axs = plt.subplots(1, len(x), figsize=figsize or (1.15*len(x), 1.7), squeeze=False, layout='constrained')
-        names = [_name_of(self.learn, self.item)] + [f'{in_lines(o.label)}\n{o.cosine:.2f}' for o in self.df.itertuples()]
+        names = [_name_of(dls, self.item)] + [f'{in_lines(o.label)}\n{o.cosine:.2f}' for o in self.df.itertuples()]
         for ax,im,t in zip(axs[0], x, names):
             ax.imshow(im.permute(1, 2, 0))
             ax.set_title(t, fontsize=7)
@@ -81,9 +81,9 @@ class Neighbours:
         for s in axs[0][0].spines.values(): s.set(color='C1', lw=2)
         axs[0][0].axis('on'), axs[0][0].set(xticks=[], yticks=[])
 
-def _name_of(learn, item):
+def _name_of(dls, item):
     "What to write above the picture that was asked about: its label, where that is known"
-    data = getattr(learn.dls, 'data', None)
+    data = getattr(dls, 'data', None)
     if isinstance(item, Integral) and data is not None: return in_lines(str(data.items.label[item])) + '\n(asked)'
     return 'asked'
 
@@ -94,6 +94,7 @@ def retrieve(self:Learner,
     )->Neighbours:
     "The `k` training pictures whose rows are nearest to that of `item`, by the cosine"
     check(isinstance(item, (str,Path,Integral,Image.Image,bytes)), f'retrieve looks for the neighbours of one picture: give a path, a picture or a row of the data set, not {type(item).__name__}')
+    check_number('k', k, 1, whole=True)
     (rows,targs),items = self.embeddings(),self.dls.train.dataset.items
     own = [i for i,o in enumerate(items) if isinstance(o, Integral) and isinstance(item, Integral) and o==item] # a training picture is no neighbour of its own
     query = _embed(self, [item])
@@ -107,6 +108,8 @@ def retrieval_metrics(self:Learner,
     ks:tuple=(1,5) # Neighbours for recall@k; the last also for k-NN accuracy
     )->pd.DataFrame:
     "How often the nearest pictures are of the right class: validation pictures among one another, and among the training pictures"
+    check(isinstance(ks, (tuple,list)) and len(ks), f'ks={ks!r}: give numbers of neighbours, as (1, 5)')
+    for k in ks: check_number('ks: k', k, 1, whole=True)
     v,t = self.embeddings('valid'),self.embeddings('train')
     def row(*ref): return {f'recall@{k}': recall_at_k(*v, k, *ref) for k in ks} | {'mAP@R': map_at_r(*v, *ref), 'R-precision': r_precision(*v, *ref), f'{ks[-1]}-NN accuracy': knn_accuracy(*v, ks[-1], *ref)}
     return pd.DataFrame([row(), row(*t)], index=['among one another', 'among training pictures'])
@@ -114,12 +117,13 @@ def retrieval_metrics(self:Learner,
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #9c0eafa4
 class Prototypes:
     "Classes as the mean rows of their pictures: `learn`'s own, and new ones"
-    def __init__(self, learn, rows, vocab, new): self.learn,self.rows,self.vocab,self.new = learn,rows,vocab,new
+    def __init__(self, learn, rows, vocab, new): self.learn,self.rows,self.vocab,self.new,self.mark = learn,rows,vocab,new,learner_key(learn)
     def __repr__(self): return f'Prototypes: {len(self.vocab)} classes' + (f', of which new: {listing(self.new)}' if self.new else '')
 
     def scores(self, items # Paths, pictures or rows of the data set
         )->torch.Tensor: # (n, classes)
         "The cosine of each picture with each class"
+        check(self.mark==learner_key(self.learn), 'The learner has other weights or other loaders than when these prototypes were made, so pictures and prototypes cannot be compared: make them anew, `learn.prototypes(...)`')
         return _embed(self.learn, _as_list(items)) @ self.rows.T
 
     def predict(self, items # As `scores`
@@ -137,6 +141,7 @@ def prototypes(self:Learner,
     new:dict=None # Names of new classes → a few pictures of each (paths, pictures, rows of the data set)
     )->Prototypes:
     "The classes of `learn`, and `new` ones, by the mean rows of their pictures; `learn` stays as it is"
+    check(new is None or isinstance(new, dict) and all(isinstance(k, str) for k in new), f"new={new!r}: give a dict, as {{'Snowy Finch': five_paths}}")
     rows,targs = self.embeddings()
     new,vocab = dict(new or {}),list(self.dls.vocab)
     known = [o for o in new if o in vocab]

@@ -1,0 +1,381 @@
+"What is remembered is what was asked: weights to the last byte, rows, labels, cut, size, vocabulary"
+import warnings
+from copy import deepcopy
+import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
+from fastai.data.transforms import Normalize
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fgvc_fast.core import FineGrainedError
+from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.interpret.calibrate import FineGrainedInterpretation, _losses_at, _lowest # with `calibrate`
+from fgvc_fast.interpret.features import FeatureHierarchy
+from fgvc_fast.interpret import retrieve, walk, why # chkstyle: ignore (learners have `embeddings`, interpretations `to_html` and `plot_errors`)
+from fgvc_fast import save # chkstyle: ignore (now learners have `save_bundle`)
+from fgvc_fast.learner import fine_grained_learner, test_read as remembered
+from fgvc_fast.memory import items_of, loader_key, trained_on, weights_checksum
+from torch import nn
+
+pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore')]
+
+@pytest.fixture(scope='module')
+def birds(): return fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=32).split(valid=.25)
+
+kw = dict(size=32, bs=8, num_workers=0, device='cpu')
+
+def learner(data, **more):
+    torch.manual_seed(0)
+    learn = fine_grained_learner(data.dls(**kw | more), 'toy_resnet')
+    if hasattr(learn, 'progress'): learn.remove_cb(learn.progress)
+    return learn
+
+# weights
+
+class Odd(nn.Module):
+    "A shared tensor, a view, a column-major one, half precision, no dimension, integers, nothing at all"
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(3, 3)
+        self.b = nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+        self.wide = nn.Parameter(torch.randn(4, 6).T)
+        self.part = nn.Parameter(torch.randn(5, 4)[::2, 1:3])
+        self.bf16 = nn.Parameter(torch.randn(7, dtype=torch.bfloat16))
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer('n', torch.tensor(3))
+        self.register_buffer('none', torch.empty(0))
+        self.register_buffer('hidden', torch.ones(2), persistent=False)
+
+def _set(get, f):
+    def change(m):
+        with torch.no_grad(): f(get(m))
+    return change
+
+changes = {'one element': _set(lambda m: m.a.weight, lambda t: t[0,0].add_(1e-6)), 'through .data': lambda m: m.conv.weight.data[3,2,2,2].mul_(1.001), 'bf16': _set(lambda m: m.bf16, lambda t: t[6].mul_(-1)),
+    'a view': _set(lambda m: m.part, lambda t: t[2,1].add_(1)), 'column-major': _set(lambda m: m.wide, lambda t: t[5,3].add_(1)), 'a buffer': lambda m: m.n.add_(1), 'not in the state dict': lambda m: m.hidden.neg_(),
+    'a zero of another sign': _set(lambda m: m.a.bias, lambda t: t.copy_(torch.tensor([-0.,0,0]))), 'another type': lambda m: m.bf16.__setattr__('data', m.bf16.data.half()),
+    'another shape': lambda m: m.a.weight.__setattr__('data', m.a.weight.data.reshape(9, 1)), 'two swapped': _set(lambda m: m.conv.bias, lambda t: t[:2].copy_(t[:2].flip(0).clone())),
+    'a parameter more': lambda m: m.register_parameter('more', nn.Parameter(torch.zeros(1)))}
+
+@pytest.mark.parametrize('how', changes)
+def test_every_byte_counts(how):
+    m = Odd()
+    with torch.no_grad(): m.a.bias.zero_()
+    was = weights_checksum(m)
+    changes[how](m)
+    assert weights_checksum(m)!=was
+
+def test_under_inference_mode():
+    "No count of changes is kept there, and tensors made there can be read"
+    m = Odd()
+    was = weights_checksum(m)
+    with torch.inference_mode():
+        m.a.weight.data.add_(1)
+        assert weights_checksum(m)!=was
+        m.n = torch.tensor(9)
+    now = weights_checksum(m)
+    m.n = torch.tensor(9)
+    assert weights_checksum(m)==now!=was
+
+same = {'channels last': lambda m: m.to(memory_format=torch.channels_last), 'a copy': deepcopy, 'evaluation': lambda m: m.eval(), 'compiled': torch.compile,
+    'in parallel': nn.DataParallel, 'another view': lambda m: m.wide.__setattr__('data', m.wide.data.contiguous()) or m, 'frozen': lambda m: m.requires_grad_(False),
+    'no longer shared': lambda m: m.b.__setattr__('weight', nn.Parameter(m.a.weight.detach().clone())) or m}
+
+@pytest.mark.parametrize('how', same)
+def test_how_it_lies_in_memory_does_not(how):
+    m = Odd()
+    was = weights_checksum(m)
+    assert weights_checksum(same[how](m))==was
+
+def test_a_compiled_part_is_the_part():
+    m = nn.Sequential(Odd(), nn.Linear(2, 2))
+    was = weights_checksum(m)
+    m[0] = torch.compile(m[0])
+    assert weights_checksum(m)==was
+
+# the test split
+
+class Reads(Callback):
+    "Counts the passes over pictures"
+    n = 0
+    def before_validate(self): self.n += 1
+
+def truth(learn):
+    "Accuracy on the test split, by the model alone"
+    dls,data = learn.dls,learn.dls.data
+    with torch.no_grad():
+        preds = torch.cat([learn.model.eval()(*b[:dls.n_inp]).argmax(1) for b in dls.test_dl(data['test'].index)])
+    vocab = list(dls.vocab)
+    return np.mean([vocab[p]==o for p,o in zip(preds.tolist(), data['test'].label)])
+
+def cleaned(data): return data.drop(data['test'].index[::3])
+
+def relabelled(data):
+    items = data.items.copy()
+    i = data['test'].index[:5]
+    items.loc[i, ['label','family']] = items.loc[data['test'].index[-5:], ['label','family']].to_numpy()
+    return fine_grained_data(items, root=data.root, levels=list(data.levels))
+
+def moved(data):
+    items = data.items.copy()
+    items.loc[data['test'].index, ['x0','x1']] /= 2
+    return fine_grained_data(items, root=data.root, levels=list(data.levels))
+
+def other_families(data):
+    items = data.items.copy()
+    first = {o: i for i,o in enumerate(data.vocab)}
+    items['family'] = [('A','B')[first[o]%2] for o in items.label.astype(str)]
+    return fine_grained_data(items, root=data.root, levels=list(data.levels))
+
+others = {'size': lambda d: d.dls(**kw | dict(size=40)), 'shape': lambda d: d.dls(**kw | dict(size=(32,40))), 'crop': lambda d: d.dls(**kw, crop='box'), 'margin': lambda d: d.dls(**kw, crop='box', margin=.5),
+    'cleaned': lambda d: cleaned(d).dls(**kw), 'relabelled': lambda d: relabelled(d).dls(**kw), 'boxes': lambda d: moved(d).dls(**kw, crop='box'), 'families': lambda d: other_families(d).dls(**kw),
+    'normalised': lambda d: d.dls(**kw, batch_tfms=Normalize.from_stats([.4]*3, [.2]*3, cuda=False)), 'another set': lambda d: fine_grained_data('toy_birds', families=2, species=2, per_class=16, size=48, seed=3).dls(**kw)}
+
+@pytest.fixture(scope='module')
+def read(birds):
+    "A learner that has read its test split"
+    learn = learner(birds)
+    learn.add_cb(Reads())
+    learn.test()
+    return learn
+
+@pytest.mark.parametrize('what', others)
+def test_other_loaders_are_another_question(read, birds, what):
+    was,dls,n = read._test_reads,read.dls,read.reads.n
+    try:
+        if what in ('margin','boxes'): # beside the box cropped as usual
+            read.dls = birds.dls(**kw, crop='box')
+            read.test()
+        before = read.reads.n
+        read.dls = others[what](birds)
+        assert remembered(read) is None
+        got = read.test()
+        assert read.reads.n==before+1 and got.top1.item()==pytest.approx(truth(read)) and got.pictures.item()==len(read.dls.data['test'])
+        assert read.test().equals(got) and remembered(read).equals(got) and read.reads.n==before+1
+        if what=='families':
+            fams = read.dls.data.items.family.astype(str)
+            fam = dict(zip(read.dls.data.items.label.astype(str), fams))
+            preds,targs = read.get_preds(dl=read.dls.test_dl(read.dls.data['test'].index, with_labels=True))
+            name = [str(o) for o in read.dls.vocab]
+            assert got.family_accuracy.item()==pytest.approx(np.mean([fam[name[p]]==fam[name[t]] for p,t in zip(preds.argmax(1).tolist(), targs.tolist())]))
+    finally: read._test_reads,read.dls = was,dls
+
+@pytest.mark.parametrize('more', [dict(bs=3), dict(seed=7), dict(aug='strong'), dict(aug='none'), dict(min_scale=.3, flip=0.), dict(balanced=True)], ids=str)
+def test_the_same_question_is_not_read_again(read, birds, more):
+    dls,n = read.dls,read.reads.n
+    try:
+        read.dls = birds.dls(**kw | more)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter('always')
+            got = read.test()
+        assert read.reads.n==n and got.top1.item()==pytest.approx(truth(read)) and not [o for o in seen if 'test split' in str(o.message)]
+    finally: read.dls = dls
+
+def test_a_cut_that_is_changed_in_place(read):
+    cut = read.dls.valid.after_item.fs[0]
+    n = read.reads.n
+    try:
+        cut.size = (24,24)
+        assert remembered(read) is None
+    finally: cut.size = (32,32)
+    assert remembered(read) is not None and read.reads.n==n
+
+class Data(torch.optim.Optimizer):
+    "Writes to `p.data`, as some do"
+    def __init__(self, params, lr=.1, **kw): super().__init__(params, dict(lr=lr))
+    def step(self, closure=None):
+        for g in self.param_groups:
+            for p in g['params']:
+                if p.grad is not None: p.data = p.data-g['lr']*p.grad
+
+class Plain(nn.Module):
+    "No batch norm: nothing counts a change"
+    def __init__(self, n):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n))
+    def forward(self, x): return self.net(x.as_subclass(torch.Tensor))
+
+def test_training_that_no_count_sees(birds):
+    from fastai.optimizer import OptimWrapper
+    torch.manual_seed(0)
+    learn = Learner(birds.dls(**kw), Plain(4), loss_func=CrossEntropyLossFlat(), opt_func=lambda p, lr, **k: OptimWrapper(p, Data, lr=lr), cbs=Reads())
+    with learn.no_bar(), learn.no_logging():
+        learn.test()
+        versions = [p._version for p in learn.model.parameters()]
+        learn.fit(1, 1.)
+        with pytest.warns(UserWarning, match='read 2 times'): got = learn.test()
+    assert got.top1.item()==pytest.approx(truth(learn))
+    assert learn.test().equals(got)
+
+@pytest.mark.parametrize('how', ['data', 'inference', 'loaded', 'another model', 'a number', 'replaced'])
+def test_other_weights(birds, how):
+    learn = learner(birds)
+    first,state = learn.test(),deepcopy(learn.model.state_dict())
+    fc = learn.model.head.fc
+    if how=='data': fc.weight.data.neg_()
+    elif how=='inference':
+        with torch.inference_mode(): fc.weight.data.neg_()
+    elif how=='loaded': learn.model.load_state_dict({k: -v if k=='head.fc.weight' else v for k,v in state.items()})
+    elif how=='another model':
+        learn.model = deepcopy(learn.model)
+        learn.model.head.fc.weight.data.neg_()
+    elif how=='replaced': learn.model.head.fc.weight = nn.Parameter(-fc.weight.detach())
+    else: learn.model.norm.mean.add_(.4)
+    assert remembered(learn) is None
+    with pytest.warns(UserWarning, match='read 2 times'): got = learn.test()
+    assert got.top1.item()==pytest.approx(truth(learn))
+    learn.model.load_state_dict(state) # as it was: it remembers
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        again = learn.test()
+    assert again.equals(first) and not [o for o in seen if 'test split' in str(o.message)]
+
+def test_what_a_user_does_to_the_frame_stays_with_the_user(read):
+    a = read.test()
+    was = a.top1.item()
+    a['top1'] = 99
+    assert read.test().top1.item()==was
+
+def test_the_card_speaks_of_these_weights_and_this_data(birds, tmp_path):
+    learn = learner(birds)
+    learn.test()
+    def card(): return (learn.save_bundle(tmp_path/'b')/'README.md').read_text()
+    says = 'The test split has not been read with these weights'
+    assert says not in card()
+    learn.dls = cleaned(birds).dls(**kw)
+    assert says in card()
+    learn.dls = birds.dls(**kw)
+    assert says not in card()
+    learn.model.head.fc.weight.data.neg_()
+    assert says in card()
+
+# embeddings and what is made of them
+
+@pytest.mark.parametrize('how', ['weights', 'size', 'rows', 'model'])
+def test_embeddings_follow(birds, how):
+    learn = learner(birds)
+    rows,targs = learn.embeddings()
+    assert learn.embeddings()[0] is rows
+    learn.embeddings('valid')
+    assert learn.embeddings()[0] is rows
+    if how=='weights': next(learn.model.body.parameters()).data.neg_()
+    if how=='size': learn.dls = birds.dls(**kw | dict(size=48))
+    if how=='rows': learn.dls = birds.drop(birds['train'].index[:4]).dls(**kw)
+    if how=='model': learn.model = deepcopy(learn.model); next(learn.model.body.parameters()).data.neg_()
+    new,t = learn.embeddings()
+    x = torch.cat([b[0] for b in learn.dls.test_dl(list(learn.dls.train.dataset.items))])
+    with torch.no_grad(): want = nn.functional.normalize(learn.model.eval().features(x.as_subclass(torch.Tensor)))
+    torch.testing.assert_close(new, want, atol=1e-4, rtol=1e-4)
+    assert len(new)==len(t)==len(learn.dls.train_ds) and (len(new)!=len(rows) or not torch.allclose(new, rows, atol=1e-3))
+
+def test_prototypes_of_a_learner_that_trained_on(birds):
+    learn = learner(birds)
+    protos = learn.prototypes()
+    assert len(protos.predict(list(birds['valid'].index)))==len(birds['valid'])
+    learn.model.head.fc.weight.data.neg_()
+    with pytest.raises(FineGrainedError, match='make them anew'): protos.predict(0)
+
+def test_neighbours_belong_to_their_data(birds):
+    learn = learner(birds)
+    found = learn.retrieve(int(birds['valid'].index[0]), 2)
+    own = found.dls.data.items.label[found.df['item'][0]]
+    learn.dls = birds.drop(birds['train'].index[:4]).dls(**kw)
+    found.show()
+    assert own==found.df.label[0] and found.dls is not learn.dls
+
+def test_probes_follow_loaders_and_model(birds):
+    learn = learner(birds)
+    fh,rows = FeatureHierarchy.from_learner(learn),list(birds['valid'].index)
+    a = fh._rows(rows)
+    assert fh._rows(rows) is a
+    learn.dls = birds.dls(**kw | dict(size=48))
+    b = fh._rows(rows)
+    assert not np.allclose(a['conv1'], b['conv1'])
+    learn.model = deepcopy(learn.model)
+    next(learn.model.body.parameters()).data.neg_()
+    assert fh.model is learn.model and not np.allclose(fh._rows(rows)['conv1'], b['conv1'])
+
+@pytest.mark.parametrize('how', ['weights', 'loaders'])
+def test_an_interpretation_does_not_explain_other_answers(birds, how, tmp_path):
+    learn = learner(birds)
+    interp = FineGrainedInterpretation.from_learner(learn)
+    n = len(interp.most_confused())
+    if how=='weights': learn.model.head.fc.weight.data.neg_()
+    else: learn.dls = birds.dls(**kw | dict(size=48))
+    a,b = interp.vocab[:2]
+    for f in (lambda: interp.plot_top_losses(2), lambda: interp.plot_confused_pairs(1), lambda: interp.plot_pair(a, b), lambda: interp.to_html(tmp_path/'a.html'), lambda: interp.plot_errors(1)):
+        with pytest.raises(FineGrainedError, match='make the interpretation anew'): f()
+    assert len(interp.most_confused())==n and len(interp.per_class()) # what was counted stays
+
+# what a number is about
+
+def test_pictures_that_were_trained_on(birds):
+    learn = learner(birds)
+    paths = [birds.path(i) for i in birds['train'].index[:3]] + [birds.path(i) for i in birds['valid'].index[:2]]
+    assert trained_on(learn, learn.dls.test_dl(paths))==3 and trained_on(learn, learn.dls.valid)==0
+    other = fine_grained_data('toy_birds', families=2, species=2, per_class=16, size=48, seed=3).dls(**kw)
+    assert trained_on(learn, other.train)==0 # the same row numbers, of other birds
+    assert None not in items_of(learn.dls.train)
+    with pytest.warns(UserWarning, match='training pictures'): interp = FineGrainedInterpretation.from_learner(learn, 0)
+    with torch.no_grad(): want = torch.cat([learn.model.eval()(b[0]).argmax(1) for b in learn.dls.test_dl(list(learn.dls.train.dataset.items))])
+    assert torch.equal(interp.preds, want) # cut as for validation, not augmented
+    with pytest.warns(UserWarning, match='training pictures'): learn.calibrate(learn.dls.test_dl(birds['train'].index, with_labels=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        FineGrainedInterpretation.from_learner(learn)
+
+def test_a_temperature_is_not_measured_where_it_was_fitted(birds):
+    learn = learner(birds)
+    rows = birds['valid'].index
+    half,rest = (learn.dls.test_dl(o, with_labels=True) for o in (rows[::2], rows[1::2]))
+    learn.model.head.fc.weight.data.mul_(5)
+    assert learn.calibrate(half)>1
+    with pytest.warns(UserWarning, match=f'fitted on {len(rows[::2])} of these {len(rows)} pictures'): FineGrainedInterpretation.from_learner(learn).ece()
+    ax = FineGrainedInterpretation.from_learner(learn, dl=half).plot_calibration(bins=4)
+    assert 'in 4 bins' in ax.get_title() and 'fitted to' in ax.get_title()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        other = FineGrainedInterpretation.from_learner(learn, dl=rest)
+        other.ece()
+    assert 'fitted' not in other.plot_calibration().get_title()
+
+@pytest.mark.parametrize('bins', (3,7))
+def test_the_title_is_of_the_bins_that_are_drawn(birds, bins):
+    interp = FineGrainedInterpretation.from_learner(learner(birds))
+    p,right = interp.probs.numpy(),(interp.preds==interp.targs).numpy()
+    at = np.minimum(np.ceil(p*bins).clip(1), bins)
+    want = sum((at==k).mean()*abs(p[at==k].mean()-right[at==k].mean()) for k in np.unique(at))
+    assert interp.ece(bins)==pytest.approx(want, abs=1e-6) and f'{want:.1%} in {bins} bins' in interp.plot_calibration(bins).get_title()
+
+def test_equal_losses_speak_for_no_temperature(birds):
+    learn = learner(birds)
+    learn.model.head.fc.weight.data.zero_(), learn.model.head.fc.bias.data.zero_()
+    learn.model.temperature.fill_(1.5)
+    assert learn.calibrate()==1.5==learn.model.temperature.item()
+    sure = torch.eye(4)*50
+    for scores,y in ((sure, torch.arange(4)), (sure, (torch.arange(4)+1)%4), (torch.eye(4)*1e30, torch.arange(4)), (torch.zeros(4,4)+1e-30, torch.arange(4))):
+        t = _lowest(_losses_at(scores, y).double().mean(0))
+        assert t is None or .05<t<20
+    with pytest.raises(FineGrainedError, match='not finite'): _lowest(_losses_at(torch.full((4,4), torch.nan), torch.arange(4)).double().mean(0))
+
+def test_labels_at_random_are_not_told_apart(birds):
+    "The network knows its training pictures by heart, and no probe may say so"
+    data = fine_grained_data('toy_birds', families=1, species=4, per_class=40, size=32).split(valid=.5, seed=0)
+    items = data.items.copy()
+    items['label'] = np.random.default_rng(0).permutation(items.label.astype(str).to_numpy())
+    data = fine_grained_data(items, root=data.root)
+    torch.manual_seed(0)
+    learn = fine_grained_learner(data.dls(size=32, bs=16, num_workers=0, device='cpu', seed=0, aug='none'), 'toy_resnet')
+    with learn.no_bar(), learn.no_logging(): learn.fit(12, 3e-3)
+    with torch.no_grad(): right = torch.cat([learn.model.eval()(x).argmax(1)==y for x,y in learn.dls.test_dl(data['train'].index, with_labels=True)])
+    assert right.float().mean()>.8 # it has learned them
+    v = list(data.vocab)
+    got = FeatureHierarchy.from_learner(learn).separates([(v[0],v[1]), (v[2],v[3])])
+    n = got.pictures.sum()
+    assert n>=50 and ((got.drop(columns='pictures').mean()-.5).abs()<3*.5/n**.5).all(), got
+
+def test_a_pair_without_validation_pictures(birds):
+    a,b = list(birds.vocab)[:2]
+    data = birds.drop(birds['valid'].index[birds['valid'].label==a])
+    with pytest.raises(FineGrainedError, match=f'no validation pictures of {a}'): FeatureHierarchy.from_learner(learner(data)).separates([(a,b)])
