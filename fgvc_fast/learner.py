@@ -19,6 +19,7 @@ from fastcore.meta import delegates
 from functools import partial
 from .augment.mix import own_loss
 from .core import check, check_choice, check_number, listing
+from .data.block import CropResize
 from .levels import _levels_of
 from .memory import question
 from .metrics import in_top, per_class_accuracy
@@ -184,6 +185,8 @@ def summary_card(self:Learner)->pd.DataFrame:
     n = sum(p.numel() for p in self.model.parameters())
     norm,dl = getattr(self.model, 'norm', None),self.dls.train
     made = dict(getattr(self, 'made_of', dict(arch=type(self.model).__name__)))
+    cut = next((t for t in getattr(self.dls.valid.after_item, 'fs', ()) if isinstance(t, CropResize)), None)
+    if cut and 'image_size' in made: made['image_size'] = '×'.join(map(str, cut.size)) # of the loaders that it has now
     if hasattr(norm, 'mean'): made['normalised'] += f" (mean {[round(o, 3) for o in norm.mean.flatten().tolist()]}, std {[round(o, 3) for o in norm.std.flatten().tolist()]})"
     data = getattr(self.dls, 'data', None)
     rows = dict(**made, parameters=f'{n:,}', groups=len(self.splitter(self.model)), loss=_name(self.loss_func), optimiser=_name(self.opt_func),

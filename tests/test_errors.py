@@ -2,10 +2,11 @@
 import subprocess, sys
 import numpy as np, pytest, torch
 from fastai.data.transforms import get_image_files, parent_label
-from fastai.interpret import ClassificationInterpretation
+from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
 from matplotlib import pyplot as plt
+from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import toy_birds
 from fgvc_fast.interpret.errors import FineGrainedInterpretation
 from fgvc_fast.learner import fine_grained_learner
@@ -86,3 +87,65 @@ def test_little_memory():
     "1,000 classes and 50,000 pictures: all probabilities would be 200 MB"
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', big], capture_output=True, text=True, check=True)
     assert float(res.stdout.split()[-1]) < 100
+
+# fastai's own classes on our loaders
+
+@pytest.fixture(scope='module', params=(False,True), ids=('one input','with parts'))
+def ours(request, tmp_path_factory):
+    "A learner on loaders of a table, and its test pictures"
+    data = toy_birds(families=2, species=2, per_class=8, size=32, path=tmp_path_factory.mktemp('table')).split(valid=.4)
+    torch.manual_seed(0)
+    learn = fine_grained_learner(data.dls(size=32, bs=4, num_workers=0, device='cpu', **dict(parts=True) if request.param else {}), 'toy_resnet')
+    learn.remove_cbs(learn.progress) if hasattr(learn, 'progress') else None
+    return learn,data
+
+def loaders(learn, data): return dict(valid=None, test=learn.dls.test_dl(data['test'].index, with_labels=True), train=learn.dls.train.new(shuffle=False, drop_last=False))
+
+@pytest.mark.parametrize('split', ('valid','test','train'))
+@pytest.mark.parametrize('cls', (Interpretation, ClassificationInterpretation, FineGrainedInterpretation))
+@pytest.mark.filterwarnings('ignore')
+def test_every_method_of_fastais_interpretation(ours, cls, split, capsys):
+    learn,data = ours
+    dl = loaders(learn, data)[split]
+    it = cls.from_learner(learn, dl=dl)
+    n = len(learn.dls.valid_ds if dl is None else dl.dataset)
+    dl = learn.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl
+    preds,targs,losses = learn.get_preds(dl=dl, with_loss=True)
+    (vals,idx),(_,_,items) = it.top_losses(3),it.top_losses(3, items=True)
+    if split!='train': # those are augmented anew each time
+        torch.testing.assert_close(vals.as_subclass(torch.Tensor), losses.as_subclass(torch.Tensor).topk(3)[0], atol=1e-5, rtol=1e-5)
+        assert [int(o) for o in items]==[int(list(dl.dataset.items)[i]) for i in idx]
+        inps,p,t,d,l = it[[0,2]]
+        torch.testing.assert_close(p, preds[[0,2]], atol=1e-5, rtol=1e-5)
+        assert torch.equal(t, targs[[0,2]])
+    assert len(it.top_losses()[0])==n and len(it.top_losses(2, largest=False)[0])==2
+    for show,shown in ((lambda: it.plot_top_losses(4), 4), (lambda: it.plot_top_losses(4, largest=False), 4), (lambda: it.plot_top_losses(range(1,3)), 2), (lambda: it.plot_top_losses([0,2]), 2), (lambda: it.show_results([0,3]), 2), (lambda: it.show_results(torch.tensor([1])), 1), (lambda: it.show_results(0), 1)):
+        show()
+        assert sum(len(ax.images)>0 for ax in plt.gcf().get_axes())==shown
+        plt.close('all')
+    if cls is Interpretation: return
+    c = it.confusion_matrix()
+    assert c.shape==(4,4) and c.sum()==n
+    if split!='train': assert (c==np.histogram2d(targs, preds.argmax(1), bins=range(5))[0]).all()
+    it.plot_confusion_matrix(), it.most_confused()
+    plt.close('all')
+    if cls is ClassificationInterpretation:
+        it.print_classification_report()
+        assert all(str(o) in capsys.readouterr().out for o in [learn.dls.vocab[0]])
+
+@pytest.mark.parametrize('which', ('valid','train','test'))
+@pytest.mark.filterwarnings('ignore')
+def test_show_results(ours, which):
+    learn,data = ours
+    dl = dict(valid=learn.dls.valid, train=learn.dls.train, test=learn.dls.test_dl(data['test'].index, with_labels=True))[which]
+    if which=='train': learn.show_results(ds_idx=0, max_n=3)
+    else: learn.show_results(dl=dl, max_n=3)
+    assert sum(len(ax.images)>0 for ax in plt.gcf().get_axes())==3
+    plt.close('all')
+
+@pytest.mark.parametrize('f,said', [(lambda i: i.most_confused(0), 'min_val=0'), (lambda i: i.plot_per_class('x'), "most='x'"), (lambda i: i.plot_confusion_matrix(0), 'most=0'), (lambda i: i.plot_confused_pairs(0), 'n=0'),
+    (lambda i: i.plot_confused_pairs(1, 1.5), 'k=1.5'), (lambda i: i.plot_top_losses(None), 'k=None'), (lambda i: i.plot_top_losses([]), 'k is empty'), (lambda i: i.plot_top_losses([999]), 'place=999'), (lambda i: i.plot_top_losses(0), 'k=0'),
+    (lambda i: i.plot_top_losses(2, ncols=0), 'ncols=0'), (lambda i: i.plot_pair('Emu', i.vocab[0]), "no 'Emu'"), (lambda i: i.plot_pair(None, i.vocab[0]), "no 'None'"), (lambda i: type(i).from_learner(i.learn, 7), 'ds_idx=7')])
+def test_wrong_arguments(learn, f, said):
+    with pytest.raises(FineGrainedError) as e: f(FineGrainedInterpretation.from_learner(learn))
+    assert said in str(e.value)

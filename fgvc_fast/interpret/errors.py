@@ -41,9 +41,7 @@ class FineGrainedInterpretation(Interpretation):
     ):
         super().__init__(learn, dl, losses, act)
         self.preds,self.targs,self.probs,self.vocab,self.dls = preds,targs,probs,learn.dls.vocab,learn.dls
-        self.mark,self.tempered = learner_key(learn),_tempered(learn, dl)
-        n = trained_on(learn, dl)
-        if n: warnings.warn(f'{n:,} of these {len(preds):,} pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
+        self.mark,self.tempered = None,0
 
     @classmethod
     def from_learner(cls, learn,
@@ -53,7 +51,10 @@ class FineGrainedInterpretation(Interpretation):
     ):
         "Run `learn` once over the validation split, or over `dl`"
         if dl is None: dl = _split_loader(learn.dls, ds_idx)
-        return cls(learn, dl, *_gather(learn, dl, _few), act)
+        if n := trained_on(learn, dl): warnings.warn(f'{n:,} of these pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
+        res = cls(learn, dl, *_gather(learn, dl, _few), act)
+        res.mark,res.tempered = learner_key(learn),_tempered(learn, dl)
+        return res
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #6175e332
 def _split_loader(dls, ds_idx):
@@ -72,7 +73,7 @@ def _tempered(learn, dl):
 @patch
 def _as_asked(self:FineGrainedInterpretation):
     "Stop where the learner would not answer today as it did: its maps would explain other answers"
-    check(self.mark==learner_key(self.learn), "The learner has other weights or other loaders than when it gave these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
+    check(self.mark in (None, learner_key(self.learn)), "The learner has other weights or other loaders than when it gave these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #9209a06b
 @patch

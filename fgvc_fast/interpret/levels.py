@@ -9,10 +9,10 @@ __all__ = []
 import numpy as np, pandas as pd, torch, warnings
 from fastai.learner import Learner
 from fastcore.basics import patch
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from PIL import Image
-from ..core import check, check_number
+from ..core import check
 from ..learner import _gather
 from ..levels import Levels
 from ..memory import trained_on
@@ -25,8 +25,8 @@ def _tree(learn):
     return Levels(data)
 
 def _is_probability(confidence):
-    check_number('confidence', confidence, 0, 1)
-    check(confidence>0, f"confidence={confidence} is no probability that an answer could reach: give a number above 0, up to 1")
+    ok = isinstance(confidence, Real) and not isinstance(confidence, bool) and 0<confidence<=1
+    check(ok, f"confidence={confidence!r} is no probability that an answer could reach: give a number above 0, up to 1")
 
 def _deepest(p, confidence):
     "The number of the finest level at which `p` (n, levels) reaches `confidence`; -1 where none does"
