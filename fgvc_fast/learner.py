@@ -214,13 +214,14 @@ def _gather(learn, dl, few):
     check(gather.done==len(gather.got[0]), f'This process saw {gather.done:,} of {len(gather.got[0]):,} pictures: ask outside of `distrib_ctx`, where one process sees all')
     return gather.got
 
-# %% ../nbs/api/42_learner.ipynb #e710be15
+# %% ../nbs/api/42_learner.ipynb #9e24c4b7
 def _by_level(dls, preds, targs):
     "Accuracy at each level above the labels and the mean severity of the mistakes, where the data set has levels"
     tree = _levels_of(dls)
     if tree is None: return {}
     return {f'{o}_accuracy': v for o,v in tree.accuracy(preds, targs).items() if o!='label'} | dict(mistake_severity=tree.mistakes(preds, targs).float().mean().item())
 
+# %% ../nbs/api/42_learner.ipynb #017761f6
 def _test_loader(learn):
     "The loader of the test split of `learn`, with labels"
     data = getattr(learn.dls, 'data', None)

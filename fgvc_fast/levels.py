@@ -61,6 +61,7 @@ def right(self:Levels, preds:Tensor, # (n,) label numbers: what was said
     up = self.up[level].to(preds.device)
     return up[preds]==up[targs]
 
+# %% ../nbs/api/23_levels.ipynb #11d49101
 @patch
 def accuracy(self:Levels, preds:Tensor, targs:Tensor # (n,) label numbers
     )->dict: # level → share

@@ -79,6 +79,7 @@ def _row(t, rows):
     if isinstance(t, LabelOf): return [_says(list(t.vocab)), _says(t.codes[at])]
     return [t.names, [] if t.xy is None else _says(t.xy[at])]
 
+# %% ../nbs/api/22b_memory.ipynb #ce8b86db
 def _called(t):
     "What the transform `t` calls: fastai wraps functions, and objects that are called"
     f = getattr(getattr(t, 'encodes', None), '__wrapped__', None) if type(t) is Transform else None

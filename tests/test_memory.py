@@ -1,7 +1,7 @@
 "What is remembered is what was asked: weights to the last byte, rows, labels, cut, size, vocabulary"
 import warnings
 from copy import deepcopy
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
@@ -13,7 +13,7 @@ from fgvc_fast.interpret.features import FeatureHierarchy
 from fgvc_fast.interpret import retrieve, walk, why # chkstyle: ignore (learners have `embeddings`, interpretations `to_html` and `plot_errors`)
 from fgvc_fast import save # chkstyle: ignore (now learners have `save_bundle`)
 from fgvc_fast.learner import fine_grained_learner, test_read as remembered
-from fgvc_fast.memory import items_of, loader_key, trained_on, weights_checksum
+from fgvc_fast.memory import items_of, trained_on, weights_checksum
 from torch import nn
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore')]
@@ -110,8 +110,7 @@ class Reads(Callback):
 def truth(learn):
     "Accuracy on the test split, by the model alone"
     dls,data = learn.dls,learn.dls.data
-    with torch.no_grad():
-        preds = torch.cat([learn.model.eval()(*b[:dls.n_inp]).argmax(1) for b in dls.test_dl(data['test'].index)])
+    with torch.no_grad(): preds = torch.cat([learn.model.eval()(*b[:dls.n_inp]).argmax(1) for b in dls.test_dl(data['test'].index)])
     vocab = list(dls.vocab)
     return np.mean([vocab[p]==o for p,o in zip(preds.tolist(), data['test'].label)])
 
@@ -268,7 +267,9 @@ def test_embeddings_follow(birds, how):
     if how=='weights': next(learn.model.body.parameters()).data.neg_()
     if how=='size': learn.dls = birds.dls(**kw | dict(size=48))
     if how=='rows': learn.dls = birds.drop(birds['train'].index[:4]).dls(**kw)
-    if how=='model': learn.model = deepcopy(learn.model); next(learn.model.body.parameters()).data.neg_()
+    if how=='model':
+        learn.model = deepcopy(learn.model)
+        next(learn.model.body.parameters()).data.neg_()
     new,t = learn.embeddings()
     x = torch.cat([b[0] for b in learn.dls.test_dl(list(learn.dls.train.dataset.items))])
     with torch.no_grad(): want = nn.functional.normalize(learn.model.eval().features(x.as_subclass(torch.Tensor)))

@@ -79,11 +79,12 @@ def share_of(n:int, # Pictures in the epoch
     whole,rest = np.split(at, [len(at)//(bs*ranks)*bs*ranks])
     return np.concatenate([whole.reshape(-1, ranks, bs)[:,rank].ravel(), np.array_split(rest, ranks)[rank]])
 
-# %% ../../nbs/api/05_data.loader.ipynb #5b7ecb5c
+# %% ../../nbs/api/05_data.loader.ipynb #1aa9f6d6
 class _Rows(np.ndarray):
     "Row numbers for fastai's interpretation, which looks items up by `iloc`, and else in an `L`, where an array is one item"
     iloc = property(lambda self: self)
 
+# %% ../../nbs/api/05_data.loader.ipynb #5b7ecb5c
 class FineGrainedDL(TfmdDL):
     "A fastai `TfmdDL` whose batches repeat for a `seed`, and may be `balance`d"
     key,quick,_sooner,whole,places,rank,ranks = 0,None,None,None,None,0,1
@@ -103,12 +104,6 @@ class FineGrainedDL(TfmdDL):
         res = super().new(dataset, cls, **kwargs)
         if dataset is None: res.balance,res.per_class,res.quick = self.balance,self.per_class,self.quick
         return res
-
-    @property
-    def items(self):
-        "What the pictures are: row numbers, paths, pictures"
-        o = self.dataset.items
-        return o.view(_Rows) if type(o) is np.ndarray else o
 
     def wif(self): gc.freeze() # in a worker, collecting garbage would write to every object of the parent, and so copy it
 
@@ -163,6 +158,13 @@ def __getstate__(self:FineGrainedDL): return {k: v for k,v in self.__dict__.item
 
 @patch
 def to_detach(self:FineGrainedDL, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # of several processes each keeps its own: `Parallel` joins them
+
+# %% ../../nbs/api/05_data.loader.ipynb #dd531c39
+@patch(as_prop=True)
+def items(self:FineGrainedDL):
+    "What the pictures are: row numbers, paths, pictures"
+    o = self.dataset.items
+    return o.view(_Rows) if type(o) is np.ndarray else o
 
 # %% ../../nbs/api/05_data.loader.ipynb #a6c418e6
 @patch

@@ -11,7 +11,7 @@ from fastcore.basics import patch
 from ..core import check, check_number, in_plot, listing
 from .cam import _load, _shown, draw_cam
 from .layers import _as_it_is, _runnable
-from ..memory import loader_key, question
+from ..memory import question
 from ..models.model import FineGrainedModel
 from numbers import Integral
 from torch import nn
@@ -121,6 +121,7 @@ def _labels(self:FeatureHierarchy):
     check(data is not None, 'These loaders do not know their data set: make them with `data.dls(...)`')
     return [data.items.label.loc[list(o.dataset.items)] for o in (self.learn.dls.train, self.learn.dls.valid)]
 
+# %% ../../nbs/api/51_interpret.features.ipynb #7b29c9ca
 def _pairs_of(pairs, vocab):
     "`pairs` as a list, if they are pairs of classes"
     pairs = [pairs] if isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], str) else pairs
@@ -140,6 +141,7 @@ def _pictures_of(self:FeatureHierarchy, pair):
         check(not none, f"{' / '.join(pair)}: there are no {split} pictures of {listing(none)}, and the probe is fitted on training pictures and scored on validation pictures of both: choose another pair, or `data.split(valid=.2)`")
     return [(list(o.index), (o==pair[1]).to_numpy()) for o in res]
 
+# %% ../../nbs/api/51_interpret.features.ipynb #bc08e4a7
 @patch
 def separates(self:FeatureHierarchy,
     pairs # Pairs of classes, by name: [('this', 'that'), ...]

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 from torch.nn import functional as F
 from weakref import WeakKeyDictionary
-from ..core import check, check_choice, check_number, in_lines, listing
+from ..core import check, check_number, in_lines, listing
 from ..embed import knn_accuracy, map_at_r, nearest, r_precision, recall_at_k
 from .cam import _shown
 from ..learner import _gather
@@ -43,6 +43,7 @@ def _rows_of(learn, dl):
     with _keeping_rows(model), learn.no_bar() if len(dl.dataset)<=64 else nullcontext():
         return _gather(learn, dl, lambda _,*targs: (F.normalize(model.kept['rows'].float()), *targs))
 
+# %% ../../nbs/api/54_interpret.retrieve.ipynb #b0f11cb9
 def _embed(learn, items): return _rows_of(learn, _loader(learn, items))[0]
 
 _made = WeakKeyDictionary() # not in the learner, which may be exported

@@ -45,6 +45,7 @@ def _digest_data(data):
     tables = [o.to_csv(index=False, lineterminator='\n') for o in (rows, data.parts) if o is not None]
     return _digest('\n'.join([*tables, repr(data.banner)*bool(data.banner)]))
 
+# %% ../../nbs/api/90_study.names.ipynb #d2ecf054
 def _call(name, args, kw): return f"{name}({', '.join([*map(value_name, args), *(f'{k}={value_name(v)}' for k,v in kw.items())])})"
 
 def value_name(o)->str:

@@ -9,7 +9,7 @@ __all__ = []
 import numpy as np, pandas as pd, re
 from fastcore.basics import patch
 from html import escape
-from ..core import check, check_choice, listing
+from ..core import check, listing
 from .table import Study, _short, _versions
 
 # %% ../../nbs/api/90b_study.show.ipynb #91beec00
@@ -99,8 +99,7 @@ def _room(a, b, of, pictures, times=1):
     "How far two means may be apart by chance, of `times` that are compared: paired values `a` and `b` of the column `of`; None if that cannot be said"
     from scipy.stats import norm, t
     d = np.subtract(a, b)
-    if len(d)>1:
-        return max(t.ppf(1-.025/times, len(d)-1)*d.std(ddof=1)/len(d)**.5, 0 if 'loss' in of else 1/pictures)
+    if len(d)>1: return max(t.ppf(1-.025/times, len(d)-1)*d.std(ddof=1)/len(d)**.5, 0 if 'loss' in of else 1/pictures)
     return None if 'loss' in of else max(norm.ppf(1-.025/times)*((a[0]*(1-a[0]) + b[0]*(1-b[0]))/pictures)**.5, 1/pictures)
 
 @patch
@@ -110,6 +109,7 @@ def _partner(self:Study, o, base):
         for s in self.settings:
             if s.shown==want: return s
 
+# %% ../../nbs/api/90b_study.show.ipynb #cda9987f
 @patch
 def _pairs(self:Study, base, of):
     "Each setting that has a partner, the partner, and the seeds for which both have `of`"
