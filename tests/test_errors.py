@@ -3,6 +3,7 @@ import subprocess, sys
 import numpy as np, pytest, torch
 from fastai.data.transforms import get_image_files, parent_label
 from fastai.interpret import ClassificationInterpretation, Interpretation
+import fastai.vision.learner # chkstyle: ignore (draws the pictures of fastai's `plot_top_losses`)
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
 from matplotlib import pyplot as plt
