@@ -133,7 +133,7 @@ _learner_args = set(inspect.signature(Learner).parameters)
 def _check_args(dls, arch, pool, head, drop, loss_func=None, opt_func=None, lr=None, wd=None, metrics=None, cbs=None, **_):
     "Stop where an argument of `fine_grained_learner` can be none"
     def each(o): return () if o is None else o if isinstance(o, (list,tuple,L)) else (o,)
-    check(hasattr(dls, 'vocab') and hasattr(dls, 'valid'), f"dls={type(dls).__name__}: give loaders with a vocabulary, as `data.dls(...)` makes them")
+    check(len(getattr(dls, 'loaders', ()))>1 and hasattr(dls, 'vocab'), f"dls={type(dls).__name__}: give loaders of train and valid with a vocabulary, as `data.dls(...)` makes them")
     check(arch is not None and all(isinstance(o, str) or callable(o) for o in each(arch)) and len(each(arch)) in (1,2), f"arch={arch!r}: give timm's name of an architecture, a constructor of torchvision, or two of them")
     for k,o in dict(pool=pool, head=head).items(): check(isinstance(o, str) or callable(o), f"{k}={o!r}: give a name, a class, or a `partial` of one")
     check_number('drop', drop, 0, 1)
