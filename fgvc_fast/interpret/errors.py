@@ -30,6 +30,7 @@ def _few(scores, targ=None):
 # %% ../../nbs/api/52_interpret.errors.ipynb #2b02947e
 class FineGrainedInterpretation(Interpretation):
     "What `learn` gets wrong on the pictures of `dl`"
+    mark,tempered = None,0 # how the learner was when it answered; on how many of these pictures its temperature was fitted
     def __init__(self,
         learn, # Whose answers they are
         dl, # Loader of the pictures, with labels
@@ -41,7 +42,6 @@ class FineGrainedInterpretation(Interpretation):
     ):
         super().__init__(learn, dl, losses, act)
         self.preds,self.targs,self.probs,self.vocab,self.dls = preds,targs,probs,learn.dls.vocab,learn.dls
-        self.mark,self.tempered = None,0
 
     @classmethod
     def from_learner(cls, learn,

@@ -7,7 +7,6 @@ from .finite import *
 from .frozen import *
 from .groups import *
 from .l2sp import *
-from .marks import *
 from .parallel import *
 from .phases import *
 from .picture import *
