@@ -241,7 +241,7 @@ def test_bad_arguments():
     with pytest.raises(FineGrainedError, match="timm has no model 'resnet81'; near it: .*resnet18"): Body('resnet81')
     with pytest.raises(FineGrainedError, match='nope'): Body('resnet18.nope')
     with pytest.raises(FineGrainedError, match='list instead of one feature map'): Body('coat_tiny', pretrained=False)
-    for kw,said in ((dict(pool='gen'),'use one of avg, gem'), (dict(head='line'),'use one of linear, fastai'), (dict(n_out=0),'number of classes'), (dict(stats=0.5),'stats=0.5')):
+    for kw,said in ((dict(pool='gen'),'use one of avg, gem'), (dict(head='line'),'use one of linear, fastai'), (dict(n_out=0),'n_out'), (dict(stats=0.5),'stats=0.5')):
         with pytest.raises(FineGrainedError, match=said): fine_grained_model(**dict(arch='resnet18', n_out=3, pretrained=False) | kw)
 
 @pytest.mark.parametrize('arch', ['resnet18', tv.resnet18], ids=label)
