@@ -20,9 +20,6 @@ class MeanPool(nn.Module):
 
     def forward(self, x): return x.mean((2,3))
 
-# %% ../../nbs/api/11_models.pool.ipynb #34ef2cc0
-AvgPool = MeanPool # its name of before; fastai has another `AvgPool`, which `from fgvc_fast.all import *` leaves alone
-
 # %% ../../nbs/api/11_models.pool.ipynb #58d521e7
 class GeM(nn.Module):
     "Generalised mean of each channel over the map, with a learned power"
