@@ -14,7 +14,7 @@ def loaders(data, **kwargs): return data.dls(**{**dict(size=32, bs=6, num_worker
 
 nan = float('nan')
 wrong = dict(size=[0, -1, '64', None, 2.5, (64,), (64,0), True, nan, [], {}], bs=[0, -1, 'x', None, 2.5, True, nan], crop=['part', 1, True, []], aug=[None, 5, 'wild', ['light','strong'], [None], {}], valid=['val', None, 'train', 1], label_level=['genus', 5, []],
-    balanced=['yes', 2, None], per_class=[0, -1, 4, 'x', 2.5], seed=['x', 1.5, nan], num_workers=[-1, 'x', 1.5], device=['gpu', 'cuda:x', 2.5], block=[3, 'x', object()], margin=[-5, '1', None, nan, 99], min_scale=[0, 2, -1, 'x', None, nan], flip=[7, -1, 'x', None, nan],
+    balanced=['yes', 2, None], per_class=[0, -1, 4, 'x', 2.5], seed=['x', 1.5, nan], num_workers=[-1, 'x', 1.5], device=['gpu', 'cuda:x', 2.5], block=[3, 'x', {}], margin=[-5, '1', None, nan, 99], min_scale=[0, 2, -1, 'x', None, nan], flip=[7, -1, 'x', None, nan],
     light=[1, -1, 'x', None], cache=[5, 2.5, ['x']], max_gb=[-1, 'x', None, nan], parts=['points', 3, None], batch_tfms=[5, ['x']], item_tfms=[5, 'x'], mragin=[.1])
 
 @pytest.mark.parametrize('name,value', [(k,v) for k,vs in wrong.items() for v in vs], ids=str)
