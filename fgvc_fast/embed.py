@@ -21,6 +21,8 @@ class MetricLoss(nn.Module):
     on = 'rows'
     def __init__(self, loss, miner=None):
         super().__init__()
+        check(callable(loss), f'loss={loss!r}: give a loss of pytorch-metric-learning, or a function of rows, class numbers and pairs')
+        check(miner is None or callable(miner), f'miner={miner!r}: give a miner of pytorch-metric-learning, or None')
         self.loss,self.miner = loss,miner
 
     def forward(self, rows, y):
@@ -66,8 +68,8 @@ def _check_targs(rows, targs, ref, ref_targs):
     "Stop unless each row has a class number"
     for name,o,t in (('targs',rows,targs), *[('ref_targs',ref,ref_targs)]*(ref is not None)):
         _check_rows(name.replace('targs', 'rows'), o)
-        ok = isinstance(t, torch.Tensor) and t.ndim==1 and len(t)==len(o) and not t.is_floating_point()
-        check(ok, f"{name}={type(t).__name__} of shape {tuple(getattr(t, 'shape', ()))}: give {len(o)} class numbers")
+        ok = isinstance(t, torch.Tensor) and t.ndim==1 and len(t)==len(o) and not t.is_floating_point() and t.dtype!=torch.bool and (not len(t) or bool(t.min()>=0))
+        check(ok, f"{name}={type(t).__name__} of shape {tuple(getattr(t, 'shape', ()))}: give {len(o)} class numbers, from 0 up")
 
 def nearest(
     rows, # (n, nf) whose neighbours are looked for
@@ -111,6 +113,7 @@ def recall_at_k(rows, targs, # (n, nf) and their class numbers (n,)
     ref=None, ref_targs=None # Of other pictures; None: one another
     )->float:
     "Share of rows with one of their class among the `k` nearest"
+    check_number('k', k, 1, whole=True)
     return _mean_over(rows, targs, k, ref, ref_targs, lambda hits,r: hits.any(1))
 
 def _in_r(hits, r): return hits & (torch.arange(hits.shape[1], device=hits.device)<r[:,None])

@@ -161,6 +161,7 @@ def fine_grained_learner(
     **kwargs              # Of `Learner`; what it does not know goes to the model (`pad_type`, `drop_path_rate`, `output_stride`, ...)
     )->Learner:
     "A fastai `Learner` that tells look-alikes apart: body, pool and head, in groups by depth"
+    check_choice('channels_last', channels_last, (False,True))
     to_learner = {k: kwargs.pop(k) for k in list(kwargs) if k in _learner_args}
     _check_args(dls, arch, pool, head, drop, **to_learner)
     size,normalised = _image_size(dls)

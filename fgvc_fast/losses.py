@@ -62,7 +62,7 @@ def class_weights(
     check(beta<1, f'beta={beta}: use a number from 0 up to below 1, such as 0.999')
     try: n = torch.as_tensor(counts, dtype=torch.float64)
     except (TypeError,ValueError,RuntimeError): check(False, f"counts={counts!r}: give the number of pictures of each class")
-    check(n.ndim==1 and len(n) and bool((n>=0).all()) and bool(n.isfinite().all()), f"counts={counts!r}: give the number of pictures of each class, 0 or more; there are {len(n) if n.ndim else 'no'} classes in it")
+    check(n.ndim==1 and len(n) and bool((n>=0).all()) and bool(n.isfinite().all()) and bool(n.any()), f"counts={counts!r}: give the number of pictures of each class, 0 or more and not all 0; there are {len(n) if n.ndim else 'no'} classes in it")
     n = n.clamp(min=1) # a class without pictures is never asked for
     w = 1/-torch.expm1(n*math.log(beta)) if beta else torch.ones_like(n)
     return (w*len(w)/w.sum()).float()

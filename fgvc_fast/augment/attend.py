@@ -12,7 +12,7 @@ from fastai.torch_core import get_model
 from .evidence import evidence_of
 from ..core import check, check_number
 from ..models.asked import _has_halves
-from ..models.parts import _threshold, attend_crop, attend_drop
+from ..models.parts import _room, _threshold, attend_crop, attend_drop
 
 # %% ../../nbs/api/32_augment.attend.ipynb #e1afb303
 class Attend(Callback):
@@ -27,7 +27,7 @@ class Attend(Callback):
         ):
         check(check_number('crop', crop, 0)+check_number('drop', drop, 0)>0 and crop+drop<=1, f"crop={crop} and drop={drop} are parts of the pictures: each 0 to 1, together above 0 and up to 1")
         for k,o in dict(crop_at=crop_at, drop_at=drop_at).items(): _threshold(k, o)
-        check(check_number('pad', pad, 0)<1, f"pad={pad} is room round a crop, of the picture's side: 0 or more, below 1")
+        _room(pad)
         self.crop,self.drop,self.crop_at,self.drop_at,self.pad = crop,drop,crop_at,drop_at,pad
     def before_fit(self): _has_halves(get_model(self.model))
     def before_batch(self):

@@ -8,15 +8,26 @@ __all__ = ['square_boxes', 'random_boxes', 'erase', 'Erase', 'Cutout']
 # %% ../../nbs/api/30_augment.erase.ipynb #d6b0ee14
 import math, torch
 from fastai.callback.core import Callback
+from numbers import Real
 from ..core import check, check_number
 
 # %% ../../nbs/api/30_augment.erase.ipynb #e86c3f2e
+def _number(o): return isinstance(o, Real) and not isinstance(o, bool) and math.isfinite(o)
+def _pair_of(o): return isinstance(o, (tuple,list)) and len(o)==2 and all(map(_number, o))
+
+def _side(size): check(check_number('size', size, 0, 1), f"size={size} is the side of the hole, of the picture's shorter side, above 0 and up to 1")
+
+def _shape(area, aspect):
+    "Stop unless these are ranges of a hole's share of the picture and of its height over its width"
+    check(_pair_of(area) and 0<area[0]<=area[1]<=1, f"area={area}: give the range of the hole's share of the picture, such as (.02, .4)")
+    check(_pair_of(aspect) and 0<aspect[0]<=aspect[1], f"aspect={aspect}: give the range of the hole's height over its width, such as (.3, 3.3)")
+
 def square_boxes(n:int, h:int, w:int, # How many; size of the pictures
     size:float, # Side of the squares, of the picture's shorter side, (0,1]
     device=None
     )->torch.Tensor: # (n, 4): top, bottom, left, right
     "Squares with their centre anywhere, clipped at the borders"
-    check_number('size', size, 0, 1)
+    _side(size)
     s,at = max(round(size*min(h, w)), 1),torch.tensor([h,w], device=device)
     lo = (torch.rand(n, 2, device=device)*at).long() - s//2
     return torch.stack([lo.clamp(min=0), torch.minimum(lo+s, at)], 2).flatten(1)
@@ -27,6 +38,7 @@ def random_boxes(n:int, h:int, w:int, # How many; size of the pictures
     device=None
     )->torch.Tensor: # (n, 4): top, bottom, left, right
     "Rectangles that lie within the picture, anywhere"
+    _shape(area, aspect)
     a = torch.empty(n, 10, device=device).uniform_(*area)*h*w # ten tries for each, as they may be too long
     r = torch.empty(n, 10, device=device).uniform_(*map(math.log, aspect)).exp()
     hw = torch.stack([(a*r).sqrt(), (a/r).sqrt()], 2).round().long() # (n, 10, 2)
@@ -37,12 +49,19 @@ def random_boxes(n:int, h:int, w:int, # How many; size of the pictures
     return torch.stack([lo, lo+hw], 2).flatten(1)
 
 # %% ../../nbs/api/30_augment.erase.ipynb #b512abf9
+def _fill(fill):
+    "Stop unless `fill` is one"
+    ok = fill in ('mean','noise') if isinstance(fill, str) else _number(fill) or isinstance(fill, (tuple,list)) and len(fill)>0 and all(map(_number, fill))
+    check(ok, f"fill={fill!r} is unknown: use 'mean', 'noise', a number, or one for each channel")
+    return fill
+
 def erase(x, # Pictures (B, c, h, w)
     boxes, # Where, (B, 4): top, bottom, left, right, on the same device
     fill='mean' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
     ):
     "Pictures `x`, each with a hole"
     check(torch.is_tensor(boxes) and boxes.shape==(len(x),4), f'boxes: give (top, bottom, left, right) for each of {len(x)} pictures, not {tuple(getattr(boxes, "shape", ()))}')
+    check(isinstance(_fill(fill), (str,Real)) or len(fill)==x.shape[1], f"fill={fill} does not go with the {x.shape[1]} channels of these pictures: give a number for each")
     rows,cols = [torch.arange(n, device=x.device)[None] for n in x.shape[-2:]]
     t,b,l,r = boxes.T[...,None]
     hole = ((rows>=t)&(rows<b))[:,None,:,None] & ((cols>=l)&(cols<r))[:,None,None]
@@ -52,15 +71,6 @@ def erase(x, # Pictures (B, c, h, w)
     return torch.where(hole, v, x)
 
 # %% ../../nbs/api/30_augment.erase.ipynb #c142569b
-def _number(o): return isinstance(o, (int,float)) and not isinstance(o, bool) and math.isfinite(o)
-def _pair_of(o): return isinstance(o, (tuple,list)) and len(o)==2 and all(map(_number, o))
-
-def _fill(fill):
-    "Stop unless `fill` is one"
-    ok = fill in ('mean','noise') if isinstance(fill, str) else _number(fill) or isinstance(fill, (tuple,list)) and len(fill)>0 and all(map(_number, fill))
-    check(ok, f"fill={fill!r} is unknown: use 'mean', 'noise', a number, or one for each channel")
-    return fill
-
 class Erase(Callback):
     "Random erasing: hide a rectangle of training pictures"
     order,run_valid = -7,False
@@ -71,14 +81,12 @@ class Erase(Callback):
         fill='noise' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
         ):
         check_number('p', p, 0, 1)
-        check(_pair_of(area) and 0<area[0]<=area[1]<=1, f"area={area}: give the range of the hole's share of the picture, such as (.02, .4)")
-        check(_pair_of(aspect) and 0<aspect[0]<=aspect[1]<math.inf, f"aspect={aspect}: give the range of the hole's height over its width, such as (.3, 3.3)")
+        _shape(area, aspect)
         self.p,self.area,self.aspect,self.fill = p,area,aspect,_fill(fill)
     def boxes(self, n, h, w, device): return random_boxes(n, h, w, self.area, self.aspect, device)
     def before_batch(self):
         x,*more = self.xb
         check(isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim==4, f"{type(self).__name__} makes holes in pictures, and the batch has {tuple(getattr(x, 'shape', ()))} of {getattr(x, 'dtype', type(x))}")
-        check(isinstance(self.fill, (str,int,float)) or len(self.fill)==x.shape[1], f"fill={self.fill} does not go with the {x.shape[1]} channels of these pictures: give a number for each")
         hit = torch.rand(len(x), 1, device=x.device)<self.p
         self.learn.xb = erase(x, self.boxes(len(x), *x.shape[-2:], x.device)*hit, self.fill),*more
 
@@ -90,7 +98,7 @@ class Cutout(Erase):
         p:float=1., # Part of the pictures that get a hole
         fill='mean' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
         ):
-        check(check_number('size', size, 0, 1), f"size={size} is the side of the hole, of the picture's shorter side, above 0 and up to 1")
+        _side(size)
         super().__init__(p, fill=fill)
         self.size = size
     def boxes(self, n, h, w, device): return square_boxes(n, h, w, self.size, device)

@@ -13,6 +13,7 @@ from fastai.layers import NoneReduce
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from functools import partial
+from numbers import Integral, Real
 from torch.nn import functional as F
 from .evidence import evidence_of
 from ..core import check, check_number
@@ -28,12 +29,18 @@ def mixup(x, # Batch of anything with floating point values
     return torch.lerp(x[perm], x, lam), lam
 
 # %% ../../nbs/api/31_augment.mix.ipynb #12fdbff2
+def _place(name, o):
+    "Stop unless `o`, which the user calls `name`, is a place or None"
+    ok = o is None or isinstance(o, (tuple,list)) and len(o)==2 and all(isinstance(t, Integral) and not isinstance(t, bool) for t in o)
+    check(ok, f"{name}={o!r}: give a row and a column, whole numbers, or None for anywhere")
+
 def cut_box(h:int, w:int, # Size of the picture
     lam:float, # How much of it stays, 0 to 1
     center:tuple|None=None # Row and column of the box's centre; anywhere if `None`
     )->tuple:
     "Top, bottom, left and right of a box of a picture's shape with `1-lam` of its area, clipped at the borders"
     check_number('lam', lam, 0, 1)
+    _place('center', center)
     y,x = center or (int(torch.randint(h, ())), int(torch.randint(w, ())))
     bh,bw = int(h*(1-lam)**.5),int(w*(1-lam)**.5)
     t,l = y - bh//2,x - bw//2
@@ -59,6 +66,8 @@ def snapmix(x, # Batch of pictures, (B, c, h, w)
     centers=(None,None) # Row and column of the centre of the place for the piece, and of the piece; anywhere if `None`
     )->tuple:
     "Paste a piece of another picture, resized, into a box of each one of `x`; returns the pictures, and for each what its own label counts and what the other's, (B,)"
+    check(isinstance(lams, (tuple,list)) and len(lams)==2, f"lams={lams!r}: give two numbers from 0 to 1, how much of the picture stays and how much of the other is not in the piece")
+    check(isinstance(centers, (tuple,list)) and len(centers)==2, f"centers={centers!r}: give two places (row, column), or (None, None) for anywhere")
     h,w = x.shape[-2:]
     (t,b,l,r),(t2,b2,l2,r2) = [cut_box(h, w, lam, c) for lam,c in zip(lams, centers)]
     if min(b-t, r-l, b2-t2, r2-l2)<1: return x,seen.new_ones(len(x)),seen.new_zeros(len(x))
@@ -116,7 +125,7 @@ class Mix(Callback):
         check(all(check_number(k, a, 0)>0 for k,a in given.items()), f"alpha must be above 0, not {', '.join(f'{k}={v}' for k,v in given.items())}; use None for none of a kind")
         check_number('p', p, 0, 1)
         weights = [1]*len(given) if weights is None else weights
-        check(isinstance(weights, (tuple,list)) and len(weights)==len(given) and all(isinstance(w, (int,float)) and w<float('inf') for w in weights) and min(weights)>=0 and max(weights)>0, f"weights say how often {' and '.join(given)} are chosen, a number for each kind given such as (1, 3), not {weights}")
+        check(isinstance(weights, (tuple,list)) and len(weights)==len(given) and all(isinstance(w, Real) and not isinstance(w, bool) and w<float('inf') for w in weights) and min(weights)>=0 and max(weights)>0, f"weights say how often {' and '.join(given)} are chosen, a number for each kind given such as (1, 3), not {weights}")
         fs = dict(mixup=self._blend, cutmix=self._paste, snapmix=self._snap)
         self.kinds = [(fs[k], w, float(a)) for w,(k,a) in zip(weights, given.items())]
         self.given,self.p,self.mixed = given,p,None

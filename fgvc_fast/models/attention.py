@@ -26,7 +26,7 @@ class Attended(nn.Module):
     ):
         super().__init__()
         check(isinstance(kind, str) and kind in attends, f'{kind!r} is no attention block: use one of {listing(attends, 20)}')
-        self.block = attends[kind](nf)
+        self.block = attends[kind](check_number('nf', nf, 1, whole=True))
         self.a = nn.Parameter(torch.zeros(()))
 
     def forward(self, x): return x + self.a*(self.block(x)-x)
@@ -36,7 +36,7 @@ def _places(x): return x.flatten(2).transpose(1, 2) # (B, nf, h, w) to (B, h*w, 
 
 def _split(nf, heads):
     "`heads`, or the next smaller number that divides `nf`"
-    check_number('heads', heads, 1, whole=True)
+    check_number('nf', nf, 1, whole=True), check_number('heads', heads, 1, whole=True)
     return next(n for n in range(min(heads, nf), 0, -1) if nf%n==0)
 
 def _looks(q, k, heads, shape):
@@ -87,7 +87,7 @@ class ClassAttentionPool(nn.Module):
         scale:float=.1 # What each look adds is multiplied by this at first
     ):
         super().__init__()
-        check_number('depth', depth, 1, whole=True)
+        check_number('nf', nf, 1, whole=True), check_number('depth', depth, 1, whole=True)
         check_number('width', width, 1, whole=True, none=True)
         check_number('mlp', mlp, 1e-3)
         check_number('scale', scale, 0)

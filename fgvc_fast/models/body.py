@@ -11,6 +11,7 @@ from collections import Counter, namedtuple
 from contextlib import contextmanager
 from enum import Enum
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 from pickle import UnpicklingError
 from unittest import mock
@@ -309,7 +310,8 @@ def _build(arch, pretrained, size, kwargs):
         except Exception: pass # then it is not for want of weights
         else: raise FineGrainedError(_no_weights(name, err)) from err
     given = f" with {listing(f'{k}={v!r}' for k,v in kwargs.items())}" if kwargs else ''
-    raise FineGrainedError(f"'{name}' cannot be built{at}{given}: {_why(err)}") from err
+    other = '. Give the name of a timm model, or a constructor of one of torchvision' if callable(arch) else ''
+    raise FineGrainedError(f"'{name}' cannot be built{at}{given}: {_why(err)}{other}") from err
 
 def _no_weights(name, err):
     "What to do when the published weights of `name` cannot be had"
@@ -459,7 +461,7 @@ def _like(self:Body, size, weights=None): return Body(self.arch, False, weights,
 def reinit(self:Body, n:int # How many groups, counted from the deepest
     ):
     "Give the last `n` groups fresh random values, as the architecture's own constructor draws them"
-    check(type(n) is int and 0<=n<=len(self.stages), f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups ({listing(self.group_names(), 8)})")
+    check(isinstance(n, Integral) and not isinstance(n, bool) and 0<=n<=len(self.stages), f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups ({listing(self.group_names(), 8)})")
     if not n: return self
     fresh = self._like(self._size).model.state_dict()
     for k,t in self.model.state_dict().items():
@@ -550,6 +552,7 @@ def _for_size(body, size):
 def check_size(self:Body, size # Pixels or (height, width)
     ):
     "Stop unless the architecture takes images of `size`"
+    size = _pair(size)
     with torch.device('meta'): self._like(size)
 
 @patch

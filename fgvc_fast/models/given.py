@@ -17,6 +17,7 @@ def part_targets(places, # (B, K, 2) points or (B, 4) boxes from 0 to 1 of the p
     sigma:float=.5 # Of the Gaussian round a point, places of the map
     )->tuple: # (B, K, h, w) that add up to 1, zero where unknown; (B, K) whether known
     "How much each place of a map belongs to each part"
+    check_number('sigma', sigma, 1e-3)
     ok = torch.is_tensor(places) and (places.ndim==3 and places.shape[2]==2 or places.ndim==2 and places.shape[1]==4)
     check(ok, f'places of shape {tuple(getattr(places, "shape", ()))} are neither points (B, K, 2) nor boxes (B, 4)')
     o = places.as_subclass(torch.Tensor).float()
@@ -47,7 +48,7 @@ class GivenPartPool(nn.Module):
         weight:float=1. # Of the loss that teaches the places; 0: they must be known already
     ):
         super().__init__()
-        check_number('parts', parts, 1, whole=True)
+        check_number('nf', nf, 1, whole=True), check_number('parts', parts, 1, whole=True)
         check_number('dim', dim, 1, whole=True, none=True)
         check_number('given', given, 0, 1)
         check_number('sigma', sigma, 1e-3)

@@ -24,7 +24,7 @@ class RowNorm(nn.BatchNorm1d):
     def __init__(self,
         nf:int # Width of the rows
     ):
-        super().__init__(nf)
+        super().__init__(check_number('nf', nf, 1, whole=True))
         self.register_buffer('scale', torch.tensor(min(1., 256/nf)))
 
     def forward(self, x): return self.scale * super().forward(x)
@@ -59,7 +59,7 @@ class FastaiHead(nn.Sequential):
         check_number('hidden', hidden, 1, whole=True)
         layers = []
         for ni,no,p in ((nf, hidden, drop/2), (hidden, n_out, drop)):
-            layers += [nn.BatchNorm1d(ni), *[nn.Dropout(p)]*(p!=0), nn.Linear(ni, no, bias=False), nn.ReLU(inplace=True)]
+            layers += [nn.BatchNorm1d(ni), *[nn.Dropout(p)]*bool(p), nn.Linear(ni, no, bias=False), nn.ReLU(inplace=True)]
         super().__init__(*layers[:-1])
         for m in self:
             if isinstance(m, nn.BatchNorm1d): nn.init.constant_(m.bias, 1e-3) # as fastai begins

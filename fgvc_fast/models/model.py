@@ -10,12 +10,13 @@ import inspect, math, torch
 from contextlib import contextmanager
 from fastcore.basics import patch
 from functools import partial
+from numbers import Integral
 from torch import nn
 from ..core import FineGrainedError, check, check_number, listing
 from .attention import Attended
 from .body import Body
 from .given import GivenPartPool # chkstyle: ignore (now `pools` has it, as those below)
-from .head import heads
+from .head import _check_parents, heads
 from .parts import CloserLook
 from .pool import pools
 from .pyramid import Branch
@@ -25,6 +26,13 @@ from .streams import TwoStreams
 from .tokens import TokenPool # chkstyle: ignore
 
 # %% ../../nbs/api/16_models.model.ipynb #aea78ced
+def _channels(name, o):
+    "`o`, which the user calls `name`, as a list of finite numbers, one for each channel"
+    try: res = torch.as_tensor(o, dtype=torch.float64, device='cpu').tolist()
+    except (TypeError,ValueError,RuntimeError): res = []
+    check(isinstance(res, list) and res and all(isinstance(t, float) and math.isfinite(t) for t in res), f'{name}={o!r}: give a number for each channel')
+    return res
+
 class Normalise(nn.Module):
     "Pixels from 0 to 1 as a model was trained to see them: `mean` off, divided by `std`"
     def __init__(self,
@@ -32,6 +40,8 @@ class Normalise(nn.Module):
         std # One number a channel
     ):
         super().__init__()
+        mean,std = _channels('mean', mean),_channels('std', std)
+        check(len(mean)==len(std) and min(std)>0, f'std={std}: give a number above 0 for each of the {len(mean)} channels of mean')
         self.register_buffer('mean', torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer('std',  torch.tensor(std ).view(1, -1, 1, 1))
 
@@ -211,12 +221,15 @@ def _listed(o, known):
     return (o if isinstance(o, str) else next((k for k,v in known.items() if v is o), None)),{}
 
 # %% ../../nbs/api/16_models.model.ipynb #254cc3e1
-def _build(part, *args, body=None, **more):
-    "What `part` builds of `args`, and of those of `more` that it has a name for"
-    ps = inspect.signature(part).parameters
-    if next(iter(ps), '')=='body': args = (body,*args[1:])
-    given = getattr(part, 'keywords', {})
-    return part(*args, **{k: v for k,v in more.items() if v is not None and k in ps and k not in given})
+def _build(kind, part, *args, body=None, **more):
+    "What `part`, a `kind`, builds of `args`, and of those of `more` that it has a name for"
+    try:
+        ps = inspect.signature(part).parameters
+        if next(iter(ps), '')=='body': args = (body,*args[1:])
+        given = getattr(part, 'keywords', {})
+        return part(*args, **{k: v for k,v in more.items() if v is not None and k in ps and k not in given})
+    except FineGrainedError: raise
+    except Exception as e: raise FineGrainedError(f'{kind}={part!r} cannot be built ({e}): give a name, or a class or module of your own') from e
 
 # %% ../../nbs/api/16_models.model.ipynb #b21b4dcf
 @torch.no_grad()
@@ -258,18 +271,20 @@ def fine_grained_model(
 )->FineGrainedModel:
     "A model for `n_out` classes on any body, with any pool and head"
     check_number('n_out', n_out, 1, whole=True)
-    check_number('drop', drop, 0, 1)
+    drop = float(check_number('drop', drop, 0, 1))
+    if parents is not None: _check_parents(parents, n_out)
     check(attend is None or isinstance(attend, dict), f"attend={attend!r}: give blocks by stage, as {{-2: 'cbam'}}")
     if stats is not None and stats is not False: _stats(stats, None)
     (pool_name,pool_opts),(head_name,head_opts) = _listed(pool, pools),_listed(head, heads)
     pool,head = _part(pool, pools, 'pool'),_part(head, heads, 'head') # a wrong name is said before anything is loaded
     body = (TwoStreams if isinstance(arch, (tuple,list)) else Body)(arch, pretrained, weights, img_size, **kwargs)
-    attend = dict(attend or {})
+    attend = {int(k) if isinstance(k, Integral) else k: v for k,v in (attend or {}).items()} # plain numbers, as they are saved
+    if isinstance(branch, Integral): branch = int(branch)
     for stage,kind in attend.items(): body.put_after(stage, Attended(body.stages[body.stage_index(stage)].channels, kind))
-    if not isinstance(pool, nn.Module): pool = _build(pool, body.nf, body=body, streams=getattr(body, 'streams', None))
+    if not isinstance(pool, nn.Module): pool = _build('pool', pool, body.nf, body=body, streams=getattr(body, 'streams', None))
     elif not getattr(pool, 'wants', None): _fits(pool, (body.nf,7,7), getattr(pool, 'nf', None), 'pool')
     check(isinstance(pool, nn.Module) and hasattr(pool, 'nf'), f'pool={pool!r}: a pool is a module with `nf`, the width of its rows')
-    if not isinstance(head, nn.Module): head = _build(head, pool.nf, n_out, drop, parents=parents)
+    if not isinstance(head, nn.Module): head = _build('head', head, pool.nf, n_out, drop, parents=parents)
     else: _fits(head, (pool.nf,), n_out, 'head')
     check(isinstance(head, nn.Module), f'head={head!r}: a head is a module from rows to scores')
     check(not closer or hasattr(pool, 'attention'), f"closer=True: {type(pool).__name__} attends to nothing in particular, so there is nothing to look closer at: use pool='parts'")

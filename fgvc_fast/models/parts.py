@@ -8,6 +8,7 @@ __all__ = ['PartPool', 'attend_drop', 'attend_crop', 'CloserLook', 'part_hits']
 # %% ../../nbs/api/13b_models.parts.ipynb #ca907f21
 import math, torch
 from fastcore.basics import patch
+from numbers import Real
 from torch import nn
 from torch.nn import functional as F
 from ..core import check, check_number
@@ -24,7 +25,7 @@ class PartPool(nn.Module):
         beta:float=.05 # How far the centres go in one step towards what they see
     ):
         super().__init__()
-        check_number('parts', parts, whole=True)
+        check_number('nf', nf, 1, whole=True), check_number('parts', parts, whole=True)
         check_number('dim', dim, whole=True, none=True)
         check_number('pull', pull, 0)
         check_number('beta', beta, 0, 1)
@@ -65,14 +66,17 @@ pools.update(parts=PartPool)
 def _threshold(name, v):
     "(low, high) of the threshold `v`, a number or a range"
     lo,hi = v if isinstance(v, (tuple,list)) and len(v)==2 else (v,v)
-    ok = all(isinstance(o, (int,float)) and not isinstance(o, bool) for o in (lo, hi)) and 0<=lo<=hi<1
+    ok = all(isinstance(o, Real) and not isinstance(o, bool) for o in (lo, hi)) and 0<=lo<=hi<1
     check(ok, f'{name}={v!r} is no threshold: give a number from 0 up, below 1, or (low, high)')
     return lo,hi
 
+def _room(pad): check(check_number('pad', pad, 0)<1, f"pad={pad} is room round a crop, of the picture's side: 0 or more, below 1")
+
 def _lit(x, attention, thresh):
     "Which pixels of pictures `x` their `attention` (B, h, w) lights above `thresh`, or above one drawn from a range (B, H, W)"
-    check(x.ndim==4 and attention.ndim==3 and len(x)==len(attention),
-        f'attention of shape {tuple(attention.shape)} does not go with pictures of shape {tuple(x.shape)}: give one map (h, w) for each picture (3, H, W)')
+    ok = torch.is_tensor(x) and torch.is_tensor(attention) and x.ndim==4 and attention.ndim==3 and len(x)==len(attention) and x.is_floating_point()
+    a,b = (f'{o.dtype} of shape {tuple(o.shape)}' if torch.is_tensor(o) else repr(o) for o in (attention, x))
+    check(ok, f'attention={a} does not go with pictures x={b}: give one map (h, w) for each picture (3, H, W), pixels from 0 to 1')
     lo,hi = _threshold('thresh', thresh)
     a = F.interpolate(attention.detach().float()[:,None], x.shape[-2:], mode='bilinear', align_corners=False)[:,0]
     a = a - a.amin((1,2), keepdim=True)
@@ -101,7 +105,7 @@ def attend_crop(
     pad:float=.1 # Room on each side, of the picture's own side
 ):
     "The part of each of `x` that its `attention` lights up, as large as the picture"
-    check_number('pad', pad, 0, 1)
+    _room(pad)
     on,at = _lit(x, attention, thresh),[]
     for n,o in zip(x.shape[-2:], (on.any(2), on.any(1))):
         room,(lo,hi) = round(pad*n),_ends(o)
@@ -125,7 +129,7 @@ class CloserLook:
     ):
         for k,v in dict(crop=crop, drop=drop).items(): check_number(k, v, 0)
         for k,v in dict(crop_at=crop_at, drop_at=drop_at, whole_at=whole_at).items(): _threshold(k, v)
-        check_number('pad', pad, 0, 1)
+        _room(pad)
         self.crop,self.drop,self.crop_at,self.drop_at,self.whole_at,self.pad = crop,drop,crop_at,drop_at,whole_at,pad
 
     @torch.no_grad()
@@ -174,7 +178,7 @@ def part_hits(
     near:float=.1 # Nearer than this counts, of the picture's side
 )->torch.Tensor: # (parts, n)
     "Share of the pictures in which the brightest place of each map is near each true part"
-    check_number('near', near, 0)
+    check(check_number('near', near, 0), f"near={near}: give a distance above 0, of the picture's side")
     h,w = attention.shape[-2:]
     i = attention.flatten(2).argmax(2)
     peaks = torch.stack([(i%w+.5)/w, (i//w+.5)/h], -1) # (B, parts, 2)

@@ -16,7 +16,7 @@ class MeanPool(nn.Module):
     def __init__(self, nf:int # Channels of the map
     ):
         super().__init__()
-        self.nf = nf
+        self.nf = check_number('nf', nf, 1, whole=True)
 
     def forward(self, x): return x.mean((2,3))
 
@@ -29,6 +29,7 @@ class GeM(nn.Module):
         eps:float=1e-6 # Smaller values count as this one
     ):
         super().__init__()
+        check_number('nf', nf, 1, whole=True)
         check_number('p', p, 1e-3)
         check_number('eps', eps, 1e-12)
         self.nf,self.eps = nf,eps

@@ -7,16 +7,17 @@ __all__ = ['StagePool', 'PyramidPool', 'Branch']
 
 # %% ../../nbs/api/14_models.pyramid.ipynb #ac47ae35
 import torch
+from numbers import Integral
 from torch import nn
 from torch.nn import functional as F
-from ..core import check, check_number, listing
+from ..core import FineGrainedError, check, check_number, listing
 from .pool import pools
 
 # %% ../../nbs/api/14_models.pyramid.ipynb #b6cb42b0
 def _others(body, stages):
     "Numbers of `stages` of the body, shallow to deep, without the last one, which every pool gets"
-    check(isinstance(stages, (int,str,tuple,list,range)), f'stages={stages!r}: give numbers or names of stages, as (-2,-1)')
-    stages = [stages] if isinstance(stages, (int,str)) else stages
+    check(isinstance(stages, (Integral,str,tuple,list,range)), f'stages={stages!r}: give numbers or names of stages, as (-2,-1)')
+    stages = [stages] if isinstance(stages, (Integral,str)) else stages
     idx = sorted({body.stage_index(o) for o in stages}-{len(body.stages)-1})
     check(idx, f"stages={list(stages)} are no more than the last one of '{body.name}': name others ({listing(body.group_names(), 20)}), as in stages=(-3,-2,-1)")
     return idx
@@ -25,7 +26,10 @@ def _inner(pool, nf):
     "The pool that is meant by a name or class, of `nf` channels"
     check(not isinstance(pool, str) or pool in pools, f"'{pool}' is no pool: use one of {listing(pools, 20)}, or a class of your own")
     check(isinstance(pool, str) or callable(pool) and not isinstance(pool, nn.Module), f'pool={pool!r}: use one of {listing(pools, 20)}, or a class of your own')
-    res = (pools[pool] if isinstance(pool, str) else pool)(nf)
+    try: res = (pools[pool] if isinstance(pool, str) else pool)(nf)
+    except FineGrainedError: raise
+    except Exception as e: raise FineGrainedError(f'pool={pool!r} cannot be built of {nf} channels ({e}): use one of {listing(pools, 20)}, or a class of your own') from e
+    check(isinstance(res, nn.Module) and hasattr(res, 'nf'), f'pool={pool!r}: a pool is a module with `nf`, the width of its rows')
     check(not getattr(res, 'wants', None), f'{type(res).__name__} wants more than one map: inside of another pool use one like avg or gem')
     return res
 

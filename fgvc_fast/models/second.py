@@ -8,6 +8,7 @@ __all__ = ['signed_sqrt', 'BilinearPool', 'CompactPool', 'newton_schulz', 'CovPo
 # %% ../../nbs/api/11b_models.second.ipynb #fa0f7ddd
 import torch
 from fastcore.basics import patch
+from numbers import Integral
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -67,6 +68,7 @@ def signed_sqrt(
     eps:float=1e-3 # What is smaller than this part of the row's mean size counts as nearly zero
 ):
     "The root of each number's size, with its sign; its slope at zero is finite"
+    check_number('eps', eps, 1e-12)
     size = x.abs()
     return x / (size + eps*size.mean(1, keepdim=True) + 1e-12).sqrt() # the last for rows of zeros
 
@@ -82,7 +84,8 @@ def _whole(k, v): check_number(k, v, 1, whole=True)
 
 def _split(nf, streams):
     "The channels of each stream of a map of `nf`"
-    ok = streams is None or isinstance(streams, (tuple,list)) and len(streams)==2 and all(type(o) is int for o in streams) and min(streams)>0 and sum(streams)==nf
+    _whole('nf', nf)
+    ok = streams is None or isinstance(streams, (tuple,list)) and len(streams)==2 and all(isinstance(o, Integral) and o>0 for o in streams) and sum(streams)==nf
     check(ok, f'streams={streams}: give the numbers of channels of two bodies, together the {nf} of the map')
     return list(streams or [nf])
 
@@ -120,8 +123,8 @@ class CompactPool(nn.Module):
     ):
         super().__init__()
         _whole('dim', dim)
-        check_number('seed', seed, 0, whole=True)
-        self.nf,self.sizes,rng = dim,_split(nf, streams),torch.Generator().manual_seed(seed)
+        check_number('seed', seed, 0, 2**63-1, whole=True)
+        self.nf,self.sizes,rng = dim,_split(nf, streams),torch.Generator().manual_seed(int(seed))
         for k,c in zip('ab', (self.sizes*2)[:2]):
             self.register_buffer(f'bin_{k}', torch.randint(dim, (c,), generator=rng, device='cpu'))
             self.register_buffer(f'sign_{k}', torch.randint(2, (c,), generator=rng, device='cpu')*2. - 1)
@@ -221,8 +224,8 @@ class CovPool(nn.Module):
         iters:int=5 # Steps towards the root
     ):
         super().__init__()
+        _whole('nf', nf), _whole('iters', iters)
         if dim is not None: _whole('dim', dim)
-        _whole('iters', iters)
         d = min(nf, dim or nf)
         self.reduce = _narrow(nf, dim, nn.BatchNorm2d(d), nn.ReLU(inplace=True))
         self.triangle,self.iters = _Triangle(d),iters

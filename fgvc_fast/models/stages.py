@@ -9,6 +9,7 @@ __all__ = []
 import torch
 from contextlib import contextmanager, nullcontext
 from fastcore.basics import patch
+from numbers import Integral
 from torch import nn
 from ..core import check, listing
 from .body import Body, as_map
@@ -24,8 +25,8 @@ def stage_index(self:Body,
     if isinstance(o, str):
         check(o in names, f"'{self.name}' has no stage {o!r}: use {listing(names, 20)}, or a number from {-n} to {n-1}")
         return names.index(o)
-    check(isinstance(o, int) and not isinstance(o, bool) and -n<=o<n, f"stage {o!r}: '{self.name}' has {n} stages ({listing(names, 20)}), so use a number from {-n} to {n-1}, or a name")
-    return o%n
+    check(isinstance(o, Integral) and not isinstance(o, bool) and -n<=o<n, f"stage {o!r}: '{self.name}' has {n} stages ({listing(names, 20)}), so use a number from {-n} to {n-1}, or a name")
+    return int(o%n)
 
 # %% ../../nbs/api/10b_models.stages.ipynb #7d66f4d5
 def _open(o, c, r, size):

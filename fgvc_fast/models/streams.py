@@ -8,6 +8,7 @@ __all__ = ['TwoStreams']
 # %% ../../nbs/api/10c_models.streams.ipynb #09afe26f
 import torch
 from fastcore.basics import patch
+from numbers import Integral
 from torch import nn
 from torch.nn import functional as F
 from ..core import check, listing
@@ -66,7 +67,7 @@ class TwoStreams(nn.Module):
 
     def reinit(self, n):
         "Give the last `n` groups of both fresh random values"
-        check(type(n) is int and 0<=n<=len(self.stages), f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups")
+        check(isinstance(n, Integral) and not isinstance(n, bool) and 0<=n<=len(self.stages), f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups")
         for o in self.bodies: o.reinit(min(n, len(o.stages)))
         return self
 

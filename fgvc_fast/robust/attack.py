@@ -7,6 +7,7 @@ __all__ = ['attacks', 'fgsm', 'bim', 'pgd']
 
 # %% ../../nbs/api/60_robust.attack.ipynb #54997918
 import torch
+from torch import nn
 from ..core import FineGrainedError, check, check_choice, check_number
 from ..models.asked import _evaluating
 
@@ -62,9 +63,10 @@ def _climb(model, x, y, eps, alpha, steps, norm, targeted, begin=None):
             now = _allowed(now + sign*alpha*_steepest(g.nan_to_num(0.), norm), x, eps, norm)
     return now
 
-def _asked(x, eps, norm):
-    "Pixels, if strength and norm are ones"
-    check_choice('norm', norm, ('linf','l2'))
+def _asked(model, x, eps, norm, targeted):
+    "Pixels, if all that every attack is asked for is in order"
+    check(isinstance(model, nn.Module), f'model={model!r}: give an `nn.Module` from pixels to logits, such as `PixelModel(learn)`')
+    check_choice('norm', norm, ('linf','l2')), check_choice('targeted', targeted, (False,True))
     check_number('eps', eps, 0)
     return _pixels(x, 'x')
 
@@ -78,12 +80,13 @@ def fgsm(
     targeted:bool=False # Towards `y` instead of away from it?
     )->torch.Tensor: # As `x`
     "`x`, changed by one step of length `eps` up the loss"
-    return _climb(model, _asked(x, eps, norm), y, eps, eps, 1, norm, targeted)
+    return _climb(model, _asked(model, x, eps, norm, targeted), y, eps, eps, 1, norm, targeted)
 
 # %% ../../nbs/api/60_robust.attack.ipynb #3b4ab0e5
 def _step(eps, steps, alpha):
     check_number('steps', steps, 1, whole=True)
-    return 2.5*eps/steps if check_number('alpha', alpha, 0, none=True) is None else alpha
+    check(check_number('alpha', alpha, 0, none=True)!=0, f'alpha={alpha} is the length of a step, above 0, or None')
+    return 2.5*eps/steps if alpha is None else alpha
 
 def bim(model, x, y, eps:float, # As `fgsm`
     steps:int=10, # How many
@@ -91,7 +94,7 @@ def bim(model, x, y, eps:float, # As `fgsm`
     norm:str='linf', targeted:bool=False # As `fgsm`
     )->torch.Tensor: # As `x`
     "`x`, changed in `steps` up the loss"
-    x = _asked(x, eps, norm)
+    x = _asked(model, x, eps, norm, targeted)
     return _climb(model, x, y, eps, _step(eps, steps, alpha), steps, norm, targeted)
 
 def pgd(model, x, y, eps:float, # As `fgsm`
@@ -101,7 +104,8 @@ def pgd(model, x, y, eps:float, # As `fgsm`
     generator=None # A `torch.Generator` for the random start
     )->torch.Tensor: # As `x`
     "`x`, changed in `steps` up the loss from a random start"
-    x,alpha = _asked(x, eps, norm),_step(eps, steps, alpha)
+    check(generator is None or isinstance(generator, torch.Generator), f'generator={generator!r}: give a `torch.Generator` on the device of the pictures, or None')
+    x,alpha = _asked(model, x, eps, norm, targeted),_step(eps, steps, alpha)
     d = torch.rand(x.shape, generator=generator, device=x.device)*2-1 if norm=='linf' else torch.randn(x.shape, generator=generator, device=x.device)
     if norm=='l2': d = d/_length(d)*torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)**(1/x[0].numel())
     return _climb(model, x, y, eps, alpha, steps, norm, targeted, x+eps*d)

@@ -27,6 +27,7 @@ class Robustness:
     def wide(self, corrupted:bool=False # Of corruptions instead of attacks?
         )->pd.DataFrame:
         "Accuracy by kind (rows) and strength, clean first"
+        check_choice('corrupted', corrupted, (False,True))
         t = self.table[(self.table.kind!='clean') & (self.table.kind.isin(corruptions)==corrupted)]
         res = t.pivot(index='kind', columns='strength', values='accuracy').loc[t.kind.unique()]
         res.insert(0, 'clean', self.table.accuracy[0])
@@ -58,13 +59,15 @@ def robustness(
     **kwargs # Of the attacks that know it, such as `steps`
     )->Robustness:
     "How many of the pictures are still named rightly under each attack and corruption, clean accuracy first"
+    net = PixelModel(learn)
     check(isinstance(attack, (str,tuple,list)) or callable(attack), f"attack={attack!r}: use {', '.join(attacks)}, or a function, or several in a list")
     eps = eps if isinstance(eps, (tuple,list)) else [eps]
     for e in eps: check_number('eps', e, 0)
-    check_choice('norm', norm, ('linf','l2'))
+    check_choice('norm', norm, ('linf','l2')), check_choice('corrupted', corrupted, (False,True))
+    check(dl is None or hasattr(dl, '__iter__') and not isinstance(dl, str), f'dl={dl!r}: give a loader of pictures with labels, or None')
     check_number('n', n, 1, whole=True, none=True)
     check_number('keep', keep, 0, whole=True)
-    check_number('seed', seed, whole=True)
+    check_number('seed', seed, 0, 2**63-1, whole=True)
     named = {getattr(o, '__name__', o): o if callable(o) else attacks.get(o) if isinstance(o, str) else None for o in ([attack] if isinstance(attack, str) or callable(attack) else attack)}
     unknown = [k for k,v in named.items() if v is None]
     check(not unknown, f"attack={unknown} is unknown: use {', '.join(attacks)}, or a function")
@@ -72,7 +75,7 @@ def robustness(
     stray = [k for k in kwargs if not any(k in signature(f).parameters for f in named.values())]
     check(not stray, f"{', '.join(named)} know no option {', '.join(f'`{k}`' for k in stray)}")
     strengths = sorted({float(e) for e in eps if e})
-    net,g = PixelModel(learn),torch.Generator(next(learn.model.parameters()).device).manual_seed(seed)
+    g = torch.Generator(next(learn.model.parameters()).device).manual_seed(int(seed))
     dl = learn.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl
     right,total,shown = {},0,[]
     def count(kind, strength, x, y):

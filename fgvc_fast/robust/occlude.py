@@ -20,6 +20,7 @@ def hide(
     discs # (n, 3): x, y and radius in pixels; NaN: hide nothing
     )->torch.Tensor: # As `x`
     "`x` with each disc in the mean colour of the ring round it"
+    check(torch.is_tensor(x) and x.ndim==4, f'x={type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}: give pixels (n, channels, height, width)')
     ok = np.ndim(discs)==2 and np.shape(discs)==(len(x),3)
     check(ok, f'discs of shape {np.shape(discs)}: give x, y and radius for each of the {len(x)} pictures')
     d = torch.as_tensor(np.asarray(discs, dtype=np.float32))
@@ -66,12 +67,13 @@ def occlusion(
     split:str='valid' # Which pictures
     )->pd.DataFrame:
     "Accuracy at each level with nothing hidden, with the part that counts hidden, and with another as large"
+    net = PixelModel(learn)
     data = getattr(learn.dls, 'data', None)
     check(data is not None, 'These loaders do not know their data set: make them with `data.dls(...)`')
     check_number('grow', grow, 1e-3)
     check_choice('split', split, ('train','valid','test'))
     rows,discs,control = _hidden_and_control(learn, data, list(data[split].index), part, grow)
-    targs,net,dev = torch.tensor(pd.Index(learn.dls.vocab).get_indexer(data.items.label[rows])),PixelModel(learn),next(learn.model.parameters()).device
+    targs,dev = torch.tensor(pd.Index(learn.dls.vocab).get_indexer(data.items.label[rows])),next(learn.model.parameters()).device
     hidden,said = {'nothing': np.full_like(discs, np.nan), 'the part that counts': discs, 'another part': control},{}
     done = 0
     with _evaluating(learn.model):
