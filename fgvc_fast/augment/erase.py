@@ -11,16 +11,17 @@ from fastai.callback.core import Callback
 from numbers import Real
 from ..core import check, check_number
 
-# %% ../../nbs/api/30_augment.erase.ipynb #e86c3f2e
+# %% ../../nbs/api/30_augment.erase.ipynb #5be1a7c3
 def _number(o): return isinstance(o, Real) and not isinstance(o, bool) and math.isfinite(o)
 def _pair_of(o): return isinstance(o, (tuple,list)) and len(o)==2 and all(map(_number, o))
-
-def _side(size): check(check_number('size', size, 0, 1), f"size={size} is the side of the hole, of the picture's shorter side, above 0 and up to 1")
 
 def _shape(area, aspect):
     "Stop unless these are ranges of a hole's share of the picture and of its height over its width"
     check(_pair_of(area) and 0<area[0]<=area[1]<=1, f"area={area}: give the range of the hole's share of the picture, such as (.02, .4)")
     check(_pair_of(aspect) and 0<aspect[0]<=aspect[1], f"aspect={aspect}: give the range of the hole's height over its width, such as (.3, 3.3)")
+
+# %% ../../nbs/api/30_augment.erase.ipynb #e86c3f2e
+def _side(size): check(check_number('size', size, 0, 1), f"size={size} is the side of the hole, of the picture's shorter side, above 0 and up to 1")
 
 def square_boxes(n:int, h:int, w:int, # How many; size of the pictures
     size:float, # Side of the squares, of the picture's shorter side, (0,1]

@@ -221,7 +221,7 @@ def _listed(o, known):
     return (o if isinstance(o, str) else next((k for k,v in known.items() if v is o), None)),{}
 
 # %% ../../nbs/api/16_models.model.ipynb #254cc3e1
-def _build(kind, part, *args, body=None, **more):
+def _build(part, *args, kind='pool', body=None, **more):
     "What `part`, a `kind`, builds of `args`, and of those of `more` that it has a name for"
     try:
         ps = inspect.signature(part).parameters
@@ -281,10 +281,10 @@ def fine_grained_model(
     attend = {int(k) if isinstance(k, Integral) else k: v for k,v in (attend or {}).items()} # plain numbers, as they are saved
     if isinstance(branch, Integral): branch = int(branch)
     for stage,kind in attend.items(): body.put_after(stage, Attended(body.stages[body.stage_index(stage)].channels, kind))
-    if not isinstance(pool, nn.Module): pool = _build('pool', pool, body.nf, body=body, streams=getattr(body, 'streams', None))
+    if not isinstance(pool, nn.Module): pool = _build(pool, body.nf, body=body, streams=getattr(body, 'streams', None))
     elif not getattr(pool, 'wants', None): _fits(pool, (body.nf,7,7), getattr(pool, 'nf', None), 'pool')
     check(isinstance(pool, nn.Module) and hasattr(pool, 'nf'), f'pool={pool!r}: a pool is a module with `nf`, the width of its rows')
-    if not isinstance(head, nn.Module): head = _build('head', head, pool.nf, n_out, drop, parents=parents)
+    if not isinstance(head, nn.Module): head = _build(head, pool.nf, n_out, drop, kind='head', parents=parents)
     else: _fits(head, (pool.nf,), n_out, 'head')
     check(isinstance(head, nn.Module), f'head={head!r}: a head is a module from rows to scores')
     check(not closer or hasattr(pool, 'attention'), f"closer=True: {type(pool).__name__} attends to nothing in particular, so there is nothing to look closer at: use pool='parts'")

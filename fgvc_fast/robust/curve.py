@@ -66,8 +66,7 @@ def robustness(
     check_choice('norm', norm, ('linf','l2')), check_choice('corrupted', corrupted, (False,True))
     check(dl is None or hasattr(dl, '__iter__') and not isinstance(dl, str), f'dl={dl!r}: give a loader of pictures with labels, or None')
     check_number('n', n, 1, whole=True, none=True)
-    check_number('keep', keep, 0, whole=True)
-    check_number('seed', seed, 0, 2**63-1, whole=True)
+    check_number('keep', keep, 0, whole=True), check_number('seed', seed, 0, 2**63-1, whole=True)
     named = {getattr(o, '__name__', o): o if callable(o) else attacks.get(o) if isinstance(o, str) else None for o in ([attack] if isinstance(attack, str) or callable(attack) else attack)}
     unknown = [k for k,v in named.items() if v is None]
     check(not unknown, f"attack={unknown} is unknown: use {', '.join(attacks)}, or a function")
