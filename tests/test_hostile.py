@@ -1,0 +1,655 @@
+"""Every public call with every wrong kind of each argument: one clear error that names the culprit, and nothing is lost
+
+The table comes in sections, a row for each call: who it is, how it is called rightly, and what kind of thing each argument is.
+From the kind follow the wrong values. `python tests/test_hostile.py` prints what does not hold, by area."""
+import copy, hashlib, importlib, inspect, io, json, math, os, pkgutil, re, shutil, signal, struct, sys, warnings, zipfile, zlib
+import numpy as np, pandas as pd, pytest, torch
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from PIL import Image
+from types import SimpleNamespace
+import matplotlib
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+from fastai.vision.all import Callback, DataLoaders, Learner, accuracy
+import fgvc_fast
+from fgvc_fast.all import * # chkstyle: ignore (what a notebook has)
+from fgvc_fast.core import FineGrainedError
+from fgvc_fast.robust.all import *
+from torch import nn
+
+pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore')]
+nan,inf = math.nan,math.inf
+
+# ---- Kinds of arguments: what is wrong for each ------------------------------------------------------------------------------------
+
+class Thing:
+    "Nothing that any call could want"
+    def __repr__(self): return 'Thing()'
+thing = Thing()
+
+@dataclass
+class Of:
+    "A wrong value that is made where the test stands: `make(w)`"
+    name: str
+    make: object
+    def __repr__(self): return self.name
+
+class Kind:
+    "Wrong values for an argument, and words that may stand for it in the error besides its name"
+    def __init__(self, *wrong, none=False, words=''):
+        self.wrong = [o for o in wrong if not (none and o is None)]
+        self.words = words.split()
+    def __add__(self, more): return Kind(*self.wrong, *more, words=' '.join(self.words))
+    def but(self, *fine): return Kind(*[o for o in self.wrong if repr(o) not in map(repr, fine)], words=' '.join(self.words))
+    def called(self, words): return Kind(*self.wrong, words=' '.join(self.words)+' '+words)
+
+@dataclass
+class Free:
+    "An argument that takes anything, and why"
+    why: str
+
+def number(low=None, high=None, above=None, below=None, none=False, words=''):
+    "Any number from `low` to `high`, or above `above` and below `below`"
+    wrong = [None, 'x', nan, inf, [], {}, thing]
+    if low is not None: wrong.append(low-1)
+    if above is not None: wrong += [above, above-1]
+    if high is not None: wrong.append(high+.5)
+    if below is not None: wrong.append(below)
+    return Kind(*wrong, none=none, words=words)
+
+def whole(low=None, high=None, none=False, words=''):
+    wrong = [None, 'x', nan, 1.5, [], {}, thing]
+    if low is not None: wrong.append(low-1)
+    if high is not None: wrong.append(high+1)
+    return Kind(*wrong, none=none, words=words)
+
+share = number(0, 1)
+positive = number(above=0)
+count = whole(1)
+seed = Kind('x', -1, 1.5, nan, [], thing, None)
+seed_or_none = Kind('x', -1, 1.5, nan, [], thing)
+flag = Kind('no', 7, [1], thing)
+def choice(none=False, words=''): return Kind('no such word', 5, '', [], {}, thing, None, none=none, words=words)
+def size_of(none=False, words=''): return Kind(0, -1, 1.5, '64', (64,), (64,0), (8,8,8), nan, [], {}, thing, None, none=none, words=words)
+def pair_of(low, high, words=''): return Kind(None, 'x', (1,), (high,low-1), (nan,high), (low-1,high), [], {}, thing, ('a','b'), words=words)
+range_or_number = Kind(None, 'x', -1, 1.5, nan, (.5,.2), (nan,.5), ('a','b'), [], (.1,.2,.3), thing)
+def name_of(words=''): return Kind('No such name', 5, None, nan, [], {}, thing, words=words)
+text = Kind(None, 5, [], {}, thing)
+func = Kind(None, 5, 'no such function', [], thing)
+def instance(words='', none=False): return Kind(None, 5, 'x', [], thing, none=none, words=words)
+
+not_there = Of("'.../not/there'", lambda w: w.tmp/'not'/'there')
+a_text = Of("'.../notes.txt'", lambda w: w.text)
+a_folder = Of("'.../empty'", lambda w: w.empty)
+below_file = Of("'.../notes.txt/below'", lambda w: w.text/'below')
+old_folder = Kind(None, 5, [], {}, thing, not_there, a_text, a_folder, words='folder file there')
+old_file = Kind(None, 5, [], {}, thing, not_there, a_folder, words='file there')
+new_folder = Kind(None, 5, [], {}, thing, '', a_text, below_file, words='folder file')
+new_file = Kind(None, 5, [], {}, thing, '', a_folder, below_file, words='folder file')
+pictures = Kind(None, [], 5.5, [10**6], [-1], [nan], [None], [thing], thing, ['no/such.jpg'], 'no/such.jpg', [a_text], Of('an array of 7', lambda w: np.zeros(7)), [Of('an array of 7', lambda w: np.zeros(7))],
+    Of('zeros(3)', lambda w: torch.zeros(3)), Of('zeros(2,1,8,8)', lambda w: torch.zeros(2, 1, 8, 8)), words='picture pictures row rows tensor path item image images batch array')
+picture = pictures.but([])
+rows = Kind([10**6], [-1], ['x'], [1.5], [None], [nan], 'x', 1.5, {}, thing, None, words='row rows')
+frame = Kind(None, 5, 'x', [], {}, thing, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1]))), words='table column columns pairs')
+pixels = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('zeros(2,3)', lambda w: torch.zeros(2, 3)), words='pixels pixel pictures picture')
+unit_pixels = pixels + [Of('300 of pixels', lambda w: torch.full((2,3,8,8), 300.)), Of('NaN pixels', lambda w: torch.full((2,3,8,8), nan)), Of('negative pixels', lambda w: torch.full((2,3,8,8), -1.)), Of('bytes', lambda w: torch.ones(2, 3, 8, 8, dtype=torch.uint8))]
+numbers_of_classes = Kind(None, 5, 'x', [], thing, Of('of floats', lambda w: torch.tensor([.5,.5])), Of('of another length', lambda w: torch.tensor([0,1,0,1,0,1,0])), Of('class 99', lambda w: torch.tensor([99,0])), Of('class -1', lambda w: torch.tensor([-1,0])), words='class classes label labels target targets targs')
+matrix = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('of words', lambda w: [['a']]), words='rows shape embeddings scores preds probs')
+device = Kind('nosuch', 5.5, [], thing, words='device')
+workers = whole(0, none=True)
+callbacks = Kind(5, 'x', [5], ['x'], thing, words='callback callbacks')
+axes = Free("matplotlib's own: what is no axes says so itself")
+options = Free('of the call that is named there, which is in this table')
+
+# ---- Calls --------------------------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Call:
+    key: str; owner: str; f: object; good: object; args: dict
+table = {}
+
+def call(key, owner, f, good, /, **args):
+    "A row of the table: `f(w)` is called, rightly with what `good(w)` gives (None: elsewhere), and wrongly for each of `args`"
+    assert key not in table, key
+    table[key] = Call(key, owner, f, good, args)
+def it(o): return lambda w: o
+
+class Flat: fit_transform = staticmethod(lambda x: x[:,:2]) # in the place of t-SNE
+
+class Accepted(BaseException): "Something wrong went through as far as training"
+
+def _birds(tmp): return toy_birds(tmp/'birds', families=2, species=2, per_class=8, size=48)
+
+def a_run(seed, a=1, b=2):
+    "What a study trains"
+    return world.learn
+
+class World(SimpleNamespace):
+    "One small data set, and everything that is made of it"
+    def __init__(self, tmp):
+        global world
+        world = self
+        self.tmp,self.text,self.empty,self.guard = tmp,tmp/'notes.txt',tmp/'empty',False
+        self.text.write_text('nothing\n'), self.empty.mkdir()
+        self.data = _birds(tmp)
+        self.plain = FineGrainedData(self.data.items[['path','label','split']], self.data.root)
+        self.dls = self.data.dls(32, bs=4, num_workers=0, seed=0, cache=False)
+        self.parts_dls = self.data.dls(32, bs=4, num_workers=0, seed=0, cache=False, parts=True)
+        torch.manual_seed(0)
+        self.learn = fine_grained_learner(self.dls, 'toy_resnet', metrics=accuracy)
+        self.learn.model.eval()
+        self.learn.remove_cb(self.learn.progress)
+        self.learn.logger = noop
+        self.body,self.model = self.learn.model.body,self.learn.model
+        self.interp = FineGrainedInterpretation.from_learner(self.learn)
+        self.interp.preds = (self.interp.targs+torch.arange(len(self.interp.targs))%2)%4 # half of it wrong
+        self.x,self.y = torch.rand(2, 3, 32, 32),torch.tensor([0,1])
+        self.jpg = self.data.path(0)
+        self.bundle = load_bundle(self.learn.save_bundle(tmp/'bundle'), 'cpu')
+        self.hierarchy = FeatureHierarchy(self.learn)
+        self.levels = Levels(self.data)
+        self.study = Study('runs', a_run, dict(a=[1,2]), 2, tmp/'studies').run(progress=False)
+        self.robustness = robustness(self.learn, eps=(.1,), corrupted=False, attack='fgsm', n=2, steps=1)
+        self.report = cam_report(self.learn, methods=['gradcam'], n=2, steps=0)
+        self.prototypes = self.learn.prototypes()
+        self.neighbours = self.learn.retrieve(0)
+        self.pairs = self.data.duplicates(progress=False)
+        plt.close('all')
+
+    def mark(self):
+        "A checksum of all that a failed call must leave as it was"
+        h = hashlib.sha256()
+        for k,v in self.model.state_dict().items(): h.update(k.encode()+v.detach().cpu().contiguous().numpy().tobytes())
+        h.update(self.data.items.to_csv().encode()+self.data.parts.to_csv().encode())
+        for o in sorted(self.tmp.rglob('*')):
+            if o.is_file() and 'cache' not in o.parts: h.update(str(o).encode()+o.read_bytes())
+        state = [id(self.learn.dls), self.learn.model.training, len(self.learn.cbs), [p.requires_grad for p in self.model.parameters()], self.learn.dls.train.bs, str(self.learn.dls.device), torch.is_grad_enabled(), self.model.norm.mean.shape, len(self.model.state_dict())]
+        return h.hexdigest()+repr(state)
+
+# -- data: tables (D)
+small = dict(size=32, bs=4, num_workers=0, cache=False)
+call('FineGrainedData', 'D', it(FineGrainedData), lambda w: dict(items=w.data.items, root=w.data.root, levels=['family','label'], parts=w.data.parts),
+    items=frame, root=Kind(5, [], {}, thing, words='root'), levels=Kind(5, 'x', ['x'], ['nowhere','label'], [5,'label'], [None,'label'], thing, ['label','family'], words='level column'),
+    parts=frame.but(None).called('parts'), card=Kind(5, 'x', [1], thing), valid=number(0, below=1), seed=seed)
+call('FineGrainedData.path', 'D', lambda w: w.data.path, it(dict(row=0)), row=Kind(10**6, -1, 'x', 1.5, nan, None, [], thing, words='row'))
+call('FineGrainedData.picture', 'D', lambda w: w.data.picture, it(dict(row=0)), row=Kind(10**6, -1, 'x', 1.5, nan, None, [], thing, words='row'), size=size_of(none=True).but((8,8,8)) + [5.5, (0,0)])
+call('FineGrainedData.split', 'D', lambda w: w.plain.split, it(dict(valid=.2)), valid=number(0, below=1), test=number(0, below=1), seed=seed)
+call('FineGrainedData.subset', 'D', lambda w: w.data.subset, it(dict(classes=2)), classes=Kind(0, -1, 99, 1.5, 'no such class', ['no such class'], [5], [None], [], {}, thing, nan, words='class label called'),
+    per_class=whole(1, none=True), level=choice(), seed=seed)
+call('FineGrainedData.at_level', 'D', lambda w: w.data.at_level, it(dict(level='family')), level=choice())
+call('FineGrainedData.check', 'D', lambda w: w.data.check, it(dict(progress=False)), progress=flag)
+call('FineGrainedData.drop', 'D', lambda w: w.data.drop, it(dict(rows=[0])), rows=rows + [Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1])))])
+call('FineGrainedData.show', 'D', lambda w: w.data.show, it(dict(n=1)), rows=rows.but(None) + [[]], n=count, cols=count, boxes=flag, parts=flag, seed=seed, size=positive)
+call('FineGrainedData.long_tail', 'D', lambda w: w.data.long_tail, it(dict(ratio=2)), ratio=number(1), seed=seed)
+call('FineGrainedData.rename', 'D', lambda w: w.data.rename, lambda w: dict(names={w.data.vocab[0]: 'Robin'}), names=Kind(None, 5, 'x', ['x'], {'No such bird': 'Robin'}, thing, {5: 'Robin'}, words='called'), level=choice())
+call('FineGrainedData.merge', 'D', lambda w: w.plain.merge, lambda w: dict(others=w.plain), others=instance(words='data'))
+call('carve', 'D', it(carve), lambda w: dict(items=w.data.items), items=frame.called('column'), share=number(0, below=1), seed=seed, take=choice(), give=choice())
+call('FineGrainedData.duplicates', 'D', lambda w: w.data.duplicates, it(dict(progress=False)), distance=whole(0, 128), progress=flag)
+call('FineGrainedData.show_duplicates', 'D', lambda w: w.data.show_duplicates, lambda w: dict(pairs=some_pairs(w), n=1), pairs=frame, n=count, cols=count, size=positive)
+call('FineGrainedData.drop_duplicates', 'D', lambda w: w.data.drop_duplicates, lambda w: dict(pairs=w.pairs), pairs=frame)
+def some_pairs(w): return w.data.duplicates(distance=128, progress=False)
+
+# -- data: readers (D)
+reader = dict(root=old_folder, kwargs=options)
+call('fine_grained_data', 'D', it(fine_grained_data), lambda w: dict(source=w.data.root), kwargs=options,
+    source=Kind(None, 5, nan, [], {}, thing, 'no_such_name', '', 'x.zip', 'https://example.org/birds', not_there, a_text, a_folder, words='data'), path=Kind('x', 5, thing))
+call('read_folder', 'D', it(read_folder), lambda w: dict(root=class_folders(w)), **reader)
+def class_folders(w):
+    for i in range(8):
+        (w.tmp/'classes'/'ab'[i%2]).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(w.data.path(i), w.tmp/'classes'/'ab'[i%2]/f'{i}.png')
+    return w.tmp/'classes'
+call('read_table', 'D', it(read_table), lambda w: dict(df=w.data.items, root=w.data.root), df=old_file + [a_text, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1])))],
+    root=Kind(5, [1], {1}, thing), kwargs=options)
+call('read_cub', 'D', it(read_cub), lambda w: dict(root=w.data.root), **reader)
+for f in (read_cars, read_dogs, read_flowers, read_food, read_nabirds, read_pets): call(f.__name__, 'D', it(f), None, **reader)
+call('read_aircraft', 'D', it(read_aircraft), None, **reader, val=choice())
+call('read_cifar_10', 'D', it(read_cifar_10), None, **reader, pictures=Free('tried with the whole tree in test_formats_b'))
+call('read_cifar_100', 'D', it(read_cifar_100), None, **reader, pictures=Free('tried with the whole tree in test_formats_b'))
+call('read_inaturalist', 'D', it(read_inaturalist), None, **reader, year=Kind('x', 1999, 5.5, [], thing), mini=flag, boxes=flag)
+call('toy_birds', 'D', it(toy_birds), lambda w: dict(path=w.tmp/'birds', families=2, species=2, per_class=8, size=48), path=Kind(5, [], {}, thing, a_text, below_file, words='folder file'),
+    families=whole(1, 8), species=whole(2, 6), per_class=whole(4), size=whole(32, 1024), difficulty=share, seed=seed)
+call('toy_species', 'D', it(toy_species), it(dict(families=2, species=2)), families=whole(1, 8), species=whole(2, 6), difficulty=share, seed=seed)
+call('draw_bird', 'D', it(draw_bird), it(dict(bird=toy_species(2, 2)[0], size=32)), bird=instance(words='toy_species'), seed=Kind('x', 1.5, nan, thing, None), size=whole(1), difficulty=share)
+
+# -- data: pictures, cache, loaders (C)
+call('to_rgb', 'C', it(to_rgb), lambda w: dict(im=Image.new('L', (4,4))), im=instance(words='picture'))
+call('upright_size', 'C', it(upright_size), lambda w: dict(im=Image.new('L', (4,4))), im=instance(words='picture'))
+four = Kind(None, 5, 'x', (), (0,0,5), (0,0,nan,5), (5,5,1,1), ('a','b','c','d'), thing, words='box region')
+call('upright_box', 'C', it(upright_box), lambda w: dict(box=(0,0,2,2), im=Image.new('L', (4,4))), box=four, im=instance(words='picture'))
+call('read_image', 'C', it(read_image), lambda w: dict(fn=w.jpg), fn=Kind(None, 5, [], {}, thing, not_there, a_text, a_folder, words='picture'), region=four.but(None, ()), size=size_of(none=True).called('size'))
+call('CropResize', 'C', it(CropResize), it(dict(size=32)), size=size_of(), crop=choice(none=True), margin=number(0), min_scale=number(high=1, above=0), flip=share, light=number(0, below=1), more=Kind(5, 'x', [], thing),
+    cache=Kind(5, 'x', thing), kwargs=Free("fastai's own"))
+call('FineGrainedData.block', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), size=size_of(), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'), item_tfms=Kind(5, 'x', [5], thing),
+    batch_tfms=Kind(5, 'x', [5], thing), valid=choice(), cache=Kind(5, [], {}, thing, a_text, below_file, None, words='folder'), max_gb=number(0), parts=Kind('no such', 5, [], thing, None), device=device, kwargs=Free('of `CropResize`, below'))
+for k,v in dict(margin=number(0), min_scale=number(high=1, above=0), flip=share, light=number(0, below=1)).items():
+    call(f'FineGrainedData.block, {k}', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), **{k: v})
+call('FineGrainedData.dls', 'C', lambda w: w.data.dls, it(small), size=size_of(), bs=whole(1), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'), block=Kind(5, 'x', [1], thing),
+    valid=choice(), label_level=choice(none=True).but('', []), balanced=flag, per_class=whole(1, none=True) + [3], seed=seed_or_none, num_workers=workers, device=device, kwargs=Free('of `block`, above'))
+call('FineGrainedLoaders.test_dl', 'C', lambda w: w.dls.test_dl, it(dict(test_items=[0])), test_items=pictures.called('test_items'), rm_type_tfms=Free("fastai's own"), with_labels=flag, kwargs=Free("fastai's own"))
+call('FineGrainedLoaders.resized', 'C', lambda w: w.dls.resized, it(dict(size=40)), size=size_of())
+call('FineGrainedLoaders.show_batch', 'C', lambda w: w.dls.show_batch, it(dict(max_n=1)), b=Free('what a loader gave'), max_n=count, boxes=flag, kwargs=Free("fastai's own"))
+call('FineGrainedBlock.dataloaders', 'C', lambda w: w.data.block(32, cache=False).dataloaders, it(dict(bs=4, num_workers=0)), source=Kind(5, 'x', thing), kwargs=Free("fastai's own"))
+call('FineGrainedDL.share', 'C', lambda w: w.dls.train.share, it(dict(rank=0, ranks=2)), rank=whole(0), ranks=whole(1), pad=flag)
+call('balanced_order', 'C', it(balanced_order), lambda w: dict(labels=np.array([0,1]), rng=np.random.default_rng(0)), labels=Kind(None, 5, 'x', [], thing), rng=instance(), per_class=count)
+call('share_of', 'C', it(share_of), it(dict(n=8, bs=2, rank=0, ranks=2)), n=whole(0), bs=count, rank=whole(0), ranks=count, pad=flag)
+
+# -- download (E)
+call('fetch', 'E', it(fetch), None, url=Kind(None, 5, '', [], thing, 'no url', 'file:///etc/hostname', 'http://', 'http://[bad', 'gopher://x.org/y', words='url'), folder=new_folder, known_hash=Kind(5, 'x', [], thing, 'md5:', 'md5:zz', 'crc:00', words='hash checksum'), tries=count)
+call('unpack', 'E', it(unpack), lambda w: dict(fns=an_archive(w), to=w.tmp/'unpacked'/str(np.random.randint(10**9))), fns=old_file.called('archive') + [a_text], to=new_folder.but(a_text))
+def an_archive(w):
+    with zipfile.ZipFile(w.tmp/'a.zip', 'w') as z: z.writestr('a/b.txt', 'hello')
+    (w.tmp/'unpacked').mkdir(exist_ok=True)
+    return w.tmp/'a.zip'
+
+# -- models (F)
+channels = whole(1)
+arch = Kind(None, 5, '', 'no_such_model', [], {}, thing, nan, nn.Linear, words='architecture architectures model')
+weights = Kind(5, [1], thing, '~/no/such.pth', not_there, a_text, a_folder, words='weights file')
+pool = Kind(None, 5, 'no such', [], {}, thing, nn.Linear, words='pool')
+head = Kind(None, 5, 'no such', [], {}, thing, words='head')
+stats = Kind(5, 'x', (1,), ([0]*3,), ([0]*3,[0]*3), ([0]*2,[1]*2), ([nan]*3,[1]*3), ([0]*3,[-1]*3), thing, words='mean std stats')
+attend = Kind(5, 'x', {99: 'se'}, {-1: 'no such'}, {'no such': 'se'}, {-1: 5}, [1], thing, words='attention stage depth')
+stage = Kind(99, -99, 'no such', 1.5, [], {}, thing, words='stage stages')
+made = dict(arch=arch, pool=pool, head=head, drop=number(0, below=1), pretrained=flag, weights=weights, stats=stats, attend=attend, branch=stage.but([], {}), closer=flag)
+call('fine_grained_model', 'F', it(fine_grained_model), it(dict(arch='toy_resnet', n_out=4)), **made, n_out=whole(1), img_size=size_of(none=True).called('size'), parents=Kind(5, 'x', [5], [[0]], thing, words='parents'), kwargs=Free("timm's own"))
+call('fine_grained_learner', 'F', it(fine_grained_learner), lambda w: dict(dls=w.dls, arch='toy_resnet'), dls=instance(words='loaders DataLoaders'), **made, channels_last=flag, amp=choice(none=True), kwargs=Free("fastai's and timm's own, below"))
+call('fine_grained_learner, of Learner', 'B', it(fine_grained_learner), lambda w: dict(dls=w.dls, arch='toy_resnet'), loss_func=Kind(5, 'x', [], thing, words='loss'), opt_func=Kind(5, 'x', [], thing, None, words='optimizer optimiser'),
+    lr=Kind('x', nan, -1, 0, [], thing, None), splitter=Kind(5, 'x', [], thing), metrics=Kind(5, 'accuracy', [5], thing, words='metric'), cbs=callbacks, wd=Kind('x', nan, -1, [], thing), path=Kind(5, [1], thing), moms=Kind(5, 'x', (1,), thing, None),
+    train_bn=flag, wd_bn_bias=flag)
+call('Body', 'F', it(Body), it(dict(arch='toy_resnet')), arch=arch, pretrained=flag, weights=weights, img_size=size_of(none=True).called('size'), kwargs=Free("timm's own"))
+call('Body.reinit', 'F', lambda w: copy.deepcopy(w.body).reinit, it(dict(n=1)), n=whole(0, 99))
+call('Body.check_size', 'F', lambda w: w.body.check_size, it(dict(size=32)), size=size_of())
+call('Body.resize', 'F', lambda w: copy.deepcopy(w.body).resize, it(dict(size=32)), size=size_of())
+call('Body.stage_index', 'F', lambda w: w.body.stage_index, it(dict(o=-1)), o=stage)
+call('Body.put_after', 'F', lambda w: copy.deepcopy(w.body).put_after, it(dict(stage=-1, block=nn.Identity())), stage=stage, block=instance())
+call('FineGrainedModel.reinit', 'F', lambda w: copy.deepcopy(w.model).reinit, it(dict(n=1)), n=whole(0, 99))
+call('FineGrainedModel.resize', 'F', lambda w: copy.deepcopy(w.model).resize, it(dict(size=32)), size=size_of())
+call('FineGrainedModel', 'F', it(FineGrainedModel), lambda w: dict(norm=w.model.norm, body=w.body, pool=w.model.pool, head=w.model.head), **{k: instance() for k in ('norm','body','pool','head')}, branch=instance(none=True).but([]), closer=instance(none=True).but([]))
+call('Normalise', 'F', it(Normalise), it(dict(mean=[0]*3, std=[1]*3)), mean=Kind(None, 'x', [], [nan]*3, ['a']*3, thing), std=Kind(None, 'x', [], [nan]*3, ['a']*3, [0]*3, [-1]*3, thing))
+call('read_weights', 'F', it(read_weights), None, path=Kind(None, 5, [], thing, not_there, a_text, a_folder, words='file weights'))
+call('TwoStreams', 'F', it(TwoStreams), it(dict(arch=('toy_resnet','toy_resnet'))), arch=Kind(None, 5, 'x', [], ('toy_resnet',), ('toy_resnet',None), ('toy_resnet','no_such_model'), thing, words='architecture architectures model'), pretrained=flag,
+    weights=Kind(5, [1], 'x', thing, words='files'), img_size=size_of(none=True).called('size'), kwargs=Free("timm's own"))
+call('TwoStreams.check_size', 'F', lambda w: two(w).check_size, it(dict(size=32)), size=size_of())
+call('TwoStreams.resize', 'F', lambda w: two(w).resize, it(dict(size=32)), size=size_of())
+call('TwoStreams.reinit', 'F', lambda w: two(w).reinit, it(dict(n=1)), n=whole(0, 99))
+def two(w):
+    if not hasattr(w, 'two'): w.two = TwoStreams(('toy_resnet','toy_resnet'))
+    return w.two
+call('AvgPool', 'F', it(AvgPool), it(dict(nf=8)), nf=channels)
+call('GeM', 'F', it(GeM), it(dict(nf=8)), nf=channels, p=positive, eps=positive)
+call('BilinearPool', 'F', it(BilinearPool), it(dict(nf=8, dim=4)), nf=channels, dim=whole(1, none=True), streams=Kind(5, 'x', (1,), thing))
+call('CompactPool', 'F', it(CompactPool), it(dict(nf=8, dim=16)), nf=channels, dim=channels, seed=seed, streams=Kind(5, 'x', (1,), thing))
+call('CovPool', 'F', it(CovPool), it(dict(nf=8, dim=4)), nf=channels, dim=whole(1, none=True), iters=whole(1))
+call('newton_schulz', 'F', it(newton_schulz), it(dict(A=torch.eye(3)[None])), A=matrix, iters=count, inverse=flag)
+call('signed_sqrt', 'F', it(signed_sqrt), it(dict(x=torch.ones(3))), x=instance(), eps=positive)
+call('PartPool', 'F', it(PartPool), it(dict(nf=8, parts=2)), nf=channels, parts=whole(1, 8), dim=whole(1, none=True), pull=number(0), beta=share)
+call('GivenPartPool', 'F', it(GivenPartPool), it(dict(nf=8, parts=2)), nf=channels, parts=count, dim=whole(1, none=True), given=share, sigma=positive, weight=number(0))
+call('part_targets', 'F', it(part_targets), lambda w: dict(places=torch.rand(2, 3, 2), h=4, w=4), places=pixels, h=count, w=count, sigma=positive)
+call('CloserLook', 'F', it(CloserLook), it({}), crop=number(0), drop=number(0), crop_at=range_or_number, drop_at=range_or_number, whole_at=number(0, below=1), pad=number(0, below=1))
+attention = pixels.called('attention shape')
+call('attend_drop', 'F', it(attend_drop), lambda w: dict(x=w.x, attention=torch.rand(2, 4, 4)), x=pixels, attention=attention, thresh=range_or_number)
+call('attend_crop', 'F', it(attend_crop), lambda w: dict(x=w.x, attention=torch.rand(2, 4, 4)), x=pixels, attention=attention, thresh=range_or_number, pad=number(0, below=1))
+call('part_hits', 'F', it(part_hits), lambda w: dict(attention=torch.rand(2, 3, 4, 4), points=torch.rand(2, 5, 2)), attention=attention, points=pixels, near=positive)
+call('Attended', 'F', it(Attended), it(dict(nf=8, kind='se')), nf=channels, kind=choice())
+call('AttentionPool', 'F', it(AttentionPool), it(dict(nf=8)), nf=channels, heads=count)
+call('ClassAttentionPool', 'F', it(ClassAttentionPool), it(dict(nf=8)), nf=channels, heads=count, depth=count, width=whole(1, none=True), mlp=positive, scale=number())
+stages = Kind(99, 'no such', [99], [], [1.5], thing, None, words='stage stages')
+call('StagePool', 'F', it(StagePool), lambda w: dict(body=w.body), body=instance(), stages=stages, pool=pool)
+call('PyramidPool', 'F', it(PyramidPool), lambda w: dict(body=w.body, width=8), body=instance(), stages=stages, width=count, pool=pool)
+call('Branch', 'F', it(Branch), lambda w: dict(body=w.body, n_out=4, width=8), body=instance(), n_out=count, stage=stage.but([], {}), width=count)
+for f in (ClassTokenPool, TokenPool): call(f.__name__, 'F', it(f), lambda w: dict(body=a_vit(w)), body=instance())
+call('PartTokenPool', 'F', it(PartTokenPool), lambda w: dict(body=a_vit(w)), body=instance(), parts=count)
+def a_vit(w):
+    if not hasattr(w, 'vit'): w.vit = Body('vit_tiny_patch16_224', pretrained=False, img_size=32, depth=1, embed_dim=24, num_heads=2)
+    return w.vit
+call('RowNorm', 'F', it(RowNorm), it(dict(nf=8)), nf=channels)
+call('LinearHead', 'F', it(LinearHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=number(0, below=1))
+call('FastaiHead', 'F', it(FastaiHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=number(0, below=1), hidden=count)
+call('CosineHead', 'F', it(CosineHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=number(0, below=1), scale=number(above=0, none=True))
+call('LevelHead', 'F', it(LevelHead), it(dict(nf=8, n_out=2, parents=[[0,1]])), nf=channels, n_out=count, drop=number(0, below=1), parents=Kind(None, 5, 'x', [], [5], [[0]], [[0,2]], [[0,nan]], thing, words='parents'), weight=number(0))
+
+# -- losses, metric learning, metrics, levels (F)
+call('Focal', 'F', it(Focal), it({}), gamma=number(0), weight=Kind('x', 5, [-1.,1.], [nan], thing, words='weight weights'), reduction=choice())
+call('class_weights', 'F', it(class_weights), it(dict(counts=[5,3])), counts=Kind(None, 5, 'x', [], [-1,2], [nan,1], ['a'], [0,0], thing), beta=number(0, below=1))
+call('PairwiseConfusion', 'F', it(PairwiseConfusion), it({}), reduction=choice())
+call('MutualChannel', 'F', it(MutualChannel), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, div=number(0), reduction=choice())
+call('Centre', 'F', it(Centre), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, reduction=choice())
+call('metric_loss', 'F', it(metric_loss), it(dict(name='supcon', nf=8, n_out=2)), name=choice(), nf=channels, n_out=count, miner=Kind('no such', 5, [1], thing), kwargs=Free("pytorch-metric-learning's own"))
+call('MetricLoss', 'F', it(MetricLoss), it(dict(loss=nn.Identity())), loss=Kind(None, 5, 'x', [], thing), miner=Kind(5, 'x', [1], thing))
+ref = Kind(5, 'x', Of('zeros(3)', lambda w: torch.zeros(3)), Of('of another width', lambda w: torch.zeros(3, 9)), thing, words='rows')
+def rows_and(**kw): return lambda w: dict(rows=torch.eye(4), **{k: torch.tensor([0,0,1,1]) for k in ('targs',)}, **kw)
+call('nearest', 'F', it(lambda **kw: list(nearest(**kw))), it(dict(rows=torch.eye(4))), rows=matrix, k=count, ref=ref, chunk=count)
+own_classes = Kind(None, 5, 'x', [], thing, Of('of floats', lambda w: torch.tensor([.5]*4)), Of('of another length', lambda w: torch.tensor([0,1])), Of('class -1', lambda w: torch.tensor([-1,0,0,1])), words='class classes label labels')
+other_classes = Free('goes with `ref`, checked like `targs`')
+call('recall_at_k', 'F', it(recall_at_k), rows_and(), rows=matrix, targs=own_classes, k=count, ref=ref, ref_targs=other_classes)
+call('r_precision', 'F', it(r_precision), rows_and(), rows=matrix, targs=own_classes, ref=ref, ref_targs=other_classes)
+call('map_at_r', 'F', it(map_at_r), rows_and(), rows=matrix, targs=own_classes, ref=ref, ref_targs=other_classes)
+call('knn_accuracy', 'F', it(knn_accuracy), rows_and(), rows=matrix, targs=own_classes, k=count, ref=ref, ref_targs=other_classes)
+def scores(w): return dict(preds=torch.rand(2, 4), targs=w.y)
+call('in_top', 'F', it(in_top), scores, preds=matrix, targs=numbers_of_classes, k=count)
+call('top_k', 'F', it(top_k), scores, preds=matrix, targs=numbers_of_classes, k=count)
+call('per_class_accuracy', 'F', it(per_class_accuracy), scores, preds=matrix.but(Of('zeros(3)', None)), targs=numbers_of_classes, n=whole(1, none=True))
+call('Levels', 'F', it(Levels), lambda w: dict(data=w.data), data=instance() + [Of('a data set of one level', lambda w: w.plain)])
+call('level_metrics', 'F', it(level_metrics), lambda w: dict(data=w.data), data=instance() + [Of('a data set of one level', lambda w: w.plain)])
+def answers(w): return dict(preds=w.y, targs=w.y)
+call('Levels.right', 'F', lambda w: w.levels.right, answers, preds=numbers_of_classes, targs=numbers_of_classes, level=choice())
+for k in ('accuracy','severity','meet','mistakes'): call(f'Levels.{k}', 'F', lambda w, k=k: getattr(w.levels, k), answers, preds=numbers_of_classes, targs=numbers_of_classes)
+probs = matrix + [Of('of another width', lambda w: torch.rand(2, 9))]
+call('Levels.at', 'F', lambda w: w.levels.at, lambda w: dict(level='family', probs=torch.rand(2, 4)), level=choice(), probs=probs)
+for k in ('sum_up','best','top_down'): call(f'Levels.{k}', 'F', lambda w, k=k: getattr(w.levels, k), lambda w: dict(probs=torch.rand(2, 4)), probs=probs)
+
+# -- augmentation (F)
+call('Attend', 'F', it(Attend), it({}), crop=share, drop=share, crop_at=range_or_number, drop_at=range_or_number, pad=number(0, below=1))
+call('Erase', 'F', it(Erase), it({}), p=share, area=pair_of(0, 1), aspect=pair_of(1, 3), fill=Kind('no such', None, [], {}, thing, ['a'], nan))
+call('Cutout', 'F', it(Cutout), it({}), size=number(high=1, above=0), p=share, fill=Kind('no such', None, [], {}, thing, ['a'], nan))
+call('square_boxes', 'F', it(square_boxes), it(dict(n=2, h=8, w=8, size=.5)), n=whole(0), h=count, w=count, size=number(high=1, above=0), device=device)
+call('random_boxes', 'F', it(random_boxes), it(dict(n=2, h=8, w=8)), n=whole(0), h=count, w=count, area=pair_of(0, 1), aspect=pair_of(1, 3), device=device)
+call('erase', 'F', it(erase), lambda w: dict(x=w.x, boxes=torch.tensor([[0,2,0,2]]*2)), x=pixels, boxes=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), words='boxes'), fill=Kind('no such', None, {}, thing, ['a']))
+call('evidence', 'F', it(evidence), lambda w: dict(model=w.model, x=w.x, y=w.y), model=instance(), x=pixels, y=numbers_of_classes.called('y'))
+perm = Kind(None, 'x', [], thing, Of('of floats', lambda w: torch.tensor([.5,.5])), Of('of another length', lambda w: torch.tensor([0,1,0,1,0])), Of('number 99', lambda w: torch.tensor([99,0])))
+two_pictures = lambda w: dict(x=w.x, perm=torch.tensor([1,0]))
+call('mixup', 'F', it(mixup), lambda w: two_pictures(w)|dict(lam=.5), x=instance(), perm=perm, lam=share)
+call('cut_box', 'F', it(cut_box), it(dict(h=8, w=8, lam=.5)), h=count, w=count, lam=share, center=Kind(5, 'x', (1,), ('a','b'), thing))
+call('cutmix', 'F', it(cutmix), lambda w: two_pictures(w)|dict(lam=.5), x=pixels, perm=perm, lam=share, center=Kind(5, 'x', (1,), ('a','b'), thing))
+call('snapmix', 'F', it(snapmix), lambda w: two_pictures(w)|dict(seen=torch.rand(2, 32, 32), lams=(.5,.5)), x=pixels, perm=perm, seen=pixels, lams=pair_of(0, 1).but((1,-1)) + [(2.,.5)], centers=Kind(5, 'x', (1,), thing, None))
+alpha = number(above=0, none=True)
+call('Mix', 'F', it(Mix), it(dict(mixup=.4)), mixup=alpha, cutmix=alpha, snapmix=alpha, p=number(high=1, above=0), weights=Kind(5, 'x', (1,2,3), (-1,), (nan,), ('a',), thing))
+for f in (MixUp, CutMix, SnapMix): call(f.__name__, 'F', it(f), it({}), alpha=number(above=0), p=number(high=1, above=0))
+
+# -- training (B)
+rate = number(above=0, none=True)
+plan = Kind(None, 0, -1, 1.5, 'x', nan, [], {}, thing, [1], True, words='plan epochs Phase')
+depth = Kind(99, -99, 1.5, 'no such', None, [], {}, thing, words='depth')
+call('Learner.fit_phases', 'B', lambda w: w.learn.fit_phases, None, plan=plan, lr=rate, wd=number(0, none=True), cbs=callbacks, resume=Kind(5, thing, not_there, a_folder, a_text, [1], words='resume snapshot folder'), folder=new_folder.but(None, ''))
+call('Learner.fit_phases, a phase', 'B', lambda w: lambda **kw: w.learn.fit_phases([Phase(**dict(to='head', epochs=1)|kw)]), None, to=depth, epochs=count, lr=rate.but([]), ratio=positive, decay=number(high=1, above=0, none=True), size=size_of(none=True),
+    views=whole(0, none=True), reinit=whole(0, 99), patience=whole(1, none=True), keep_stats=flag, pct_start=number(above=0, below=1), div=positive)
+call('Phase', 'B', it(Phase), it(dict(to='head', epochs=1)), to=Kind(None, 1.5, [], {}, thing, nan), epochs=count, lr=rate + [slice(None), slice('a'), slice(-1,1), slice(nan), slice(1,2,3)], ratio=positive, decay=number(high=1, above=0, none=True),
+    size=size_of(none=True), views=whole(0, none=True), reinit=whole(0), patience=whole(1, none=True), keep_stats=flag, pct_start=number(above=0, below=1), div=positive)
+call('Plan', 'B', it(lambda iterable: Plan(iterable)), it(dict(iterable=[Phase('all', 1)])), iterable=Kind(5, 'x', [5], [None], thing, words='plan Phase'))
+call('default_plan', 'B', it(default_plan), it(dict(epochs=3)), epochs=count, lr=positive, drop=positive, ratio=positive, pretrained=flag)
+call('phase_rates', 'B', it(phase_rates), lambda w: dict(learn=w.learn, plan=2), learn=instance(), plan=plan, lr=rate)
+call('Learner.plan', 'B', lambda w: w.learn.plan, it(dict(name='default', epochs=3)), name=choice(), epochs=count, lr=rate, kwargs=options)
+for k in ('fastai','gradual','reinit','layers'): call(f'{k}_plan', 'B', lambda w, k=k: partial(globals()[f'{k}_plan'], w.learn), it(dict(epochs=12)), learn=Free('given by `learn.plan`'), epochs=count, lr=positive, **(dict(n=whole(1, 99)) if k=='reinit' else {}))
+call('blocks_plan', 'B', lambda w: partial(blocks_plan, w.learn), None, learn=Free('given by `learn.plan`'), epochs=Kind(3, words='blocks'), lr=Free('as in the other plans'))
+call('Learner.plot_phases', 'B', lambda w: w.learn.plot_phases, it(dict(plan=2)), plan=plan.but(None), lr=rate, figsize=Kind(5, 'x', (1,), (0,1), (nan,1), thing))
+call('Learner.lr_find_phase', 'B', lambda w: w.learn.lr_find_phase, None, phase=Kind(None, 5, 'x', [], thing), **{k: positive for k in ('start_lr','end_lr')}, num_it=count, stop_div=flag, show_plot=flag, suggest_funcs=Free("fastai's own"))
+call('param_groups', 'B', it(param_groups), lambda w: dict(learn=w.learn), learn=instance())
+call('by_layer', 'B', it(by_layer), lambda w: dict(model=w.model), model=instance())
+call('group_names', 'B', it(group_names), lambda w: dict(learn=w.learn), learn=instance())
+call('group_index', 'B', it(group_index), lambda w: dict(learn=w.learn, to='head'), learn=instance(), to=depth)
+call('depth_name', 'B', it(depth_name), lambda w: dict(learn=w.learn, to='head'), learn=instance(), to=depth)
+call('spread', 'B', it(spread), it(dict(lr=1., n=2)), lr=positive, n=count, ratio=positive)
+call('group_rates', 'B', it(group_rates), it(dict(lr=1., n=2)), lr=positive + [slice(None), slice('a'), slice(-1,1)], n=count, ratio=positive, decay=number(high=1, above=0, none=True))
+def entered(f):
+    def g(**kw):
+        with f(**kw): pass
+    return g
+def in_frozen(learn, **kw):
+    with freeze_below(learn, 'head') if isinstance(learn, Learner) else frozen_features(learn):
+        with frozen_features(learn, **kw): pass
+call('freeze_below', 'B', it(entered(freeze_below)), lambda w: dict(learn=w.learn, to='head'), learn=instance(), to=depth, stats=depth.but(None))
+call('frozen_features', 'B', it(in_frozen), lambda w: dict(learn=w.learn), learn=instance(), views=whole(0), seed=seed_or_none, max_gb=positive)
+call('Accumulate', 'B', it(Accumulate), it(dict(n=2)), n=count)
+call('EMA', 'B', it(EMA), it({}), decay=number(0, below=1))
+call('decay_at', 'B', it(decay_at), it(dict(t=1, decay=.9)), t=whole(0), decay=number(0, below=1))
+call('L2SP', 'B', it(L2SP), it(dict(alpha=.1)), alpha=number(0), beta=number(0, none=True))
+call('AddLoss', 'B', it(AddLoss), it(dict(loss='centre')), loss=Kind(None, 5, 'no such', [], {}, thing), weight=positive, on=choice(none=True), name=Kind(5, 'a.b', [1], thing), alone=flag)
+call('undecayed', 'B', it(undecayed), lambda w: dict(model=w.model), model=instance())
+call('write_snapshot', 'B', it(write_snapshot), lambda w: dict(folder=w.tmp/'snap', o=[1]), folder=new_folder, o=Kind(thing, [thing], {'a': thing}, {thing: 1}, words='Thing'))
+call('read_snapshot', 'B', it(read_snapshot), lambda w: dict(folder=write_snapshot(w.tmp/'snap', [1]).parent), folder=old_folder.called('snapshot'))
+call('FineGrainedLearner.distrib_ctx', 'B', lambda w: lambda **kw: entered(w.learn.distrib_ctx)(**kw), None, sync_bn=flag, in_notebook=flag, kwargs=Free("Accelerate's own"))
+call('Learner.mix_report', 'B', lambda w: w.learn.mix_report, None, settings=Kind(5, 'x', None, [], [5], thing, words='mix_report'), epochs=count, seeds=Kind(0, 2, -1, 1.5, 'x', [], [0,1], [0,0,0], ['a']*3, thing, None), kwargs=Free('of `fit_phases`'))
+call('CSVLog', 'B', it(CSVLog), it({}), fname=Kind(None, 5, [], thing, ''))
+call('tensorboard_log', 'B', it(tensorboard_log), None, folder=Kind(None, 5, [], thing, ''))
+
+# -- learner, interpretation, numbers (A)
+call('FineGrainedInterpretation.from_learner', 'A', it(FineGrainedInterpretation.from_learner), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=Kind(99, 'x', 1.5, None, [], thing), dl=Kind(5, 'x', [], thing), act=Kind(5, 'x', [1], thing))
+interp = lambda k: lambda w: getattr(w.interp, k)
+method = Kind(None, 5, 'no such', [], {}, thing, words='method')
+call('FineGrainedInterpretation.most_confused', 'A', interp('most_confused'), it({}), min_val=count)
+call('FineGrainedInterpretation.plot_per_class', 'A', interp('plot_per_class'), it({}), most=count)
+call('FineGrainedInterpretation.plot_confusion_matrix', 'A', interp('plot_confusion_matrix'), it({}), most=whole(1))
+call('FineGrainedInterpretation.plot_confused_pairs', 'A', interp('plot_confused_pairs'), it(dict(n=1, k=1)), n=count, k=count, method=method)
+call('FineGrainedInterpretation.plot_pair', 'A', interp('plot_pair'), lambda w: dict(one=w.dls.vocab[0], other=w.dls.vocab[1], k=1), one=name_of('pair'), other=name_of('pair'), k=count, method=method)
+call('FineGrainedInterpretation.plot_top_losses', 'A', interp('plot_top_losses'), it(dict(k=1)), k=count, largest=flag, method=method, ncols=count)
+call('FineGrainedInterpretation.calibration', 'A', interp('calibration'), it({}), bins=count)
+call('FineGrainedInterpretation.ece', 'A', interp('ece'), it({}), bins=count)
+call('FineGrainedInterpretation.plot_calibration', 'A', interp('plot_calibration'), it({}), bins=count, ax=axes)
+call('FineGrainedInterpretation.plot_errors', 'A', interp('plot_errors'), it(dict(n=1)), n=count, idxs=Kind([99], [-1], ['x'], [1.5], 'x', [], thing, [None], words='Pictures picture number'), method=method, layer=Kind('no such', 99, 1.5, {}, thing))
+call('FineGrainedInterpretation.suspects', 'A', interp('suspects'), it({}), least=share)
+call('FineGrainedInterpretation.walk', 'A', interp('walk'), it(dict(n=1, k=1)), n=count, k=count, method=method)
+call('FineGrainedInterpretation.to_html', 'A', interp('to_html'), lambda w: dict(path=w.tmp/'pairs.html', n=1, k=1), path=new_file, n=count, k=count, method=method, side=count, title=text)
+call('Learner.calibrate', 'A', lambda w: w.learn.calibrate, it({}), dl=Kind(5, 'x', [], thing))
+sure = number(high=1, above=0)
+call('Learner.answer_level', 'A', lambda w: w.learn.answer_level, it(dict(items=[0])), items=pictures, confidence=sure)
+confidences = Kind(None, 5, 'x', [], [0], [2], [nan], ['a'], thing, words='confidence')
+call('Learner.level_coverage', 'A', lambda w: w.learn.level_coverage, it({}), confidences=confidences, dl=Kind(5, 'x', [], thing))
+call('Learner.plot_level_coverage', 'A', lambda w: w.learn.plot_level_coverage, it({}), confidences=confidences, dl=Kind(5, 'x', [], thing))
+call('Learner.embeddings', 'A', lambda w: w.learn.embeddings, it({}), split=choice())
+call('Learner.plot_embeddings', 'A', lambda w: w.learn.plot_embeddings, it(dict(how=Flat())), split=choice(), by=choice(none=True).but('', []), how=Kind(5, 'x', [], thing), ax=axes)
+call('Learner.retrieve', 'A', lambda w: w.learn.retrieve, it(dict(item=0)), item=Kind(None, [], 5.5, 10**6, -1, nan, thing, 'no/such.jpg', a_text, [0], words='picture row'), k=count)
+call('Neighbours.show', 'A', lambda w: w.neighbours.show, it({}), figsize=Kind(5, 'x', (1,), (0,1), (nan,1), thing))
+call('Learner.retrieval_metrics', 'A', lambda w: w.learn.retrieval_metrics, it({}), ks=Kind(None, 'x', (), (0,), (-1,), (1.5,), ('a',), (nan,), thing))
+call('Learner.prototypes', 'A', lambda w: w.learn.prototypes, it(dict(new={'a new bird': [0]})), new=Kind(5, 'x', ['x'], {'a': []}, {'a': None}, {'a': [10**6]}, {'a': ['no/such.jpg']}, {5: [0]}, thing, words='pictures row'))
+call('Prototypes.scores', 'A', lambda w: w.prototypes.scores, it(dict(items=[0])), items=pictures)
+call('Prototypes.predict', 'A', lambda w: w.prototypes.predict, it(dict(items=[0])), items=pictures)
+
+# -- studies (A)
+call('measure', 'A', it(measure), lambda w: dict(learn=w.learn), learn=instance(), most=count)
+runs = Kind(0, -1, 1.5, 'x', [], [1.5], [0,0], ['a'], None, thing, {})
+study_name = Kind(None, 5, '', 'a/b', '..', [], thing)
+call('Study', 'A', it(Study), lambda w: dict(name='mine', train=a_run, settings=dict(a=[1]), folder=w.tmp/'studies'), name=study_name, train=func, settings=Kind(None, 5, 'x', {}, {'a': 5}, {'a': []}, {'a': 'xy'}, {'no such': [1]}, {5: [1]}, [5], [], {'seed': [1]}, thing),
+    seeds=runs, folder=new_folder)
+call('Study.left', 'A', lambda w: w.study.left, it({}), now=number(0))
+call('Study.run', 'A', lambda w: w.study.run, it(dict(progress=False)), progress=flag)
+call('Study.to_markdown', 'A', lambda w: w.study.to_markdown, it({}), columns=Kind(5, 'no such', ['no such'], [5], thing, words='column'))
+call('Study.best', 'A', lambda w: w.study.best, it({}), by=choice())
+call('Study.compare', 'A', lambda w: w.study.compare, it(dict(base=1)), base=Kind(None, 'no such', 99, {}, {'no such': 1}, {'a': 99}, [], thing), of=choice())
+call('Study.plot', 'A', lambda w: w.study.plot, it({}), x=choice(none=True).but('', []), hue=choice(none=True).but(''), y=choice(), figsize=Kind(5, 'x', (1,), (0,1), thing), ax=axes)
+call('value_name', 'A', it(value_name), it(dict(o=1)), o=Kind(thing, lambda: 1, [thing], {'a': thing}, words='Thing lambda'))
+given = dict(name=study_name, seeds=runs, folder=new_folder, kwargs=options)
+some_data = Kind(None, 5, 'no such data', [], thing)
+quick = lambda w: dict(data=w.data, folder=w.tmp/'studies')
+call('train_one', 'A', it(train_one), None, seed=seed, data=some_data, arch=Free('as `fine_grained_learner`'), epochs=plan, lr=rate, plan=Kind(5, 'x', {'name': 'no such'}, thing), size=Free('as `dls`'), bs=Free('as `dls`'), aug=Free('as `dls`'), crop=Free('as `dls`'), dls=Kind(5, 'x', thing),
+    cbs=Kind(5, [5], thing), smooth=number(0, below=1), kwargs=options)
+archs = Kind(None, 5, 'no_such_model', [], ['no_such_model'], [5], thing, words='arch model architecture')
+call('depth_study', 'A', it(depth_study), quick, data=some_data, archs=archs, pretrained=Kind(5, [], ['x'], thing), **given)
+call('batch_study', 'A', it(batch_study), quick, data=some_data, arch=arch, sizes=Kind(None, 5, 'x', [], [0], ['a'], thing), **given)
+call('layer_plans', 'A', it(layer_plans), it(dict(epochs=4)), epochs=count, stages=whole(0))
+call('layers_study', 'A', it(layers_study), quick, data=some_data, arch=arch, epochs=count, stages=whole(0), **given)
+call('training_tricks', 'A', it(training_tricks), it({}), alpha=positive, smooth=number(0, below=1), drop=number(0, below=1))
+call('tricks_study', 'A', it(tricks_study), quick, data=some_data, arch=arch, tricks=Kind(5, 'x', [1], {'a': 5}, thing), aug=Kind('no such', 5, thing, None), **given)
+call('all_that_help', 'A', it(all_that_help), None, study=instance(), by=choice())
+call('vit_study', 'A', it(vit_study), quick, data=some_data, archs=archs, blocks=Kind(None, 5, 'x', [0], [-1], ['a'], thing), epochs=count, **given)
+call('reinit_study', 'A', it(reinit_study), quick, data=some_data, bodies=Kind(5, 'x', [1], {'a': 5}, thing), stages=Kind(None, 5, 'x', [], [-1], ['a'], thing), epochs=count, **given)
+call('transfer_study', 'A', it(transfer_study), lambda w: quick(w)|dict(source=w.data), data=some_data, source=some_data, arch=arch, epochs=plan, source_epochs=plan, **given)
+
+# -- explanations (G)
+target = Kind('No such bird', 10**6, -1, 1.5, nan, [], {}, thing, (0,0), ('x','y'), (0,1,2), [0,1,2,3,4,5,6], words='target targets class')
+layer = Kind('no such', 99, 1.5, {}, thing, [], ['no such'], nn.Linear(1, 1), words='layer stage stages Linear')
+call('cam', 'G', it(cam), lambda w: dict(learn=w.learn, items=[0]), learn=instance(), items=pictures, method=method, target=target, layer=layer)
+call('Learner.show_cam', 'G', lambda w: w.learn.show_cam, it(dict(n=1)), items=pictures.but(None), n=count, method=method, target=target.but([0,1,2,3,4,5,6]), layer=layer, ncols=count)
+call('spotlight', 'G', it(spotlight), lambda w: dict(im=w.x[0], cam=torch.rand(32, 32)), im=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))), cam=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('of another size', lambda w: torch.zeros(7, 9))))
+call('draw_cam', 'G', it(draw_cam), lambda w: dict(ax=plt.subplots()[1], im=w.x[0], cam=torch.rand(32, 32)), ax=axes, im=Kind(None, 5, 'x', [], thing), cam=Kind(None, 5, 'x', [], thing), title=Free("matplotlib's own"), right=Kind('no', 7, [1], thing))
+call('find_layer', 'G', it(find_layer), lambda w: dict(model=w.model), model=instance(), layer=layer.but([], ['no such']), x=Free('of `view_layers`'))
+call('find_method', 'G', it(find_method), it(dict(method='gradcam')), method=method)
+call('view_layers', 'G', it(view_layers), lambda w: dict(model=w.model, x=w.x), model=instance(), x=pixels, towards=Kind(5, 'x', [], thing, Of('of another width', lambda w: torch.rand(2, 9))), layers=Kind(5, 'x', ['no such'], thing, (), words='layer'))
+call('FeatureHierarchy', 'G', it(FeatureHierarchy), lambda w: dict(learn=w.learn), learn=instance())
+call('FeatureHierarchy.from_learner', 'G', it(FeatureHierarchy.from_learner), lambda w: dict(learn=w.learn), learn=instance())
+fh = lambda k: lambda w: getattr(w.hierarchy, k)
+call('FeatureHierarchy.maps', 'G', fh('maps'), it(dict(items=[0])), items=pictures)
+call('FeatureHierarchy.show', 'G', fh('show'), it(dict(item=0, k=1)), item=picture + [[0,1]], k=count)
+call('FeatureHierarchy.show_filters', 'G', fh('show_filters'), it(dict(most=1)), most=count)
+pairs = Kind(None, 5, 'x', [], [5], [('x','y')], [('x',)], thing, words='pair')
+call('FeatureHierarchy.separates', 'A', fh('separates'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])], folds=2), pairs=pairs, folds=whole(2))
+call('FeatureHierarchy.plot_separates', 'A', fh('plot_separates'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])], folds=2), pairs=pairs, folds=whole(2), ax=axes)
+call('FeatureHierarchy.excites', 'G', fh('excites'), it(dict(stage=-1, channel=0, n=1)), stage=stage, channel=whole(0, 10**6), items=pictures.but(None), n=count)
+call('FeatureHierarchy.receptive_fields', 'G', fh('receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
+call('FeatureHierarchy.plot_receptive_fields', 'G', fh('plot_receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
+call('cam_report', 'G', it(cam_report), lambda w: dict(learn=w.learn, methods=['gradcam'], n=1, steps=0), learn=instance(), data=Kind(5, 'x', [], thing), methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layers=Kind(5, ['no such'], [99], thing, [], words='layer stage stages'),
+    asked=Kind(None, 5, 'x', [], ['x'], [5], thing), part=Kind('no such part', 5, [], thing), n=whole(1, none=True), split=choice(), steps=whole(0))
+call('CamReport.beats', 'G', lambda w: w.report.beats, it({}), base=choice())
+call('CamReport.plot', 'G', lambda w: w.report.plot, it({}), score=choice(), ax=axes)
+call('sanity_check', 'G', it(sanity_check), lambda w: dict(learn=w.learn, items=[0]), learn=instance(), items=pictures, methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layer=layer.but([], ['no such']), seed=seed)
+maps = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), words='maps shape')
+masks = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), words='masks shape')
+two_maps = lambda w: dict(maps=torch.rand(2, 8, 8), masks=torch.ones(2, 8, 8, dtype=torch.bool))
+call('pointing_game', 'G', it(pointing_game), two_maps, maps=maps, masks=masks)
+call('energy_inside', 'G', it(energy_inside), two_maps, maps=maps, masks=masks)
+call('box_masks', 'G', it(box_masks), it(dict(boxes=torch.tensor([[0.,0,2,2]]), size=(8,8))), boxes=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))), size=Kind(None, 'x', 0, (8,), (0,8), thing, (nan,8)))
+call('disc_masks', 'G', it(disc_masks), it(dict(discs=torch.tensor([[1.,1,2]]), size=(8,8))), discs=Kind(None, 5, 'x', [], thing, Of('zeros(2)', lambda w: torch.zeros(2))), size=Kind(None, 'x', 0, (8,), (0,8), thing, (nan,8)))
+call('deletion_insertion', 'G', it(deletion_insertion), lambda w: dict(f=w.model, x=w.x, maps=torch.rand(2, 32, 32), classes=w.y, steps=1), f=func, x=pixels, maps=maps, classes=numbers_of_classes, steps=count)
+
+# -- robustness (F)
+attack = dict(model=func, x=unit_pixels, y=numbers_of_classes.called('y'), eps=number(0), norm=choice(), targeted=flag)
+pictured = lambda w: dict(model=w.model, x=w.x, y=w.y, eps=.1)
+call('fgsm', 'F', it(fgsm), pictured, **attack)
+call('bim', 'F', it(bim), pictured, **attack, steps=count, alpha=number(above=0, none=True))
+call('pgd', 'F', it(pgd), pictured, **attack, steps=count, alpha=number(above=0, none=True), generator=Kind(5, 'x', [], thing))
+call('corrupt', 'F', it(corrupt), lambda w: dict(x=w.x, kind='dark', strength=1), x=unit_pixels, kind=choice(), strength=whole(1, 5))
+call('hide', 'F', it(hide), lambda w: dict(x=w.x, discs=torch.tensor([[1.,1,2]]*2)), x=pixels, discs=Kind(None, 5, 'x', [], thing, Of('zeros(2)', lambda w: torch.zeros(2))))
+attacks_of = Kind(None, 5, 'no such', ['no such'], [5], thing, words='attack')
+call('robustness', 'F', it(robustness), lambda w: dict(learn=w.learn, eps=(.1,), corrupted=False, attack='fgsm', n=1, steps=1), learn=instance(), attack=attacks_of, eps=Kind(None, 'x', [-1], [nan], ['a'], thing, [inf]), norm=choice(), corrupted=flag, dl=Kind(5, 'x', [], thing), n=whole(1, none=True), keep=whole(0), seed=seed, kwargs=Free('of the attacks, above'))
+call('Robustness.wide', 'F', lambda w: w.robustness.wide, it({}), corrupted=flag)
+call('Robustness.gallery', 'F', lambda w: w.robustness.gallery, lambda w: dict(kind='pgd') if any(w.robustness.shown) else None, kind=choice(), n=count)
+call('plot_robustness', 'F', it(plot_robustness), lambda w: dict(results=w.robustness), results=instance())
+call('occlusion', 'F', it(occlusion), lambda w: dict(learn=w.learn), learn=instance(), part=Kind('no such part', 5, [], thing), grow=positive, split=choice())
+call('PixelModel', 'F', it(PixelModel), lambda w: dict(learn=w.learn), learn=instance())
+call('AdversarialTraining', 'F', it(AdversarialTraining), it({}), eps=positive, alpha=share, attack=Kind(None, 5, 'no such', [], thing), kwargs=Free('of the attack, above'))
+
+# -- bundles (E)
+call('load_bundle', 'E', it(load_bundle), lambda w: dict(folder=w.tmp/'bundle'), folder=old_folder, device=device)
+call('Learner.save_bundle', 'E', lambda w: w.learn.save_bundle, lambda w: dict(folder=w.tmp/'again'), folder=new_folder)
+call('Bundle.predict', 'E', lambda w: w.bundle.predict, lambda w: dict(images=w.jpg, progress=False), images=pictures.but([10**6], [-1]) + [[10**6]], k=count, flip=flag, bs=count, num_workers=workers, boxes=Kind(5, 'x', [1], thing, [0,0,5,5]), progress=flag)
+call('Bundle.save_onnx', 'E', lambda w: w.bundle.save_onnx, None, path=new_file, images=Free('as `predict`'))
+call('Bundle', 'E', it(Bundle), None, model=instance(), labels=Kind(None, 5, 'x', [], [1], thing), levels=Kind(5, 'x', thing), transforms=Kind(None, 5, 'x', {}, thing), device=device)
+call('recipe', 'E', it(recipe), lambda w: dict(model=w.model), model=instance())
+call('check_same', 'E', it(check_same), lambda w: dict(want=torch.ones(2, 2), got=torch.ones(2, 2)), want=instance(), got=instance() + [Of('another shape', lambda w: torch.ones(3, 3)), Of('other numbers', lambda w: torch.zeros(2, 2))], most=number(0))
+call('write_bundle', 'E', it(write_bundle), lambda w: dict(folder=w.tmp/'third', model=w.model, labels=list(w.dls.vocab), size=(32,32)), folder=new_folder, model=instance(), labels=Kind(None, 5, 'x', [], ['a'], [1,2,3,4], ['a']*4, thing), size=size_of(none=True), crop=choice(none=True), margin=number(0),
+    levels=Kind(5, 'x', {'a': 5}, thing), stats=stats, facts=Kind(5, 'x', thing), verify=Kind(5, 'x', thing))
+
+# ---- What is not in the table, and why ------------------------------------------------------------------------------------------------
+
+by_torch = 'called by torch or fastai, in every batch: what goes in is checked where it is made'
+made_elsewhere = 'made by the calls above, not by hand'
+nothing_to_give = 'takes nothing'
+exceptions = {}
+
+# ---- Trying them -----------------------------------------------------------------------------------------------------------------------
+
+class TooLong(BaseException): "A call that should have been refused at once"
+
+@contextmanager
+def at_most(seconds):
+    def stop(*_): raise TooLong(f'was still at it after {seconds} s')
+    was = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try: yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, was)
+
+def made_of(w, o): return o.make(w) if isinstance(o, Of) else [made_of(w, v) for v in o] if type(o) is list else o
+
+def named(msg, arg, value, words):
+    "Does the error say which argument, or which value, class, row, file is meant?"
+    names = {arg, arg.removesuffix('s'), *words}
+    if any(re.search(rf'(?<![a-z]){re.escape(o)}(?![a-z])', msg, re.I) for o in names): return True
+    own = [value, *(value if isinstance(value, (list,tuple,set)) else ()), *([*value, *value.values()] if isinstance(value, dict) else ())]
+    return any(s in msg for o in own for s in (repr(o), str(o)) if len(s)>1 or s.isdigit())
+
+def run(c, w, kw):
+    "Call `c` with `kw`"
+    f,kw = c.f(w),dict(kw)
+    more = next((p.name for p in inspect.signature(f).parameters.values() if p.kind is p.VAR_POSITIONAL and p.name in kw), None)
+    args = [kw.pop(more)] if more else []
+    if 'results' in kw: kw = {'one': kw.pop('results')}
+    return f(*args, **kw)
+
+def fails(c, arg, value, w):
+    "What is wrong with what the call `c` says of `value`; None if nothing is"
+    good = (c.good(w) if c.good else None) or {}
+    if c.good is None: good = base_of.get(c.key, lambda w: {})(w)
+    value = made_of(w, value)
+    try:
+        with at_most(5): run(c, w, good | {arg: value})
+    except FineGrainedError as e:
+        if type(e) is not FineGrainedError: return f'is a {type(e).__name__}'
+        return None if named(str(e), arg, value, c.args[arg].words) else f'does not name it: {str(e)[:100]}'
+    except Accepted: return 'accepted: trains'
+    except (Exception,TooLong) as e: return f'raw {type(e).__name__}: {str(e)[:100]}'.replace('\n', ' ')
+    finally:
+        if plt.get_fignums(): plt.close('all')
+    return 'accepted'
+
+base_of = { # what goes with the one wrong argument, where a right call would take too long or a network
+    'fetch': lambda w: dict(url='http://127.0.0.1:9/x.zip', folder=w.tmp/'fetched', known_hash=None, tries=1),
+    'Learner.fit_phases': it(dict(plan=1)), 'Learner.lr_find_phase': lambda w: dict(phase=Phase('all', 1), show_plot=False),
+    'Learner.mix_report': lambda w: dict(settings=MixUp(), epochs=1), 'tensorboard_log': it({}), 'all_that_help': lambda w: dict(study=w.study),
+    'train_one': lambda w: dict(seed=0, data=w.data, arch='toy_resnet', epochs=1, size=32, bs=4, dls=dict(num_workers=0, cache=False)),
+    'Bundle.save_onnx': lambda w: dict(path=w.tmp/'a.onnx', images=w.jpg), 'Bundle': lambda w: dict(model=w.model, labels=list(w.dls.vocab), levels={}, transforms=dict(size=(32,32), crop=None, margin=.1), device='cpu'),
+    'read_inaturalist': lambda w: dict(root=w.empty), 'read_aircraft': lambda w: dict(root=w.empty)}
+
+def cases(c): return [(k, v) for k,o in c.args.items() if isinstance(o, Kind) for v in o.wrong]
+
+@pytest.fixture(scope='module')
+def w(tmp_path_factory):
+    here = os.getcwd()
+    w = World(tmp_path_factory.mktemp('hostile'))
+    train = Learner._do_epoch_train
+    def guarded(self):
+        if w.guard: raise Accepted
+        return train(self)
+    Learner._do_epoch_train = guarded
+    os.chdir(w.empty)
+    yield w
+    os.chdir(here)
+    Learner._do_epoch_train = train
+    plt.close('all')
+
+def tried(c, w):
+    "All that does not hold of the call `c`, as (argument, value, what)"
+    was,res = w.mark(),[]
+    w.guard = True
+    try:
+        for arg,value in cases(c):
+            what = fails(c, arg, value, w)
+            if what: res.append((arg, repr(value)[:60], what))
+    finally: w.guard = False
+    if w.mark()!=was: res.append(('', '', 'something is not as it was'))
+    if c.good is not None and c.good(w) is not None:
+        try: run(c, w, c.good(w))
+        except Exception as e: res.append(('', '', f'the right call fails: {type(e).__name__}: {e}'[:300]))
+    plt.close('all')
+    return res
+
+if __name__=='__main__':
+    import tempfile, time
+    from collections import defaultdict
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(1)
+    os.environ['FGVC_CACHE'] = tempfile.mkdtemp()
+    only,start,by,n = sys.argv[1:],time.time(),defaultdict(list),0
+    g = w.__wrapped__ if hasattr(w, '__wrapped__') else w.__pytest_wrapped__.obj
+    gen = g(SimpleNamespace(mktemp=lambda s: Path(tempfile.mkdtemp(prefix=s))))
+    world = next(gen)
+    print('world', time.time()-start, file=sys.stderr)
+    for c in table.values():
+        if only and not any(o in c.key or o==c.owner for o in only): continue
+        t = time.time()
+        sys.stdout,out = io.StringIO(),sys.stdout
+        try: res = tried(c, world)
+        finally: sys.stdout = out
+        t = time.time()-t
+        if t>1.5: print(f'{c.key}: {t:.1f} s for {len(cases(c))}', file=sys.stderr)
+        n += len(cases(c))
+        by[c.owner].append((c, res))
+    for owner in sorted(by):
+        print(f"\n## {owner}: {sum(len(r) for _,r in by[owner])} of {sum(len(cases(c)) for c,_ in by[owner])}\n")
+        for c,res in by[owner]:
+            for arg,value,what in res: print(f'- `{c.key}({arg}={value})`: {what}' if arg else f'- `{c.key}`: **{what}**')
+    print(f'\n{len(table)} calls, {n} cases, {sum(len(r) for v in by.values() for _,r in v)} fail, {time.time()-start:.0f} s')
