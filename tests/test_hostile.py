@@ -216,33 +216,27 @@ for f in (read_cars, read_dogs, read_flowers, read_food, read_nabirds, read_pets
 call('read_aircraft', 'D', it(read_aircraft), None, **reader, val=choice())
 call('read_cifar_10', 'D', it(read_cifar_10), None, **reader, pictures=Free('tried with the whole tree in test_formats_b'))
 call('read_cifar_100', 'D', it(read_cifar_100), None, **reader, pictures=Free('tried with the whole tree in test_formats_b'))
-call('read_inaturalist', 'D', it(read_inaturalist), None, **reader, year=Kind('x', 1999, 5.5, [], thing), mini=flag, boxes=flag)
+call('read_inaturalist', 'D', it(read_inaturalist), None, **reader, year=Kind('x', 1999, 5.5, [], thing), mini=look, boxes=look)
 call('toy_birds', 'D', it(toy_birds), lambda w: dict(path=w.tmp/'birds', families=2, species=2, per_class=8, size=48), path=Kind(5, [], {}, thing, a_text, below_file, words='folder file'),
     families=whole(1, 8), species=whole(2, 6), per_class=whole(4), size=whole(32, 1024), difficulty=share, seed=seed)
 call('toy_species', 'D', it(toy_species), it(dict(families=2, species=2)), families=whole(1, 8), species=whole(2, 6), difficulty=share, seed=seed)
 call('draw_bird', 'D', it(draw_bird), it(dict(bird=toy_species(2, 2)[0], size=32)), bird=instance(words='toy_species'), seed=Kind('x', 1.5, nan, thing, None), size=whole(1), difficulty=share)
 
 # -- data: pictures, cache, loaders (C)
-call('to_rgb', 'C', it(to_rgb), lambda w: dict(im=Image.new('L', (4,4))), im=instance(words='picture'))
-call('upright_size', 'C', it(upright_size), lambda w: dict(im=Image.new('L', (4,4))), im=instance(words='picture'))
 four = Kind(None, 5, 'x', (), (0,0,5), (0,0,nan,5), (5,5,1,1), ('a','b','c','d'), thing, words='box region')
-call('upright_box', 'C', it(upright_box), lambda w: dict(box=(0,0,2,2), im=Image.new('L', (4,4))), box=four, im=instance(words='picture'))
 call('read_image', 'C', it(read_image), lambda w: dict(fn=w.jpg), fn=Kind(None, 5, [], {}, thing, not_there, a_text, a_folder, words='picture'), region=four.but(None, ()), size=size_of(none=True).called('size'))
 call('CropResize', 'C', it(CropResize), it(dict(size=32)), size=size_of(), crop=choice(none=True), margin=number(0), min_scale=number(high=1, above=0), flip=share, light=number(0, below=1), more=Kind(5, 'x', [], thing),
-    cache=Kind(5, 'x', thing), kwargs=theirs)
+    cache=Free('made by `block(cache=…)`'), kwargs=theirs)
 call('FineGrainedData.block', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), size=size_of(), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'), item_tfms=Kind(5, 'x', [5], thing),
     batch_tfms=Kind(5, 'x', [5], thing), valid=choice(), cache=Kind(5, [], {}, thing, a_text, below_file, None, words='folder'), max_gb=number(0).but(inf), parts=Kind('no such', 5, [], thing, None), device=device, kwargs=Free('of `CropResize`, below'))
 for k,v in dict(margin=number(0), min_scale=number(high=1, above=0), flip=share, light=number(0, below=1)).items():
     call(f'FineGrainedData.block, {k}', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), **{k: v})
 call('FineGrainedData.dls', 'C', lambda w: w.data.dls, it(small), size=size_of(), bs=whole(1), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'), block=Kind(5, 'x', [1], thing),
     valid=choice(), label_level=choice(none=True).but('', []), balanced=flag, per_class=whole(1, none=True) + [3], seed=seed, num_workers=workers, device=device, kwargs=Free('of `block`, above'))
-call('FineGrainedLoaders.test_dl', 'C', lambda w: w.dls.test_dl, it(dict(test_items=[0])), test_items=pictures.called('test_items'), rm_type_tfms=theirs, with_labels=flag, kwargs=theirs)
+call('FineGrainedLoaders.test_dl', 'C', lambda w: lambda **kw: w.dls.test_dl(**kw).one_batch(), it(dict(test_items=[0])), test_items=pictures.called('test_items'), rm_type_tfms=theirs, with_labels=flag, kwargs=theirs)
 call('FineGrainedLoaders.resized', 'C', lambda w: w.dls.resized, it(dict(size=40)), size=size_of())
 call('FineGrainedLoaders.show_batch', 'C', lambda w: w.dls.show_batch, it(dict(max_n=1)), b=Free('what a loader gave'), max_n=count, boxes=look, kwargs=theirs)
-call('FineGrainedBlock.dataloaders', 'C', lambda w: w.data.block(32, cache=False).dataloaders, it(dict(bs=4, num_workers=0)), source=Kind(5, 'x', thing), kwargs=theirs)
-call('FineGrainedDL.share', 'C', lambda w: w.dls.train.share, it(dict(rank=0, ranks=2)), rank=whole(0), ranks=whole(1), pad=look)
-call('balanced_order', 'C', it(balanced_order), lambda w: dict(labels=np.array([0,1]), rng=np.random.default_rng(0)), labels=Kind(None, 5, 'x', [], thing), rng=instance(), per_class=count)
-call('share_of', 'C', it(share_of), it(dict(n=8, bs=2, rank=0, ranks=2)), n=whole(0), bs=count, rank=whole(0), ranks=count, pad=look)
+call('FineGrainedBlock.dataloaders', 'C', lambda w: w.data.block(32, cache=False).dataloaders, it(dict(bs=4, num_workers=0)), source=Kind(5, 'x', thing, words='block data'), kwargs=theirs)
 
 # -- download (E)
 call('fetch', 'E', it(fetch), None, url=Kind(None, 5, '', [], thing, 'no url', 'file:///etc/hostname', 'http://', 'http://[bad', 'gopher://x.org/y', words='url'), folder=new_folder, known_hash=Kind(5, 'x', [], thing, 'md5:', 'md5:zz', 'crc:00', words='hash checksum'), tries=count)
@@ -261,7 +255,7 @@ head = Kind(None, 5, 'no such', [], {}, thing, words='head')
 stats = Kind(5, 'x', (1,), ([0]*3,), ([0]*3,[0]*3), ([0]*2,[1]*2), ([nan]*3,[1]*3), ([0]*3,[-1]*3), thing, words='mean std stats')
 attend = Kind(5, 'x', {99: 'se'}, {-1: 'no such'}, {'no such': 'se'}, {-1: 5}, [1], thing, words='attention stage depth')
 stage = Kind(99, -99, 'no such', 1.5, [], {}, thing, words='stage stages')
-made = dict(arch=arch, pool=pool, head=head, drop=number(0, below=1), pretrained=flag, weights=weights, stats=stats, attend=attend, branch=stage.but([], {}), closer=flag)
+made = dict(arch=arch, pool=pool, head=head, drop=share, pretrained=flag, weights=weights, stats=stats, attend=attend, branch=stage.but([], {}), closer=flag)
 call('fine_grained_model', 'F', it(fine_grained_model), it(dict(arch='toy_resnet', n_out=4)), **made, n_out=whole(1), img_size=size_of(none=True).called('size'), parents=Kind(5, 'x', [5], [[0]], thing, words='parents'), kwargs=Free("timm's own"))
 call('fine_grained_learner', 'F', it(fine_grained_learner), lambda w: dict(dls=w.dls, arch='toy_resnet'), dls=instance(words='loaders DataLoaders'), **made, channels_last=flag, amp=choice(none=True), kwargs=Free("fastai's and timm's own, below"))
 call('fine_grained_learner, of Learner', 'B', it(fine_grained_learner), lambda w: dict(dls=w.dls, arch='toy_resnet'), loss_func=Kind(5, 'x', [], thing, words='loss'), opt_func=Kind(5, 'x', [], thing, None, words='optimizer optimiser'),
@@ -313,10 +307,10 @@ def a_vit(w):
     if not hasattr(w, 'vit'): w.vit = Body('vit_tiny_patch16_224', pretrained=False, img_size=32, depth=1, embed_dim=24, num_heads=2)
     return w.vit
 call('RowNorm', 'F', it(RowNorm), it(dict(nf=8)), nf=channels)
-call('LinearHead', 'F', it(LinearHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=number(0, below=1))
-call('FastaiHead', 'F', it(FastaiHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=number(0, below=1), hidden=count)
-call('CosineHead', 'F', it(CosineHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=number(0, below=1), scale=number(above=0, none=True))
-call('LevelHead', 'F', it(LevelHead), it(dict(nf=8, n_out=2, parents=[[0,1]])), nf=channels, n_out=count, drop=number(0, below=1), parents=Kind(None, 5, 'x', [], [5], [[0]], [[0,2]], [[0,nan]], thing, words='parents'), weight=number(0))
+call('LinearHead', 'F', it(LinearHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=share)
+call('FastaiHead', 'F', it(FastaiHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=share, hidden=count)
+call('CosineHead', 'F', it(CosineHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=share, scale=number(above=0, none=True))
+call('LevelHead', 'F', it(LevelHead), it(dict(nf=8, n_out=2, parents=[[0,1]])), nf=channels, n_out=count, drop=share, parents=Kind(None, 5, 'x', [], [5], [[0]], [[0,2]], [[0,nan]], thing, words='parents'), weight=number(0))
 
 # -- losses, metric learning, metrics, levels (F)
 call('Focal', 'F', it(Focal), it({}), gamma=number(0), weight=Kind('x', 5, [-1.,1.], [nan], thing, words='weight weights'), reduction=choice())
@@ -338,7 +332,7 @@ call('knn_accuracy', 'F', it(knn_accuracy), rows_and(), rows=matrix, targs=own_c
 def scores(w): return dict(preds=torch.rand(2, 4), targs=w.y)
 call('in_top', 'F', it(in_top), scores, preds=by_torch, targs=by_torch, k=count)
 call('top_k', 'F', it(top_k), scores, preds=by_torch, targs=by_torch, k=count)
-call('per_class_accuracy', 'F', it(per_class_accuracy), scores, preds=by_torch, targs=by_torch, n=whole(1, none=True))
+call('per_class_accuracy', 'F', it(per_class_accuracy), lambda w: dict(preds=w.y, targs=w.y, n=4), preds=by_torch, targs=by_torch, n=whole(1, none=True))
 call('Levels', 'F', it(Levels), lambda w: dict(data=w.data), data=instance() + [Of('a data set of one level', lambda w: w.plain)])
 call('level_metrics', 'F', it(level_metrics), lambda w: dict(data=w.data), data=instance() + [Of('a data set of one level', lambda w: w.plain)])
 def answers(w): return dict(preds=w.y, targs=w.y)
@@ -362,8 +356,8 @@ call('cut_box', 'F', it(cut_box), it(dict(h=8, w=8, lam=.5)), h=by_torch, w=by_t
 call('cutmix', 'F', it(cutmix), lambda w: two_pictures(w)|dict(lam=.5), x=by_torch, perm=by_torch, lam=share, center=Kind(5, 'x', (1,), ('a','b'), thing))
 call('snapmix', 'F', it(snapmix), lambda w: two_pictures(w)|dict(seen=torch.rand(2, 32, 32), lams=(.5,.5)), x=by_torch, perm=by_torch, seen=by_torch, lams=pair_of(0, 1).but((1,-1)) + [(2.,.5)], centers=Kind(5, 'x', (1,), thing, None))
 alpha = number(above=0, none=True)
-call('Mix', 'F', it(Mix), it(dict(mixup=.4)), mixup=alpha, cutmix=alpha, snapmix=alpha, p=number(high=1, above=0), weights=Kind(5, 'x', (1,2,3), (-1,), (nan,), ('a',), thing))
-for f in (MixUp, CutMix, SnapMix): call(f.__name__, 'F', it(f), it({}), alpha=number(above=0), p=number(high=1, above=0))
+call('Mix', 'F', it(Mix), it(dict(mixup=.4)), mixup=alpha, cutmix=alpha, snapmix=alpha, p=share, weights=Kind(5, 'x', (1,2,3), (-1,), (nan,), ('a',), thing))
+for f in (MixUp, CutMix, SnapMix): call(f.__name__, 'F', it(f), it({}), alpha=number(above=0, words='Mix'), p=share)
 
 # -- training (B)
 rate = number(above=0, none=True)
@@ -460,13 +454,13 @@ given = dict(name=study_name, seeds=runs, folder=new_folder, kwargs=options)
 some_data = Kind(None, 5, 'no such data', [], thing)
 quick = lambda w: dict(data=w.data, folder=w.tmp/'studies')
 call('train_one', 'A', it(train_one), None, seed=seed, data=some_data, arch=Free('as `fine_grained_learner`'), epochs=plan, lr=rate, plan=Kind(5, 'x', {'name': 'no such'}, thing), size=Free('as `dls`'), bs=Free('as `dls`'), aug=Free('as `dls`'), crop=Free('as `dls`'), dls=Kind(5, 'x', thing),
-    cbs=Kind(5, [5], thing), smooth=number(0, below=1), kwargs=options)
+    cbs=Kind(5, [5], thing), smooth=share, kwargs=options)
 archs = Kind(None, 5, 'no_such_model', [], ['no_such_model'], [5], thing, words='arch model architecture')
 call('depth_study', 'A', it(depth_study), quick, data=some_data, archs=archs, pretrained=Kind(5, [], ['x'], thing), **given)
 call('batch_study', 'A', it(batch_study), quick, data=some_data, arch=arch, sizes=Kind(None, 5, 'x', [], [0], ['a'], thing), **given)
 call('layer_plans', 'A', it(layer_plans), it(dict(epochs=4)), epochs=count, stages=whole(0))
 call('layers_study', 'A', it(layers_study), quick, data=some_data, arch=arch, epochs=count, stages=whole(0), **given)
-call('training_tricks', 'A', it(training_tricks), it({}), alpha=positive, smooth=number(0, below=1), drop=number(0, below=1))
+call('training_tricks', 'A', it(training_tricks), it({}), alpha=positive, smooth=share, drop=share)
 call('tricks_study', 'A', it(tricks_study), quick, data=some_data, arch=arch, tricks=Kind(5, 'x', [1], {'a': 5}, thing), aug=Kind('no such', 5, thing, None), **given)
 call('all_that_help', 'A', it(all_that_help), None, study=instance(), by=choice())
 call('vit_study', 'A', it(vit_study), quick, data=some_data, archs=archs, blocks=Kind(None, 5, 'x', [0], [-1], ['a'], thing), epochs=count, **given)
@@ -521,7 +515,7 @@ attacks_of = Kind(None, 5, 'no such', ['no such'], [5], thing, words='attack')
 call('robustness', 'F', it(robustness), lambda w: dict(learn=w.learn, eps=(.1,), corrupted=False, attack='fgsm', n=1, steps=1), learn=instance(), attack=attacks_of, eps=Kind(None, 'x', [-1], [nan], ['a'], thing, [inf]), norm=choice(), corrupted=flag, dl=loader, n=whole(1, none=True), keep=whole(0), seed=seed, kwargs=Free('of the attacks, above'))
 call('Robustness.wide', 'F', lambda w: w.robustness.wide, it({}), corrupted=flag)
 call('Robustness.gallery', 'F', lambda w: w.robustness.gallery, lambda w: dict(kind='pgd') if any(w.robustness.shown) else None, kind=choice(), n=count)
-call('plot_robustness', 'F', it(plot_robustness), lambda w: dict(results=w.robustness), results=instance())
+call('plot_robustness', 'F', it(plot_robustness), lambda w: dict(results=w.robustness), results=instance(words='robustness'))
 call('occlusion', 'F', it(occlusion), lambda w: dict(learn=w.learn), learn=instance(), part=Kind('no such part', 5, [], thing), grow=positive, split=choice())
 call('PixelModel', 'F', it(PixelModel), lambda w: dict(learn=w.learn), learn=instance())
 call('AdversarialTraining', 'F', it(AdversarialTraining), it({}), eps=positive, alpha=share, attack=Kind(None, 5, 'no such', [], thing), kwargs=Free('of the attack, above'))
@@ -541,12 +535,12 @@ call('write_bundle', 'E', it(write_bundle), lambda w: dict(folder=w.tmp/'third',
 
 exceptions = { # 'Class.*': what is written under it
     'called by torch or fastai for every batch: a check would cost time, and what is handed over was checked where it was made':
-        'Erase.* Cutout.* Mix.* evidence_of mixed_loss picture_losses own_loss random_region fit_aspect centre_region resized open_lazily jpeg_pixels CropResize.* ToFloat.* TensorParts.* FineGrainedDL.new FineGrainedDL.do_item FineGrainedDL.create_batch FineGrainedDL.to_detach '
+        'to_rgb upright_size upright_box Erase.* Cutout.* Mix.* evidence_of mixed_loss picture_losses own_loss random_region fit_aspect centre_region resized open_lazily jpeg_pixels CropResize.* ToFloat.* TensorParts.* FineGrainedDL.new FineGrainedDL.do_item FineGrainedDL.create_batch FineGrainedDL.to_detach '
         'FineGrainedDL.show_results LazyImage.* Presized.* CachedImages.* PartsOf.* MetricLoss.* Focal.* PairwiseConfusion.* MutualChannel.* Centre.* Attended.* AttentionPool.* ClassAttentionPool.* Body.forward Body.see Body.group_of Body.before Body.from_last_block as_map GivenPartPool.* RowNorm.* '
         'CosineHead.* LevelHead.* Normalise.* FineGrainedModel.see FineGrainedModel.maps FineGrainedModel.features FineGrainedModel.forward FineGrainedModel.halves PartPool.* CloserLook.* AvgPool.* GeM.* StagePool.* PyramidPool.* Branch.* BilinearPool.* CompactPool.* CovPool.* '
         'TwoStreams.forward TwoStreams.see ClassTokenPool.* TokenPool.* PartTokenPool.* PixelModel.* FeatureDL.* Layer.* LayerView.* centre_spot random_map',
     'made by the calls above, and not by hand':
-        'TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer LayerView Neighbours Prototypes CamReport FineGrainedModel Stage '
+        'balanced_order share_of FineGrainedDL.share TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer LayerView Neighbours Prototypes CamReport FineGrainedModel Stage '
         'Robustness FeatureDL FrozenNorms Parallel SpreadRates PhaseRun PhaseRun.* PhaseWatch model_card Known ToyResNet toy_resnet',
     'callbacks without arguments of their own': 'CPUAutocast SideLosses LossColumns DecayWeights SameStatistics NoValid',
     'all of it goes to what it wraps, which checks it': 'FineGrainedLearner wandb_log TwoStreams.stage_index',
