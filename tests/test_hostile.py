@@ -92,7 +92,7 @@ new_file = Kind(None, 5, [], {}, thing, '', a_folder, below_file, words='folder 
 pictures = Kind(None, [], 5.5, [10**6], [-1], [nan], [None], [thing], thing, ['no/such.jpg'], 'no/such.jpg', [a_text], Of('an array of 7', lambda w: np.zeros(7)), [Of('an array of 7', lambda w: np.zeros(7))],
     Of('zeros(3)', lambda w: torch.zeros(3)), Of('zeros(2,7,8,8)', lambda w: torch.zeros(2, 7, 8, 8)), words='picture pictures row rows tensor path item image images batch array')
 picture = pictures.but([])
-rows = Kind([10**6], [-1], ['x'], [1.5], [None], [nan], 'x', 1.5, {}, thing, None, words='row rows')
+rows = Kind([10**6], [-1], ['x'], [1.5], [None], [nan], 'x', 1.5, thing, None, words='row rows')
 frame = Kind(None, 5, 'x', [], {}, thing, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1]))), words='table column columns pairs')
 pixels = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('zeros(2,3)', lambda w: torch.zeros(2, 3)), words='pixels pixel pictures picture')
 unit_pixels = pixels + [Of('300 of pixels', lambda w: torch.full((2,3,8,8), 300.)), Of('NaN pixels', lambda w: torch.full((2,3,8,8), nan)), Of('negative pixels', lambda w: torch.full((2,3,8,8), -1.)), Of('bytes', lambda w: torch.ones(2, 3, 8, 8, dtype=torch.uint8))]
@@ -180,7 +180,7 @@ class World(SimpleNamespace):
 small = dict(size=32, bs=4, num_workers=0, cache=False)
 call('FineGrainedData', 'D', it(FineGrainedData), lambda w: dict(items=w.data.items, root=w.data.root, levels=['family','label'], parts=w.data.parts),
     items=frame, root=Kind(5, [], {}, thing, words='root'), levels=Kind(5, 'x', ['x'], ['nowhere','label'], [5,'label'], [None,'label'], thing, ['label','family'], words='level column'),
-    parts=frame.but(None).called('parts'), card=Kind(5, 'x', [1], thing), valid=number(0, below=1), seed=seed)
+    parts=frame.but(None).called('parts'), card=Kind(5, 'x', [1], thing), valid=share, seed=seed)
 call('FineGrainedData.path', 'D', lambda w: w.data.path, it(dict(row=0)), row=Kind(10**6, -1, 'x', 1.5, nan, None, [], thing, words='row'))
 call('FineGrainedData.picture', 'D', lambda w: w.data.picture, it(dict(row=0)), row=Kind(10**6, -1, 'x', 1.5, nan, None, [], thing, words='row'), size=size_of(none=True).but((8,8,8)) + [5.5, (0,0)])
 call('FineGrainedData.split', 'D', lambda w: w.plain.split, it(dict(valid=.2)), valid=number(0, below=1), test=number(0, below=1), seed=seed)
@@ -209,7 +209,7 @@ def class_folders(w):
         (w.tmp/'classes'/'ab'[i%2]).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(w.data.path(i), w.tmp/'classes'/'ab'[i%2]/f'{i}.png')
     return w.tmp/'classes'
-call('read_table', 'D', it(read_table), lambda w: dict(df=w.data.items, root=w.data.root), df=old_file + [a_text, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1])))],
+call('read_table', 'D', it(read_table), lambda w: dict(df=w.data.items, root=w.data.root), df=old_file.called('table DataFrame') + [a_text, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1])))],
     root=Kind(5, [1], {1}, thing), kwargs=options)
 call('read_cub', 'D', it(read_cub), lambda w: dict(root=w.data.root), **reader)
 for f in (read_cars, read_dogs, read_flowers, read_food, read_nabirds, read_pets): call(f.__name__, 'D', it(f), None, **reader)
@@ -228,12 +228,12 @@ call('read_image', 'C', it(read_image), lambda w: dict(fn=w.jpg), fn=Kind(None, 
 call('CropResize', 'C', it(CropResize), it(dict(size=32)), size=size_of(), crop=choice(none=True), margin=number(0), min_scale=number(high=1, above=0), flip=share, light=number(0, below=1), more=Kind(5, 'x', [], thing),
     cache=Free('made by `block(cache=…)`'), kwargs=theirs)
 call('FineGrainedData.block', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), size=size_of(), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'), item_tfms=Kind(5, 'x', [5], thing),
-    batch_tfms=Kind(5, 'x', [5], thing), valid=choice(), cache=Kind(5, [], {}, thing, a_text, below_file, None, words='folder'), max_gb=number(0).but(inf), parts=Kind('no such', 5, [], thing, None), device=device, kwargs=Free('of `CropResize`, below'))
+    batch_tfms=Kind(5, 'x', [5], thing), valid=choice(), cache=Kind(5, [], {}, thing, a_text, words='folder'), max_gb=number(0).but(inf), parts=Kind('no such', 5, [], thing, None), device=device, kwargs=Free('of `CropResize`, below'))
 for k,v in dict(margin=number(0), min_scale=number(high=1, above=0), flip=share, light=number(0, below=1)).items():
     call(f'FineGrainedData.block, {k}', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), **{k: v})
 call('FineGrainedData.dls', 'C', lambda w: w.data.dls, it(small), size=size_of(), bs=whole(1), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'), block=Kind(5, 'x', [1], thing),
-    valid=choice(), label_level=choice(none=True).but('', []), balanced=flag, per_class=whole(1, none=True) + [3], seed=seed, num_workers=workers, device=device, kwargs=Free('of `block`, above'))
-call('FineGrainedLoaders.test_dl', 'C', lambda w: lambda **kw: w.dls.test_dl(**kw).one_batch(), it(dict(test_items=[0])), test_items=pictures.called('test_items'), rm_type_tfms=theirs, with_labels=flag, kwargs=theirs)
+    valid=choice(), label_level=choice(none=True).but('', [], {}), balanced=flag, per_class=whole(1, none=True) + [3], seed=seed.but(-1), num_workers=workers, device=device, kwargs=Free('of `block`, above'))
+call('FineGrainedLoaders.test_dl', 'C', lambda w: lambda **kw: w.dls.test_dl(**kw).one_batch(), it(dict(test_items=[0])), test_items=pictures.but([]).called('test_items'), rm_type_tfms=theirs, with_labels=flag, kwargs=theirs)
 call('FineGrainedLoaders.resized', 'C', lambda w: w.dls.resized, it(dict(size=40)), size=size_of())
 call('FineGrainedLoaders.show_batch', 'C', lambda w: w.dls.show_batch, it(dict(max_n=1)), b=Free('what a loader gave'), max_n=count, boxes=look, kwargs=theirs)
 call('FineGrainedBlock.dataloaders', 'C', lambda w: w.data.block(32, cache=False).dataloaders, it(dict(bs=4, num_workers=0)), source=Kind(5, 'x', thing, words='block data'), kwargs=theirs)
@@ -372,7 +372,7 @@ call('Plan', 'B', it(lambda iterable: Plan(iterable)), it(dict(iterable=[Phase('
 call('default_plan', 'B', it(default_plan), it(dict(epochs=3)), epochs=count, lr=positive, drop=positive, ratio=positive, pretrained=flag)
 call('phase_rates', 'B', it(phase_rates), lambda w: dict(learn=w.learn, plan=2), learn=Free("a learner or its model, from the calls that take one"), plan=plan, lr=rate)
 call('Learner.plan', 'B', lambda w: w.learn.plan, it(dict(name='default', epochs=3)), name=choice(), epochs=count, lr=rate, kwargs=options)
-for k in ('fastai','gradual','reinit','layers'): call(f'{k}_plan', 'B', lambda w, k=k: partial(globals()[f'{k}_plan'], w.learn), it(dict(epochs=12)), learn=Free('given by `learn.plan`'), epochs=count, lr=positive, **(dict(n=whole(1, 99)) if k=='reinit' else {}))
+for k in ('fastai','gradual','reinit','layers'): call(f'{k}_plan', 'B', lambda w, k=k: partial(globals()[f'{k}_plan'], w.learn), it(dict(epochs=12)), learn=Free('given by `learn.plan`'), epochs=count, lr=positive, **(dict(n=whole(1)) if k=='reinit' else {}))
 call('blocks_plan', 'B', lambda w: partial(blocks_plan, w.learn), None, learn=Free('given by `learn.plan`'), epochs=Kind(3, words='blocks'), lr=Free('as in the other plans'))
 call('Learner.plot_phases', 'B', lambda w: w.learn.plot_phases, it(dict(plan=2)), plan=plan.but(None), lr=rate, figsize=axes)
 call('Learner.lr_find_phase', 'B', lambda w: w.learn.lr_find_phase, None, phase=Kind(None, 5, 'x', [], thing), **{k: theirs for k in ('start_lr','end_lr','num_it','stop_div','show_plot','suggest_funcs')})
@@ -391,12 +391,11 @@ def in_frozen(learn, **kw):
     with freeze_below(learn, 'head') if isinstance(learn, Learner) else frozen_features(learn):
         with frozen_features(learn, **kw): pass
 call('freeze_below', 'B', it(entered(freeze_below)), lambda w: dict(learn=w.learn, to='head'), learn=Free("a learner or its model, from the calls that take one"), to=depth, stats=depth.but(None))
-call('frozen_features', 'B', it(in_frozen), lambda w: dict(learn=w.learn), learn=instance(), views=whole(0), seed=seed, max_gb=positive.but(inf))
+call('frozen_features', 'B', it(in_frozen), lambda w: dict(learn=w.learn), learn=instance(), views=whole(0), seed=seed.but(-1), max_gb=number(0).but(inf))
 call('Accumulate', 'B', it(Accumulate), it(dict(n=2)), n=count)
 call('EMA', 'B', it(EMA), it({}), decay=number(0, below=1))
-call('decay_at', 'B', it(decay_at), it(dict(t=1, decay=.9)), t=whole(0), decay=number(0, below=1))
 call('L2SP', 'B', it(L2SP), it(dict(alpha=.1)), alpha=number(0), beta=number(0, none=True))
-call('AddLoss', 'B', it(AddLoss), it(dict(loss='centre')), loss=Kind(None, 5, 'no such', [], {}, thing), weight=positive, on=choice(none=True), name=Kind(5, 'a.b', [1], thing), alone=flag)
+call('AddLoss', 'B', it(AddLoss), it(dict(loss='centre')), loss=Kind(None, 5, 'no such', [], {}, thing), weight=number(above=0, none=True), on=choice(none=True), name=Kind(5, 'a.b', [1], thing), alone=flag)
 call('undecayed', 'B', it(undecayed), lambda w: dict(model=w.model), model=Free("a learner or its model, from the calls that take one"))
 call('write_snapshot', 'B', it(write_snapshot), lambda w: dict(folder=w.tmp/'snap', o=[1]), folder=new_folder, o=Kind(thing, [thing], {'a': thing}, {thing: 1}, words='Thing'))
 call('read_snapshot', 'B', it(read_snapshot), lambda w: dict(folder=write_snapshot(w.tmp/'snap', [1]).parent), folder=old_folder.called('snapshot'))
@@ -406,7 +405,7 @@ call('CSVLog', 'B', it(CSVLog), it({}), fname=Kind(None, 5, [], thing, ''))
 call('tensorboard_log', 'B', it(tensorboard_log), None, folder=Kind(None, 5, [], thing, ''))
 
 # -- learner, interpretation, numbers (A)
-call('FineGrainedInterpretation.from_learner', 'A', it(FineGrainedInterpretation.from_learner), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=Kind(99, 'x', 1.5, None, [], thing), dl=loader, act=Kind(5, 'x', [1], thing))
+call('FineGrainedInterpretation.from_learner', 'A', it(FineGrainedInterpretation.from_learner), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=Kind(99, 'x', 1.5, None, [], thing), dl=loader, act=theirs)
 interp = lambda k: lambda w: getattr(w.interp, k)
 method = Kind(None, 5, 'no such', [], {}, thing, words='method')
 call('FineGrainedInterpretation.most_confused', 'A', interp('most_confused'), it({}), min_val=count)
@@ -422,7 +421,7 @@ call('FineGrainedInterpretation.plot_errors', 'A', interp('plot_errors'), it(dic
 call('FineGrainedInterpretation.suspects', 'A', interp('suspects'), it({}), least=share)
 call('FineGrainedInterpretation.walk', 'A', interp('walk'), it(dict(n=1, k=1)), n=count, k=count, method=method)
 call('FineGrainedInterpretation.to_html', 'A', interp('to_html'), lambda w: dict(path=w.tmp/'pairs.html', n=1, k=1), path=new_file, n=count, k=count, method=method, side=count, title=text)
-call('Learner.calibrate', 'A', lambda w: w.learn.calibrate, it({}), dl=loader)
+call('Learner.calibrate', 'A', lambda w: lambda **kw: (w.learn.calibrate(**kw), w.model.temperature.fill_(1.)), it({}), dl=loader)
 sure = number(high=1, above=0)
 call('Learner.answer_level', 'A', lambda w: w.learn.answer_level, it(dict(items=[0])), items=pictures, confidence=sure)
 confidences = Kind(None, 5, 'x', [], [0], [2], [nan], ['a'], thing, words='confidence')
@@ -441,13 +440,13 @@ call('Prototypes.predict', 'A', lambda w: w.prototypes.predict, it(dict(items=[0
 call('measure', 'A', it(measure), lambda w: dict(learn=w.learn), learn=instance(), most=count)
 runs = Kind(0, -1, 1.5, 'x', [], [1.5], [0,0], ['a'], None, thing, {})
 study_name = Kind(None, 5, '', 'a/b', '..', [], thing)
-call('Study', 'A', it(Study), lambda w: dict(name='mine', train=a_run, settings=dict(a=[1]), folder=w.tmp/'studies'), name=study_name, train=func, settings=Kind(None, 5, 'x', {}, {'a': 5}, {'a': []}, {'a': 'xy'}, {'no such': [1]}, {5: [1]}, [5], [], {'seed': [1]}, thing),
+call('Study', 'A', it(Study), lambda w: dict(name='mine', train=a_run, settings=dict(a=[1]), folder=w.tmp/'studies'), name=study_name, train=func, settings=Kind(None, 5, 'x', {'a': 5}, {'a': []}, {'a': 'xy'}, {'no such': [1]}, {5: [1]}, [5], [], {'seed': [1]}, thing),
     seeds=runs, folder=new_folder)
 call('Study.left', 'A', lambda w: w.study.left, it({}), now=number(0))
 call('Study.run', 'A', lambda w: w.study.run, it(dict(progress=False)), progress=look)
 call('Study.to_markdown', 'A', lambda w: w.study.to_markdown, it({}), columns=Kind(5, 'no such', ['no such'], [5], thing, words='column'))
 call('Study.best', 'A', lambda w: w.study.best, it({}), by=choice())
-call('Study.compare', 'A', lambda w: w.study.compare, it(dict(base=1)), base=Kind(None, 'no such', 99, {}, {'no such': 1}, {'a': 99}, [], thing), of=choice())
+call('Study.compare', 'A', lambda w: w.study.compare, it(dict(base=1)), base=Kind(None, 'no such', 99, {'no such': 1}, {'a': 99}, [], thing), of=choice())
 call('Study.plot', 'A', lambda w: w.study.plot, it({}), x=choice(none=True).but('', []), hue=choice(none=True).but(''), y=choice(), figsize=axes, ax=axes)
 call('value_name', 'A', it(value_name), it(dict(o=1)), o=Kind(thing, lambda: 1, [thing], {'a': thing}, words='Thing lambda'))
 given = dict(name=study_name, seeds=runs, folder=new_folder, kwargs=options)
@@ -455,17 +454,18 @@ some_data = Kind(None, 5, 'no such data', [], thing)
 quick = lambda w: dict(data=w.data, folder=w.tmp/'studies')
 call('train_one', 'A', it(train_one), None, seed=seed, data=some_data, arch=Free('as `fine_grained_learner`'), epochs=plan, lr=rate, plan=Kind(5, 'x', {'name': 'no such'}, thing), size=Free('as `dls`'), bs=Free('as `dls`'), aug=Free('as `dls`'), crop=Free('as `dls`'), dls=Kind(5, 'x', thing),
     cbs=Kind(5, [5], thing), smooth=share, kwargs=options)
-archs = Kind(None, 5, 'no_such_model', [], ['no_such_model'], [5], thing, words='arch model architecture')
-call('depth_study', 'A', it(depth_study), quick, data=some_data, archs=archs, pretrained=Kind(5, [], ['x'], thing), **given)
-call('batch_study', 'A', it(batch_study), quick, data=some_data, arch=arch, sizes=Kind(None, 5, 'x', [], [0], ['a'], thing), **given)
+archs = Kind(None, 5, [], thing, words='arch model architecture')
+in_its_row = Free('of each run: one that fails keeps its error as its row')
+call('depth_study', 'A', it(depth_study), quick, data=some_data, archs=archs, pretrained=Kind(5, [], thing), **given)
+call('batch_study', 'A', it(batch_study), quick, data=some_data, arch=in_its_row, sizes=Kind(None, 5, 'x', [], [0], ['a'], thing), **given)
 call('layer_plans', 'A', it(layer_plans), it(dict(epochs=4)), epochs=count, stages=whole(0))
-call('layers_study', 'A', it(layers_study), quick, data=some_data, arch=arch, epochs=count, stages=whole(0), **given)
-call('training_tricks', 'A', it(training_tricks), it({}), alpha=positive, smooth=share, drop=share)
-call('tricks_study', 'A', it(tricks_study), quick, data=some_data, arch=arch, tricks=Kind(5, 'x', [1], {'a': 5}, thing), aug=Kind('no such', 5, thing, None), **given)
+call('layers_study', 'A', it(layers_study), quick, data=some_data, arch=in_its_row, epochs=count, stages=whole(0), **given)
+call('training_tricks', 'A', it(training_tricks), it({}), alpha=number(0), smooth=share, drop=share)
+call('tricks_study', 'A', it(tricks_study), quick, data=some_data, arch=in_its_row, tricks=Kind(5, 'x', [1], {'a': 5}, thing, words='settings'), aug=in_its_row, **given)
 call('all_that_help', 'A', it(all_that_help), None, study=instance(), by=choice())
 call('vit_study', 'A', it(vit_study), quick, data=some_data, archs=archs, blocks=Kind(None, 5, 'x', [0], [-1], ['a'], thing), epochs=count, **given)
-call('reinit_study', 'A', it(reinit_study), quick, data=some_data, bodies=Kind(5, 'x', [1], {'a': 5}, thing), stages=Kind(None, 5, 'x', [], [-1], ['a'], thing), epochs=count, **given)
-call('transfer_study', 'A', it(transfer_study), lambda w: quick(w)|dict(source=w.data), data=some_data, source=some_data, arch=arch, epochs=plan, source_epochs=plan, **given)
+call('reinit_study', 'A', it(reinit_study), quick, data=some_data, bodies=Kind(5, 'x', [1], {'a': 5}, thing, words='settings'), stages=Kind(None, 5, 'x', [], [-1], ['a'], thing), epochs=in_its_row, **given)
+call('transfer_study', 'A', it(transfer_study), lambda w: quick(w)|dict(source=w.data), data=some_data, source=some_data.called('data'), arch=in_its_row, epochs=in_its_row, source_epochs=in_its_row, **given)
 
 # -- explanations (G)
 target = Kind('No such bird', 10**6, -1, 1.5, nan, [], {}, thing, (0,0), ('x','y'), (0,1,2), [0,1,2,3,4,5,6], words='target targets class')
@@ -476,7 +476,7 @@ call('spotlight', 'G', it(spotlight), lambda w: dict(im=w.x[0], cam=torch.rand(3
 call('draw_cam', 'G', it(draw_cam), lambda w: dict(ax=plt.subplots()[1], im=w.x[0], cam=torch.rand(32, 32)), ax=axes, im=Kind(None, 5, 'x', [], thing), cam=Kind(None, 5, 'x', [], thing), title=Free("matplotlib's own"), right=Kind('no', 7, [1], thing))
 call('find_layer', 'G', it(find_layer), lambda w: dict(model=w.model), model=Free("a learner or its model, from the calls that take one"), layer=layer.but([], ['no such']), x=Free('of `view_layers`'))
 call('find_method', 'G', it(find_method), it(dict(method='gradcam')), method=method)
-call('view_layers', 'G', it(view_layers), lambda w: dict(model=w.model, x=w.x), model=Free("a learner or its model, from the calls that take one"), x=pixels, towards=Kind(5, 'x', [], thing, Of('of another width', lambda w: torch.rand(2, 9))), layers=Kind(5, 'x', ['no such'], thing, (), words='layer'))
+call('view_layers', 'G', it(view_layers), lambda w: dict(model=w.model, x=w.x), model=Free('a learner or its model, from the calls that take one'), x=by_torch, towards=by_torch, layers=Kind(5, 'x', ['no such'], thing, words='layer'))
 call('FeatureHierarchy', 'G', it(FeatureHierarchy), lambda w: dict(learn=w.learn), learn=instance())
 call('FeatureHierarchy.from_learner', 'G', it(FeatureHierarchy.from_learner), lambda w: dict(learn=w.learn), learn=instance())
 fh = lambda k: lambda w: getattr(w.hierarchy, k)
@@ -484,8 +484,8 @@ call('FeatureHierarchy.maps', 'G', fh('maps'), it(dict(items=[0])), items=pictur
 call('FeatureHierarchy.show', 'G', fh('show'), it(dict(item=0, k=1)), item=picture + [[0,1]], k=count)
 call('FeatureHierarchy.show_filters', 'G', fh('show_filters'), it(dict(most=1)), most=count)
 pairs = Kind(None, 5, 'x', [], [5], [('x','y')], [('x',)], thing, words='pair')
-call('FeatureHierarchy.separates', 'A', fh('separates'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])], folds=2), pairs=pairs, folds=whole(2))
-call('FeatureHierarchy.plot_separates', 'A', fh('plot_separates'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])], folds=2), pairs=pairs, folds=whole(2), ax=axes)
+call('FeatureHierarchy.separates', 'A', fh('separates'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs)
+call('FeatureHierarchy.plot_separates', 'A', fh('plot_separates'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs, ax=axes)
 call('FeatureHierarchy.excites', 'G', fh('excites'), it(dict(stage=-1, channel=0, n=1)), stage=stage, channel=whole(0, 10**6), items=pictures.but(None), n=count)
 call('FeatureHierarchy.receptive_fields', 'G', fh('receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
 call('FeatureHierarchy.plot_receptive_fields', 'G', fh('plot_receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
@@ -499,8 +499,8 @@ masks = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), 
 two_maps = lambda w: dict(maps=torch.rand(2, 8, 8), masks=torch.ones(2, 8, 8, dtype=torch.bool))
 call('pointing_game', 'G', it(pointing_game), two_maps, maps=maps, masks=masks)
 call('energy_inside', 'G', it(energy_inside), two_maps, maps=maps, masks=masks)
-call('box_masks', 'G', it(box_masks), it(dict(boxes=torch.tensor([[0.,0,2,2]]), size=(8,8))), boxes=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))), size=Kind(None, 'x', 0, (8,), (0,8), thing, (nan,8)))
-call('disc_masks', 'G', it(disc_masks), it(dict(discs=torch.tensor([[1.,1,2]]), size=(8,8))), discs=Kind(None, 5, 'x', [], thing, Of('zeros(2)', lambda w: torch.zeros(2))), size=Kind(None, 'x', 0, (8,), (0,8), thing, (nan,8)))
+call('box_masks', 'G', it(box_masks), it(dict(boxes=torch.tensor([[0.,0,2,2]]), size=(8,8))), boxes=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))), size=Kind(None, 'x', 0, (8,), thing, (nan,8)))
+call('disc_masks', 'G', it(disc_masks), it(dict(discs=torch.tensor([[1.,1,2]]), size=(8,8))), discs=Kind(None, 5, 'x', [], thing, Of('zeros(2)', lambda w: torch.zeros(2))), size=Kind(None, 'x', 0, (8,), thing, (nan,8)))
 call('deletion_insertion', 'G', it(deletion_insertion), lambda w: dict(f=w.model, x=w.x, maps=torch.rand(2, 32, 32), classes=w.y, steps=1), f=func, x=pixels, maps=maps, classes=numbers_of_classes, steps=count)
 
 # -- robustness (F)
@@ -523,19 +523,19 @@ call('AdversarialTraining', 'F', it(AdversarialTraining), it({}), eps=positive, 
 # -- bundles (E)
 call('load_bundle', 'E', it(load_bundle), lambda w: dict(folder=w.tmp/'bundle'), folder=old_folder, device=device)
 call('Learner.save_bundle', 'E', lambda w: w.learn.save_bundle, lambda w: dict(folder=w.tmp/'again'), folder=new_folder)
-call('Bundle.predict', 'E', lambda w: w.bundle.predict, lambda w: dict(images=w.jpg, progress=False), images=pictures.but([10**6], [-1]) + [[10**6]], k=count, flip=flag, bs=count, num_workers=workers, boxes=Kind(5, 'x', [1], thing, [0,0,5,5]), progress=look)
+call('Bundle.predict', 'E', lambda w: w.bundle.predict, lambda w: dict(images=w.jpg, progress=False), images=pictures.but(['no/such.jpg'], [a_text]), k=count, flip=flag, bs=count, num_workers=workers, boxes=Kind(5, 'x', [1], thing, [0,0,5,5]), progress=look)
 call('Bundle.save_onnx', 'E', lambda w: w.bundle.save_onnx, None, path=new_file, images=Free('as `predict`'))
 call('Bundle', 'E', it(Bundle), None, model=instance(), labels=Kind(None, 5, 'x', [], [1], thing), levels=Kind(5, 'x', thing), transforms=Kind(None, 5, 'x', {}, thing), device=device)
 call('recipe', 'E', it(recipe), lambda w: dict(model=w.model), model=instance())
-call('check_same', 'E', it(check_same), lambda w: dict(want=torch.ones(2, 2), got=torch.ones(2, 2)), want=instance(), got=instance() + [Of('another shape', lambda w: torch.ones(3, 3)), Of('other numbers', lambda w: torch.zeros(2, 2))], most=number(0))
-call('write_bundle', 'E', it(write_bundle), lambda w: dict(folder=w.tmp/'third', model=w.model, labels=list(w.dls.vocab), size=(32,32)), folder=new_folder, model=instance(), labels=Kind(None, 5, 'x', [], ['a'], [1,2,3,4], ['a']*4, thing), size=size_of(none=True), crop=choice(none=True), margin=number(0),
+call('check_same', 'E', it(check_same), lambda w: dict(want=torch.ones(2, 2), got=torch.ones(2, 2)), want=instance(words='logits'), got=instance(words='logits') + [Of('another shape', lambda w: torch.ones(3, 3)), Of('other numbers', lambda w: torch.zeros(2, 2))], most=number(0))
+call('write_bundle', 'E', it(write_bundle), lambda w: dict(folder=w.tmp/'third', model=w.model, labels=list(w.dls.vocab), size=(32,32)), folder=new_folder, model=instance(), labels=Kind(None, 5, 'x', [], ['a'], ['a']*4, thing), size=size_of(none=True), crop=choice(none=True), margin=number(0),
     levels=Kind(5, 'x', {'a': 5}, thing), stats=stats, facts=Kind(5, 'x', thing), verify=Kind(5, 'x', thing))
 
 # ---- What is not in the table, and why ------------------------------------------------------------------------------------------------
 
 exceptions = { # 'Class.*': what is written under it
     'called by torch or fastai for every batch: a check would cost time, and what is handed over was checked where it was made':
-        'to_rgb upright_size upright_box Erase.* Cutout.* Mix.* evidence_of mixed_loss picture_losses own_loss random_region fit_aspect centre_region resized open_lazily jpeg_pixels CropResize.* ToFloat.* TensorParts.* FineGrainedDL.new FineGrainedDL.do_item FineGrainedDL.create_batch FineGrainedDL.to_detach '
+        'to_rgb upright_size upright_box Erase.* Cutout.* Mix.* decay_at evidence_of mixed_loss picture_losses own_loss random_region fit_aspect centre_region resized open_lazily jpeg_pixels CropResize.* ToFloat.* TensorParts.* FineGrainedDL.new FineGrainedDL.do_item FineGrainedDL.create_batch FineGrainedDL.to_detach '
         'FineGrainedDL.show_results LazyImage.* Presized.* CachedImages.* PartsOf.* MetricLoss.* Focal.* PairwiseConfusion.* MutualChannel.* Centre.* Attended.* AttentionPool.* ClassAttentionPool.* Body.forward Body.see Body.group_of Body.before Body.from_last_block as_map GivenPartPool.* RowNorm.* '
         'CosineHead.* LevelHead.* Normalise.* FineGrainedModel.see FineGrainedModel.maps FineGrainedModel.features FineGrainedModel.forward FineGrainedModel.halves PartPool.* CloserLook.* AvgPool.* GeM.* StagePool.* PyramidPool.* Branch.* BilinearPool.* CompactPool.* CovPool.* '
         'TwoStreams.forward TwoStreams.see ClassTokenPool.* TokenPool.* PartTokenPool.* PixelModel.* FeatureDL.* Layer.* LayerView.* centre_spot random_map',
@@ -584,10 +584,12 @@ def at_most(seconds):
 
 def made_of(w, o): return o.make(w) if isinstance(o, Of) else [made_of(w, v) for v in o] if type(o) is list else o
 
+also = dict(learn='learner', dl='loader', dls='loaders', lr='rate')
+
 def named(msg, arg, value, words):
     "Does the error say which argument, or which value, class, row, file is meant?"
-    names = {arg, arg.removesuffix('s'), *words}
-    if any(re.search(rf'(?<![a-z]){re.escape(o)}(?![a-z])', msg, re.I) for o in names): return True
+    names = {arg, arg.removesuffix('s'), also.get(arg, arg), *words}
+    if any(re.search(rf'(?<![a-z]){re.escape(o)}s?(?![a-z])', msg, re.I) for o in names): return True
     own = [value, *(value if isinstance(value, (list,tuple,set)) else ()), *([*value, *value.values()] if isinstance(value, dict) else ())]
     return any(s in msg for o in own for s in (repr(o), str(o)) if len(s)>1 or s.isdigit())
 
@@ -618,7 +620,7 @@ def fails(c, arg, value, w):
 base_of = { # what goes with the one wrong argument, where a right call would take too long or a network
     'fetch': lambda w: dict(url='http://127.0.0.1:9/x.zip', folder=w.tmp/'fetched', known_hash=None, tries=1),
     'Learner.fit_phases': it(dict(plan=1)), 'Learner.lr_find_phase': lambda w: dict(phase=Phase('all', 1), show_plot=False),
-    'Learner.mix_report': lambda w: dict(settings=MixUp(), epochs=1), 'tensorboard_log': it({}), 'all_that_help': lambda w: dict(study=w.study),
+    'Learner.mix_report': lambda w: dict(settings=MixUp(), epochs=1), 'tensorboard_log': it({}), 'all_that_help': lambda w: dict(study=tricks_study(w.data, 'toy_resnet', folder=w.tmp/'studies')),
     'train_one': lambda w: dict(seed=0, data=w.data, arch='toy_resnet', epochs=1, size=32, bs=4, dls=dict(num_workers=0, cache=False)),
     'Bundle.save_onnx': lambda w: dict(path=w.tmp/'a.onnx', images=w.jpg), 'Bundle': lambda w: dict(model=w.model, labels=list(w.dls.vocab), levels={}, transforms=dict(size=(32,32), crop=None, margin=.1), device='cpu'),
     'read_inaturalist': lambda w: dict(root=w.empty), 'read_aircraft': lambda w: dict(root=w.empty)}
@@ -640,6 +642,13 @@ def w(tmp_path_factory):
     Learner._do_epoch_train = train
     plt.close('all')
 
+def as_numpy(c, good):
+    "The numbers of a right call, and those that arguments have by themselves, as NumPy has them; paths as strings"
+    try: own = {k: p.default for k,p in inspect.signature(c.f(world)).parameters.items() if k in c.args}
+    except (TypeError,ValueError): own = {}
+    def other(o): return np.int64(o) if type(o) is int else np.float64(o) if type(o) is float else str(o) if isinstance(o, Path) else o
+    return {k: other(v) for k,v in (own|good).items() if isinstance(c.args.get(k), Kind) and other(v) is not v}
+
 def tried(c, w):
     "All that does not hold of the call `c`, as (argument, value, what)"
     was,res = w.mark(),[]
@@ -653,6 +662,10 @@ def tried(c, w):
     if c.good is not None and c.good(w) is not None:
         try: run(c, w, c.good(w))
         except Exception as e: res.append(('', '', f'the right call fails: {type(e).__name__}: {e}'[:300]))
+        if kw := as_numpy(c, c.good(w)):
+            try:
+                with at_most(30): run(c, w, c.good(w) | kw)
+            except Exception as e: res.append(('', repr(kw)[:60], f'NumPy numbers or paths as words: {type(e).__name__}: {e}'[:300]))
     plt.close('all')
     return res
 
@@ -754,7 +767,7 @@ def table_of(w, **cells):
     return items
 
 def a_row(w): return w.data['train'].index[2]
-wrong_cells = dict(path=[None, nan, ''], label=[None, nan, ''], family=[None, nan, ''], split=['no such', 5, nan, None, ['train']], x0=['x', None, nan, inf, '1,5', '10px', 10**6, thing], y1=['x', None, nan, -inf, 0, -1, [], '']) | {'x1': [0, -5, 'wide'], 'y0': [10**6, 'x', None]}
+wrong_cells = dict(path=[None, nan, ''], label=[None, nan], family=[None, nan], split=['no such', 5, nan, None, ['train']], x0=['x', None, nan, inf, '1,5', '10px', 10**6, thing], y1=['x', None, nan, -inf, 0, -1, [], '']) | {'x1': [0, -5, 'wide'], 'y0': [10**6, 'x', None]}
 
 @spoilt('D')
 def rows_of_a_table(w):
@@ -965,7 +978,7 @@ def runs_changed(w):
             raise
         finally: as_before()
     yield 'as it was',lambda: resumed(top['data']),[]
-    for at,v,new in json_mutations(top['data'], np.random.default_rng(8), 1, 120): yield f'{at}={v!r}',lambda new=new: resumed(new),['run ', 'resumed', 'resume']
+    for at,v,new in json_mutations(top['data'], np.random.default_rng(8), 1, 120): yield f'{at}={v!r}',lambda new=new: resumed(new),['run ', 'resumed', 'resume', at.split('/')[-1]]
 
 @spoilt('E', may_pass=True)
 def archives(w):
@@ -1072,7 +1085,7 @@ if __name__=='__main__':
     world = next(gen)
     print('world', time.time()-start, file=sys.stderr)
     for c in table.values():
-        if only and not any(o in c.key or o==c.owner for o in only): continue
+        if only and not any(o in c.key or o.strip('=')==c.owner for o in only): continue
         t = time.time()
         sys.stdout,out = io.StringIO(),sys.stdout
         try: res = tried(c, world)
@@ -1082,9 +1095,11 @@ if __name__=='__main__':
         n += len(cases(c))
         by[c.owner].append((c, res))
     for k,(owner,*_) in malformed.items():
-        if only and not any(o in k or o==owner for o in only): continue
+        if only and not any(o in k or o.strip('=')==owner for o in only): continue
         t = time.time()
-        m,res = tried_malformed(k, world)
+        sys.stdout,out = io.StringIO(),sys.stdout
+        try: m,res = tried_malformed(k, world)
+        finally: sys.stdout = out
         print(f'{k}: {time.time()-t:.1f} s for {m}', file=sys.stderr)
         n += m
         spoils[owner].append((k, m, res))
