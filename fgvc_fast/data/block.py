@@ -87,6 +87,7 @@ class CropResize(RandTransform):
         super().__init__(**kwargs)
         store_attr('size,crop,margin,min_scale,flip,light')
         if more is not None:
+            check(callable(more), f"more={more!r}: give a transform of torchvision's v2, or None")
             _keeps_shape(more, size)
             store_attr('more')
         self.more,self.cache,self.twins,self.last = more,cache,None,None # what is not among the arguments that are printed
@@ -273,7 +274,7 @@ class FineGrainedLoaders(DataLoaders):
     def test_dl(self, test_items, # Row numbers, paths, pictures (PIL, arrays, tensors)
         rm_type_tfms=None, with_labels:bool=False, **kwargs):
         "As fastai's; the items may be rows of the table, paths or pictures, and have the labels of their rows or else of their folders"
-        items = _test_items(self.data, test_items, with_labels)
+        items = _test_items(self.data, test_items, check_choice('with_labels', with_labels, (False,True)))
         res = super().test_dl(items, rm_type_tfms=rm_type_tfms or 0, with_labels=with_labels, **kwargs)
         res.dataset.n_inp = self.n_inp # without labels fastai takes the last input for one
         return res

@@ -103,6 +103,7 @@ def read_folder(root, # Folder of class folders, or of train/valid/test folders 
     **kwargs # `valid`, `seed`, `by`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "A folder per class, with or without `train`, `valid`, `test` above them"
+    check(isinstance(root, (str,os.PathLike)), f"root={root!r}: give the folder that holds the pictures")
     root = Path(root).expanduser()
     check(root.is_dir(), f"There is no folder {shown(root)}")
     check(levels is None or isinstance(levels, (list,tuple)) and levels and levels[-1]=='label', f"levels={levels!r}: give a list such as ['family','label'], the last is 'label'")

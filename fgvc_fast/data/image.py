@@ -8,8 +8,9 @@ __all__ = ['picture_suffixes', 'raster_formats', 'to_rgb', 'upright_size', 'upri
 
 # %% ../../nbs/api/00_data.image.ipynb #a5ac07ba
 import io, math, numpy as np, os, stat, struct, zlib
+from numbers import Real
 from PIL import Image
-from ..core import FineGrainedError, check
+from ..core import FineGrainedError, check, check_size
 
 # %% ../../nbs/api/00_data.image.ipynb #71ed90a9
 picture_suffixes = frozenset('.jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jxl .jp2 .j2k .ppm .pgm'.split()) # in lower case
@@ -132,23 +133,29 @@ def _decoded(im, fn):
 
 _turns = dict(zip(range(2, 9), [getattr(Image.Transpose, o) for o in 'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split()]))
 
+def _check_region(o):
+    ok = isinstance(o, (tuple,list,np.ndarray)) and len(o)==4 and all(isinstance(v, Real) for v in o) and -math.inf<o[0]<o[2]<math.inf and -math.inf<o[1]<o[3]<math.inf
+    check(ok, f"region={o!r}: give the box x0, y0, x1, y1 in pixels, with x0<x1 and y0<y1")
+
 def read_image(fn, # Path or open binary file
     region:tuple=None, # x0, y0, x1, y1 in pixels of the upright picture; None: all of it
     size:tuple=None # Width and height of what comes back; None: the region's own
     )->Image.Image:
     "The upright RGB picture in `fn`, cut to `region` and resized to `size`, decoded no finer than `size` needs"
+    if size is not None: size = check_size('size', size)
+    if region is not None: _check_region(region)
     with _open(fn) as im:
         o,wh = _orientation(im),upright_size(im)
         if hasattr(im, 'tag_v2'): o = 1 # a TIFF comes out upright
         stored = wh[::-1] if o in _turned else wh
-        x0,y0,x1,y1 = _turn_box(region, wh, {6:8, 8:6}.get(o, o)) if region else (0,0,*stored) # a quarter turn is undone by its opposite
+        x0,y0,x1,y1 = _turn_box(region, wh, {6:8, 8:6}.get(o, o)) if region is not None else (0,0,*stored) # a quarter turn is undone by its opposite
         turned = size[::-1] if size and o in _turned else size
         if size: im.draft(im.mode, [math.ceil(n*t/max(r,1)) for n,t,r in zip(stored, turned, (x1-x0,y1-y0))])
         res = _decoded(im, fn)
         sx,sy = res.size[0]/stored[0],res.size[1]/stored[1]
         box = x0*sx,y0*sy,x1*sx,y1*sy
         if size:     res = res.resize(turned, Image.Resampling.BILINEAR, box=(max(box[0],0), max(box[1],0), min(box[2],res.size[0]), min(box[3],res.size[1])))
-        elif region: res = res.crop(tuple(round(b) for b in box))
+        elif region is not None: res = res.crop(tuple(round(b) for b in box))
     return res if o==1 else res.transpose(_turns[o])
 
 # %% ../../nbs/api/00_data.image.ipynb #292b10f7

@@ -9,6 +9,7 @@ __all__ = ['inaturalist_cards', 'read_inaturalist']
 import numpy as np, pandas as pd
 from array import array
 from contextlib import contextmanager
+from numbers import Integral
 from ..core import FineGrainedError, check, listing
 from .formats import _present, _tree, reader
 from .table import FineGrainedData
@@ -139,7 +140,7 @@ or 2017/ (2018/, 2019/)
 
 def _inat_files(root, year, mini):
     "(folder, year, file of train, file of val) of the tree under `root`"
-    check(year is None or year in inaturalist_cards, f"year={year} is none of {listing(inaturalist_cards)}")
+    check(year is None or isinstance(year, Integral) and year in inaturalist_cards, f"year={year} is none of {listing(inaturalist_cards)}")
     check(not mini or year in (None,2021), f"Only 2021 has a train_mini.json, not {year}: leave out mini=True")
     heads = {y: 'train_mini' if mini else 'train' if y==2021 else f'train{y}' for y in ([2021] if mini else [year] if year else inaturalist_cards)}
     marks = [f'{o}.json' for o in heads.values()]

@@ -141,13 +141,15 @@ def _checked(items, levels, root):
 # %% ../../nbs/api/01_data.table.ipynb #ea9db147
 _part_columns = ['item','part','x','y','visible']
 
+def _flag(o): return float(o) if isinstance(o, (bool,np.bool_)) else o
+
 def _checked_parts(parts, n):
     "The table of `parts` of `n` pictures with tidy columns, or one error that names the row"
     require(isinstance(parts, pd.DataFrame), f"parts is a {type(parts).__name__}: give a DataFrame with the columns {listing(_part_columns)}")
     lost = [o for o in _part_columns if o not in parts]
     require(not lost, f"parts has no column {listing(lost)} (it has {listing(map(shown, parts.columns), 10)}): {listing(_part_columns)} are needed")
     parts = parts.reset_index(drop=True)
-    num = {c: as_numbers(parts[c].astype(float) if parts[c].dtype==bool and c=='visible' else parts[c])[0] for c in ('item','x','y','visible')}
+    num = {c: as_numbers(parts[c].map(_flag) if c=='visible' and parts[c].dtype.kind in 'bO' else parts[c])[0] for c in ('item','x','y','visible')}
     def stop(bad, why): require(not bad.any(), f"parts, row {listing(np.flatnonzero(bad))}: {why}")
     i,seen = num['item'],num['visible']
     stop(~((i>=0)&(i<n)&(i%1==0)), f"item is none of the {n:,} rows of the table, 0 to {n-1:,}")
@@ -184,7 +186,8 @@ class FineGrainedData:
         by:str=None         # Column whose groups no split may divide: the photographer, the day, the nest
     ):
         _check_made_of(items, root, levels, card)
-        check_number('valid', valid, 0)
+        check_number('valid', valid, 0), check_number('seed', seed, 0, whole=True)
+        require(valid<1, f"valid={valid} leaves nothing to train on: give a share from 0 up to, not including, 1")
         self.root,self.levels,self.card,self.by = Path(root).expanduser(),list(levels or ['label']),card or {},by
         self.items = _checked(items, self.levels, self.root)
         require(len(self.items), f"There are no pictures in {self.card.get('title') or shown(self.root)}: the table is empty")
@@ -295,6 +298,7 @@ def carve(items:pd.DataFrame, share:float=.1, # Of each class's files, 0–1
     by:str=None # Column whose groups stay together
     )->pd.Series:
     "The split column of `items` after `share` of the files of every class in `take` went to `give`: one at least of a class with three or more, and never all of them"
+    require(isinstance(items, pd.DataFrame), f"items is a {type(items).__name__}: give a table with the columns path, label and split")
     check_number('share', share, 0)
     require(share<1, f"A share of {share} cannot be carved out: use a number from 0 up to, not including, 1")
     check_number('seed', seed, 0, whole=True)
@@ -384,7 +388,7 @@ def subset(self:FineGrainedData,
 
 def _chosen(classes, known, level, seed):
     "The names of `known` that `classes` means"
-    if isinstance(classes, (int,float)):
+    if isinstance(classes, Real):
         check_number('classes', classes, 1, len(known), whole=True)
         return list(np.random.default_rng(seed).permutation(known)[:classes])
     require(pd.api.types.is_list_like(classes) or isinstance(classes, str), f"classes={classes!r}: give names of {level}, or how many")

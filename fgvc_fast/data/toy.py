@@ -12,7 +12,7 @@ from fastcore.parallel import parallel
 from functools import lru_cache
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
-from ..core import FineGrainedError, check_number
+from ..core import FineGrainedError, check, check_folder, check_number
 from .table import FineGrainedData
 
 # %% ../../nbs/api/02_data.toy.ipynb #7da7f617
@@ -350,6 +350,9 @@ def draw_bird(bird, # One of `toy_species`: its `shape`, `marks` and the part th
     difficulty:float=.5 # 0–1: smaller marks, more leaves
     ):
     "A picture (array of bytes), the box of the bird (x0,y0,x1,y1), and its parts (name, x, y, radius, visible)"
+    check(hasattr(bird, 'shape') and hasattr(bird, 'marks'), f"bird={bird!r}: give one of `toy_species`")
+    for o in seed if isinstance(seed, (tuple,list)) else (seed,): check_number('seed', o, 0, whole=True)
+    check_number('size', size, 1, whole=True), check_number('difficulty', difficulty, 0, 1)
     rng,cv = np.random.default_rng(seed),_Canvas(size)
     _background(cv, rng, difficulty)
     P = _pose(bird.shape, rng)
@@ -474,7 +477,7 @@ def toy_birds(path=None, # Folder to keep the data set in (default: fastai's dat
     args = dict(families=families, species=species, per_class=per_class, size=size, difficulty=difficulty, seed=seed)
     args = {k: v.item() if isinstance(v, np.generic) else v for k,v in args.items()}
     name = 'toy_birds_' + hashlib.sha256(json.dumps([_version,args]).encode()).hexdigest()[:10]
-    home = Path(path or _cache_home()).expanduser()
+    home = check_folder('path', _cache_home() if path is None else path)
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home/name).is_dir(): _make(home/name, birds, per_class, size, difficulty, seed)

@@ -15,7 +15,7 @@ from numbers import Integral
 from pathlib import Path
 from PIL import Image
 from textwrap import wrap
-from ..core import check, check_number, in_lines, listing
+from ..core import check, check_choice, check_number, in_lines, listing
 from .layers import _as_it_is, asked_against, find_method, logit_weights, view_layers
 from .methods import cam_methods # chkstyle: ignore (handed on)
 
@@ -101,6 +101,7 @@ def _looks(learn, items, method, target, layers, against):
 
 def _look(learn, items, method='gradcam', target=None, layer=None, against='auto'):
     "Pictures as the model sees them, logits (n, classes) and maps (n, H, W) of `items`; of a list of layers (n, layers, H, W)"
+    check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
     many = isinstance(layer, (list,tuple))
     check(not many or layer, 'layer=[]: name at least one')
     x,logits,maps = [torch.cat(o) for o in zip(*_looks(learn, items, method, target, layer if many else [layer], against))]
@@ -119,12 +120,20 @@ def cam(
     return _look(learn, items, method, target, layer, against)[2]
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #95be4eea
+def _check_drawn(im, cam):
+    "`im` and `cam` as tensors, if they are a picture and its map"
+    try: im,cam = torch.as_tensor(im),torch.as_tensor(cam)
+    except (TypeError,ValueError,RuntimeError): im = cam = torch.zeros(0)
+    check(im.ndim==3 and len(im)==3 and cam.shape==im.shape[1:], "im and cam: give a picture (3, H, W) and its map (H, W), of one size")
+    return im,cam
+
 def spotlight(
     im, # Picture (3, H, W), values in [0,1]
     cam # Its map (H, W), in [0,1]
 )->torch.Tensor: # (H, W, 3)
     "`im` in colour where `cam` is high, grey and dark where it is low"
-    im,a = torch.as_tensor(im).permute(1, 2, 0),torch.as_tensor(cam)[...,None]**.8
+    im,cam = _check_drawn(im, cam)
+    im,a = im.permute(1, 2, 0),cam[...,None]**.8
     return (im*a + (.12+.5*im.mean(2, keepdim=True))*(1-a)).clamp(0, 1)
 
 def draw_cam(
@@ -135,6 +144,8 @@ def draw_cam(
     right:bool=None # Title in green, red, or None: black
 ):
     "Draw `cam` over `im` on the axes `ax`, with a line at one half"
+    check_choice('right', right, (None,False,True))
+    im,cam = _check_drawn(im, cam)
     ax.imshow(spotlight(im, cam))
     if cam.max()>.5: ax.contour(cam, [.5], colors='white', linewidths=1)
     ax.set_title(title, fontsize=7.5, color={None:'black', True:'#17803d', False:'#c0262d'}[right])

@@ -8,6 +8,7 @@ __all__ = ['FineGrainedInterpretation']
 # %% ../../nbs/api/52_interpret.errors.ipynb #da74764a
 import numpy as np, pandas as pd, torch, torch.nn.functional as F, warnings
 from fastai.interpret import Interpretation
+from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from numbers import Integral
@@ -50,6 +51,8 @@ class FineGrainedInterpretation(Interpretation):
         act=None # As fastai's
     ):
         "Run `learn` once over the validation split, or over `dl`"
+        check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
+        check(dl is None or hasattr(dl, 'dataset'), f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
         if dl is None: dl = _split_loader(learn.dls, ds_idx)
         if n := trained_on(learn, dl): warnings.warn(f'{n:,} of these pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
         res = cls(learn, dl, *_gather(learn, dl, _few), act)
@@ -59,7 +62,7 @@ class FineGrainedInterpretation(Interpretation):
 # %% ../../nbs/api/52_interpret.errors.ipynb #6175e332
 def _split_loader(dls, ds_idx):
     "The loader of a split, in order and cut as for validation"
-    check_choice('ds_idx', ds_idx, range(len(dls.loaders)))
+    check_number('ds_idx', ds_idx, 0, len(dls.loaders)-1, whole=True)
     own = dls[ds_idx]
     if ds_idx==0 and hasattr(own.dataset, 'items'): return dls.test_dl(list(own.dataset.items), with_labels=True)
     return own.new(shuffle=False, drop_last=False)
@@ -106,7 +109,7 @@ def confusion_matrix(self:FineGrainedInterpretation)->np.ndarray:
 def most_confused(self:FineGrainedInterpretation, min_val:int=1 # Fewer mistakes than this do not count
     )->pd.DataFrame:
     "Which class was taken for which, most often first, and at which level of the data set the two meet"
-    check_number('min_val', min_val, 1)
+    check_number('min_val', min_val, 1, whole=True)
     i,j,times = self._pairs(off=True)
     i,j,times = (o[times>=min_val] for o in (i,j,times))
     of = np.bincount(self.targs.numpy())

@@ -7,6 +7,7 @@ __all__ = ['FeatureHierarchy']
 
 # %% ../../nbs/api/51_interpret.features.ipynb #e5a16670
 import pandas as pd, torch, torch.nn.functional as F
+from collections.abc import Iterable
 from fastcore.basics import patch
 from ..core import check, check_number, in_plot, listing
 from .cam import _load, _shown, draw_cam
@@ -192,6 +193,7 @@ def excites(self:FeatureHierarchy,
     import matplotlib.pyplot as plt
     k = self.model.body.stage_index(stage)
     check_number('n', n, 1, whole=True)
+    check(items is None or isinstance(items, Iterable), f"items={items!r}: give paths, pictures or rows of the data set")
     items = list(self.learn.dls.valid.items) if items is None else list(items)
     check(items, 'There are no pictures to look at: give paths, pictures or rows of the data set')
     c = self.model.body.stages[k].channels

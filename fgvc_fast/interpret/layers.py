@@ -126,6 +126,7 @@ def view_layers(
     layers=(None,) # As `find_layer`, each
     )->tuple: # Logits (B, classes), and a `LayerView` of each layer
     "What `layers` of `model` hold of `x`, and how what is asked would change with it"
+    check(isinstance(layers, (list,tuple)), f"layers={layers!r}: give a list of stages or modules, as (None, 'layer3')")
     model = _runnable(model)
     x = _in_full(model, x.as_subclass(torch.Tensor))
     if x.is_inference(): x = x.clone()

@@ -7,6 +7,7 @@ __all__ = ['Neighbours', 'Prototypes']
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #718be60c
 import pandas as pd, torch
+from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from fastai.learner import Learner
 from fastai.torch_core import get_model
@@ -125,7 +126,7 @@ class Prototypes:
         )->torch.Tensor: # (n, classes)
         "The cosine of each picture with each class"
         check(self.mark==learner_key(self.learn), 'The learner has other weights or other loaders than when these prototypes were made, so pictures and prototypes cannot be compared: make them anew, `learn.prototypes(...)`')
-        return _embed(self.learn, _as_list(items)) @ self.rows.T
+        return _embed(self.learn, _as_list('items', items)) @ self.rows.T
 
     def predict(self, items # As `scores`
         )->pd.DataFrame:
@@ -134,7 +135,10 @@ class Prototypes:
         return pd.DataFrame(dict(label=[self.vocab[o] for o in i[:,0]], cosine=cos[:,0], second=[self.vocab[o] for o in i[:,-1]], farther=cos[:,0]-cos[:,-1]))
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #141e6640
-def _as_list(o): return [o] if isinstance(o, (str,Path,Integral,Image.Image)) else list(o)
+def _as_list(name, o):
+    "`o`, which the user calls `name`, as a list of pictures"
+    check(isinstance(o, (str,Path,Integral,Image.Image,Iterable)), f"{name}={o!r}: give paths, pictures or rows of the data set, one or many")
+    return [o] if isinstance(o, (str,Path,Integral,Image.Image)) else list(o)
 def _mean_row(rows): return F.normalize(rows.mean(0), dim=0)
 
 @patch
@@ -144,12 +148,12 @@ def prototypes(self:Learner,
     "The classes of `learn`, and `new` ones, by the mean rows of their pictures; `learn` stays as it is"
     check(new is None or isinstance(new, dict) and all(isinstance(k, str) for k in new), f"new={new!r}: give a dict, as {{'Snowy Finch': five_paths}}")
     rows,targs = self.embeddings()
-    new,vocab = dict(new or {}),list(self.dls.vocab)
+    new,vocab = {k: _as_list(f'new: {k}', v) for k,v in (new or {}).items()},list(self.dls.vocab)
     known = [o for o in new if o in vocab]
     check(not known, f'{listing(known)}: this learner knows that class already. Give new names only')
-    empty = [k for k,v in new.items() if not len(_as_list(v))]
+    empty = [k for k,v in new.items() if not v]
     check(not empty, f'{listing(empty)}: there are no pictures of it. Five are a beginning')
     none = [o for i,o in enumerate(vocab) if not (targs==i).any()]
     check(not none, f'{listing(none)}: there are no training pictures of it, so it has no mean')
-    means = [_mean_row(rows[targs==i]) for i in range(len(vocab))] + [_mean_row(_embed(self, _as_list(v))) for v in new.values()]
+    means = [_mean_row(rows[targs==i]) for i in range(len(vocab))] + [_mean_row(_embed(self, v)) for v in new.values()]
     return Prototypes(self, torch.stack(means), vocab+list(new), list(new))

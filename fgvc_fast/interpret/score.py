@@ -8,8 +8,9 @@ __all__ = ['cam_baselines', 'cam_questions', 'box_masks', 'disc_masks', 'pointin
 
 # %% ../../nbs/api/50c_interpret.score.ipynb #f64b1629
 import copy, numpy as np, pandas as pd, torch, torch.nn.functional as F
+from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, check_number, listing
+from ..core import check, check_choice, check_number, check_size, listing
 from ..data.block import CropResize, PictureOf
 from ..data.lazy import open_lazily
 from .cam import _against, _load, _to_size, _vocab
@@ -19,13 +20,20 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from warnings import warn
 
 # %% ../../nbs/api/50c_interpret.score.ipynb #ef3064df
+def _places(name, o, n):
+    "`o`, which the user calls `name`, as a tensor (any, `n`)"
+    try: o = torch.as_tensor(np.asarray(o, dtype=np.float32))
+    except (TypeError,ValueError): o = torch.zeros(0)
+    check(o.ndim==2 and o.shape[1]==n, f"{name}: give {n} numbers for each picture, an array or tensor (n, {n})")
+    return o
+
 def box_masks(
     boxes, # (n, 4): x0, y0, x1, y1 in pixels
     size # (height, width) of the masks
     )->torch.Tensor: # (n, H, W)
     "Which pixels have their centre in each box"
-    b = torch.as_tensor(np.asarray(boxes, dtype=np.float32))
-    ys,xs = (torch.arange(s)+.5 for s in size)
+    b = _places('boxes', boxes, 4)
+    ys,xs = (torch.arange(s)+.5 for s in check_size('size', size))
     return ((xs>=b[:,:1]) & (xs<b[:,2:3]))[:,None] & ((ys>=b[:,1:2]) & (ys<b[:,3:]))[:,:,None]
 
 def disc_masks(
@@ -33,8 +41,8 @@ def disc_masks(
     size # (height, width) of the masks
     )->torch.Tensor: # (n, H, W)
     "Which pixels have their centre in each disc"
-    d = torch.as_tensor(np.asarray(discs, dtype=np.float32))[:,:,None,None]
-    ys,xs = (torch.arange(s)+.5 for s in size)
+    d = _places('discs', discs, 3)[:,:,None,None]
+    ys,xs = (torch.arange(s)+.5 for s in check_size('size', size))
     return (xs-d[:,0])**2 + (ys[:,None]-d[:,1])**2 < d[:,2]**2
 
 # %% ../../nbs/api/50c_interpret.score.ipynb #7e131687
@@ -113,9 +121,12 @@ def deletion_insertion(
     )->tuple: # Two (n, steps+1): probability of the class while pixels go, while they come back
     "How the probability of `classes` changes as the pixels of `x` are blurred, and sharpened, in the order of `maps`"
     check_number('steps', steps, 1, whole=True)
+    check(callable(f), f'f={f!r}: give a function from pictures to logits, such as a model')
+    check(torch.is_tensor(x) and x.ndim==4 and len(x), f'x is a {type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}: give pictures, a tensor (n, 3, H, W)')
+    check(torch.is_tensor(maps) and torch.is_tensor(classes), f'maps and classes are a {type(maps).__name__} and a {type(classes).__name__}: give tensors, one map and one number for each picture')
     n,_,H,W = x.shape
     check(maps.shape==(n,H,W) and maps.isfinite().all(), f'maps {tuple(maps.shape)} of pictures {tuple(x.shape)}: give one map (H, W) for each, without NaN')
-    classes = torch.as_tensor(classes, device=x.device)
+    classes = classes.to(x.device)
     check(classes.shape==(n,) and not classes.is_floating_point(), f'classes {tuple(classes.shape)}: give the number of one class for each of {n} pictures')
     soft,rank = _blurred(x),maps.to(x.device).flatten(1).argsort(1, descending=True).argsort(1).view(n, 1, H, W)
     def p(o):
@@ -199,8 +210,7 @@ class CamReport:
     def beats(self, base:str='centre' # Method that the others are compared with
         )->pd.DataFrame:
         "By how much each method's scores are above those of `base` on the same pictures: mean, and half of the 95 % confidence interval"
-        known = self.scores.method.unique()
-        check(base in known, f"base='{base}' was not scored: use one of {listing(known, 20)}")
+        check_choice('base', base, list(self.scores.method.unique()))
         low = self.scores[self.scores.method==base].drop_duplicates('item').set_index('item')[self.names]
         diff = self.scores[self.scores.method!=base].copy()
         diff[self.names] = diff[self.names].to_numpy() - low.loc[diff['item']].to_numpy()
@@ -270,6 +280,7 @@ def cam_report(
     tolerance:float=0 # Pixels by which a peak may miss; 15 in the paper of the pointing game
     )->CamReport:
     "Score maps against boxes, parts and what the model needs"
+    check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
     data = getattr(learn.dls, 'data', None) if data is None else data
     check(hasattr(data, 'items') and hasattr(data, 'parts'), 'These loaders do not know their data set: give `data`')
     asked,layers,named = _listed('asked', asked),_listed('layers', layers),_named(methods)
@@ -338,6 +349,7 @@ def sanity_check(
     against='auto' # As `cam`
     )->pd.DataFrame:
     "Rank correlation of maps with those of the same model with random pool and head, and with ever more random stages (rows), by method; NaN where a map is the same everywhere"
+    check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
     whole = _runnable(learn.model)
     check(isinstance(whole, FineGrainedModel), f'The stages of a {type(whole).__name__} are not known: the check needs a model of `fine_grained_learner`')
     check_number('seed', seed, 0, whole=True)

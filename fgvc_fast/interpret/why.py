@@ -43,6 +43,7 @@ def plot_errors(self:FineGrainedInterpretation,
     "Mistakes: the picture, what spoke for what was said, for what it is, for the one and not the other, and the nearest training picture of each"
     import matplotlib.pyplot as plt
     check_number('n', n, 1, whole=True)
+    check(idxs is None or hasattr(idxs, '__iter__'), f"idxs={idxs!r}: give numbers of pictures, or None")
     for i in [] if idxs is None else idxs: check_number('idxs: picture', int(i) if hasattr(i, 'item') else i, 0, len(self.preds)-1, whole=True)
     self._as_asked()
     if idxs is None:

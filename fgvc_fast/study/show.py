@@ -43,6 +43,7 @@ def _cells(self:Study, columns=None):
     "The table of means as it is shown, in texts"
     wide,axes = self.summary(),self.axes
     if columns is None: columns = [k for k in (f'measured {k}' if k in axes else k for k in _usual) if wide[k].notna().any()]
+    check(isinstance(columns, (list,tuple)), f"columns={columns!r}: give a list of columns, such as {listing(_numbers, 3)}")
     lost = [k for k in columns if f'{k}_spread' not in wide]
     check(not lost, f"There is no column {listing(lost)}: use {listing(_numbers, 20)}")
     head = {k: k.replace('_', ' ').replace('top', 'top-') + ' %'*('top' in k) for k in columns}

@@ -21,7 +21,7 @@ from pathlib import Path
 from torch.nn import functional as F
 from torch.utils.data import Subset
 from .. import __version__
-from ..core import FineGrainedError, check, check_number
+from ..core import FineGrainedError, check, check_folder, check_number
 from ..metrics import in_top
 from .names import _digest, _made_of, _settings
 
@@ -139,8 +139,7 @@ class Study:
         folder='studies' # Where the file `name.jsonl` is
         ):
         check(isinstance(name, str) and re.fullmatch(r'\w[\w .+,-]*', name), f'name={name!r} names a file: use letters, digits, blanks, and . + , - _')
-        check(isinstance(folder, (str,Path)) and not Path(folder).is_file(), f'folder={folder!r}: give the folder where the table is to be')
-        self.name,self.train,self.path = name,train,Path(folder)/f'{name}.jsonl'
+        self.name,self.train,self.path = name,train,check_folder('folder', folder)/f'{name}.jsonl'
         self.seeds = list(range(check_number('seeds', seeds, 1, whole=True))) if not isinstance(seeds, (list,tuple,range)) else list(seeds)
         check(self.seeds and all(isinstance(o, int) and not isinstance(o, bool) for o in self.seeds) and len(set(self.seeds))==len(self.seeds), f'seeds={seeds!r}: give how many, or a list of different whole numbers')
         self.made_of,self.settings,self._here = _made_of(train),_settings(settings),_device(default_device())
@@ -161,11 +160,12 @@ def _read(self:Study):
     check(self.path.is_file(), f"'{self.path}' is no file: move it away, or give the study another name")
     try: head,*rows = [json.loads(o) for o in self.path.read_text(encoding='utf-8').splitlines()]
     except ValueError as e: raise FineGrainedError(f"'{self.path}' is no table of a study ({e}): move it away, or give another name") from None
-    check(isinstance(head, dict) and 'made_of' in head, f"'{self.path}' does not begin as the table of a study: move it away, or give another name")
+    texts = isinstance(head, dict) and isinstance(head.get('made_of'), dict) and all(isinstance(o, str) for o in head['made_of'].values())
+    check(texts, f"'{self.path}' does not begin as the table of a study: move it away, or give another name")
     was,now = head['made_of'],self.made_of
     said = [f'the code of {now["train"]} has changed' if k=='code' else f'{k} was {_short(was.get(k))} and is {_short(now.get(k))}' for k in dict.fromkeys([*was, *now]) if was.get(k)!=now.get(k)]
     check(not said, f"'{self.path}' holds runs of another '{self.name}': {'; '.join(said)}. Give the study another name, or delete the file to begin anew")
-    check(all(isinstance(o, dict) and {'key','setting','seed','error'}<=o.keys() for o in rows), f"'{self.path}' has lines that are no rows of a study: move it away, or give another name")
+    check(all(isinstance(o, dict) and {'key','setting','seed','error'}<=o.keys() and isinstance(o['setting'], dict) for o in rows), f"'{self.path}' has lines that are no rows of a study: move it away, or give another name")
     self.rows = {o['key']: o for o in rows}
 
 def _short(s, n=120): return 'not given' if s is None else s if len(s)<=n else f'{s[:n//2]} … {s[-n//2:]}'
@@ -214,6 +214,7 @@ def axes(self:Study)->list:
 def left(self:Study, now:float=0. # Seconds that the first of the missing runs has been going for
     )->str:
     "How long the missing runs will take, judged by finished runs of the same settings on this device"
+    check_number('now', now, 0)
     secs,unknown = 0.,0
     for i,(o,_) in enumerate(self.todo()):
         took = [r['seconds'] for r in self._rows(o).values() if r['device']==self._here]

@@ -52,7 +52,7 @@ class AddLoss(SideLosses):
         check(not isinstance(loss, str) or loss in losses, f"'{loss}' is no loss: use one of {listing(losses, 20)}, or a class or function of your own")
         check(isinstance(loss, str) or callable(loss), f'AddLoss needs a loss, not {loss!r}: a name, a class, a module, or a function of (what it looks at, labels)')
         src = _source(loss)
-        self.on = on or getattr(src, 'on', 'logits')
+        self.on = getattr(src, 'on', 'logits') if on is None else on
         check_choice('on', self.on, ('logits','rows','maps')), check_choice('alone', alone, (False,True))
         check(name is None or isinstance(name, str) and name, f'name={name!r}: give a text, or None')
         if weight is None: weight = 1. if alone else getattr(src, 'side_weight', 1.)

@@ -326,6 +326,7 @@ def frozen_features(
     max_gb:float=10. # That features may take on disk, where memory does not hold them
     ):
     "Inside this `with`, `learn` trains on features that the frozen body gives once for each view of a picture"
+    check(isinstance(learn, Learner), f'learn={learn!r}: give the learner whose body is frozen')
     check_number('views', views, 0, whole=True), check_number('seed', seed, whole=True, none=True), check_number('max_gb', max_gb, 0)
     _check_frozen(learn)
     dls,model = learn.dls,get_model(learn.model)

@@ -53,10 +53,10 @@ def group_rates(lr:float|slice, # Rate of the deepest group; a slice as in fasta
     "The rate of each of `n` groups, shallow to deep"
     if isinstance(lr, slice):
         check(lr.stop is not None and lr.step is None, f"lr={lr}: a slice is slice(shallowest, deepest) or slice(deepest)")
-        _rates(lr.stop, n, 1. if lr.start is None else lr.start)
+        for o in (lr.stop, lr.stop if lr.start is None else lr.start): _rates(o, n, 1.)
         return [lr.stop/10]*(n-1) + [lr.stop] if lr.start is None else spread(lr.stop, n, lr.stop/lr.start)
     _rates(lr, n, ratio)
-    if decay is not None: check_number('decay', decay, 0, 1)
+    check(check_number('decay', decay, 0, 1, none=True) is None or decay>0, f"decay={decay} would stop all groups but the deepest: give a number above 0")
     return spread(lr, n, ratio) if decay is None else [lr*decay**i for i in range(n)][::-1]
 
 # %% ../../nbs/api/40_train.groups.ipynb #51f04ee6

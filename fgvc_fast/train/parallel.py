@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.torch_core import num_distrib, one_param, rank_distrib
 from fastcore.basics import patch
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, check, check_choice, listing
 from ..models.head import RowNorm
 from timm.layers import BatchNormAct2d
 from timm.layers.norm_act import SyncBatchNormAct
@@ -145,6 +145,7 @@ class FineGrainedLearner(Learner):
         **kwargs # Of `accelerate.Accelerator`; `cpu=True` where there is no GPU
         ):
         "Inside this `with`, fits are shared with the other processes that were launched; alone, they are what they are"
+        check_choice('sync_bn', sync_bn, (False,True))
         if num_distrib()<2:
             yield self
             return

@@ -7,10 +7,12 @@ __all__ = ['Phase', 'Plan', 'default_plan', 'phase_rates']
 
 # %% ../../nbs/api/41_train.phases.ipynb #93988763
 import numpy as np, pandas as pd
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from fastai.callback.schedule import combined_cos
 from fastai.learner import Learner
 from fastcore.foundation import L
+from numbers import Integral
 from ..core import check, check_choice, check_number, check_size
 from .groups import depth_name, group_index, group_rates, param_groups
 
@@ -56,6 +58,11 @@ class Phase:
 # %% ../../nbs/api/41_train.phases.ipynb #ffc3ed13
 class Plan(list):
     "A list of phases that shows itself as a table"
+    def __init__(self, phases=()):
+        check(isinstance(phases, Iterable), f"a plan is a list of Phases, not {phases!r}")
+        super().__init__(phases)
+        for o in self: check(isinstance(o, Phase), f"a plan is a list of Phases, and {o!r} is none")
+
     def table(self)->pd.DataFrame:
         "A row for each phase; what no phase sets is left out"
         says = [f.name for f in fields(Phase) if f.name in ('to','epochs','lr') or any(getattr(o, f.name)!=f.default for o in self)]
@@ -72,6 +79,7 @@ def default_plan(epochs:int, # Length of the whole, in epochs
     )->Plan:
     "The plan that a number of `epochs` stands for: the head for one epoch (two from 8 on), then everything"
     check_number('epochs', epochs, 1, whole=True), _above_0('lr', lr), _above_0('drop', drop), _above_0('ratio', ratio)
+    check_choice('pretrained', pretrained, (False,True))
     if not pretrained: return Plan([Phase('all', epochs, lr=lr, ratio=1.)])
     n = 0 if epochs<2 else 1 if epochs<8 else 2
     body = Phase('all', epochs-n, lr=lr/drop, ratio=ratio, keep_stats=True)
@@ -81,7 +89,7 @@ def default_plan(epochs:int, # Length of the whole, in epochs
 def _as_plan(learn, plan, lr):
     "`plan` as a list of `Phase`s that have been found possible for `learn`"
     _a_rate(lr)
-    if isinstance(plan, int) and not isinstance(plan, bool): plan = default_plan(plan, **({} if lr is None else dict(lr=lr)), pretrained=getattr(learn, 'pretrained', True))
+    if isinstance(plan, Integral) and not isinstance(plan, bool): plan = default_plan(plan, **({} if lr is None else dict(lr=lr)), pretrained=getattr(learn, 'pretrained', True))
     if isinstance(plan, Phase): plan = [plan]
     ok = isinstance(plan, (list,tuple,L)) and len(plan) and all(isinstance(o, Phase) for o in plan)
     check(ok, f"a plan is a number of epochs, a Phase, or a list of Phases, not {plan!r}")

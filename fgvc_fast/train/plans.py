@@ -9,6 +9,7 @@ __all__ = ['plans', 'fastai_plan', 'gradual_plan', 'reinit_plan', 'layers_plan',
 from fastai.learner import Learner
 from fastcore.basics import patch
 from inspect import signature
+from numbers import Integral
 from ..core import check, check_number, listing
 from .groups import group_names
 from .phases import Phase, Plan, _above_0, default_plan
@@ -16,7 +17,7 @@ from .phases import Phase, Plan, _above_0, default_plan
 # %% ../../nbs/api/41b_train.plans.ipynb #ebc6e70e
 def _shares(epochs, n, name):
     "`epochs` in `n` parts as even as can be, the later ones longer"
-    ok = isinstance(epochs, int) and not isinstance(epochs, bool) and epochs>=n
+    ok = isinstance(epochs, Integral) and not isinstance(epochs, bool) and epochs>=n
     check(ok, f"the plan '{name}' has {n} phases here, so it needs at least {n} epochs, not {epochs!r}")
     return [epochs*(i+1)//n - epochs*i//n for i in range(n)]
 
@@ -27,11 +28,12 @@ def _stages(learn):
 # %% ../../nbs/api/41b_train.plans.ipynb #b17b8ebe
 def fastai_plan(learn, epochs, lr=2e-3):
     "fastai's `fine_tune`: the head for one epoch, then everything at half the rate, the shallow groups a hundred times slower"
-    _shares(epochs, 2, 'fastai')
+    _above_0('lr', lr), _shares(epochs, 2, 'fastai')
     return Plan([Phase('head', 1, lr=lr, pct_start=.99), Phase('all', epochs-1, lr=slice(lr/200, lr/2), div=5., pct_start=.3)])
 
 def gradual_plan(learn, epochs, lr=1e-2):
     "One stage more in each epoch, from the head down; then everything (gradual unfreezing)"
+    _above_0('lr', lr)
     names = _stages(learn)[::-1]
     alone = [Phase(o if i else 'head', 1, lr=lr/10 if i else lr, decay=1/2.6, keep_stats=True) for i,o in enumerate(names[:-1])]
     _shares(epochs, len(names), 'gradual')
@@ -40,17 +42,20 @@ def gradual_plan(learn, epochs, lr=1e-2):
 # %% ../../nbs/api/41b_train.plans.ipynb #c0352e45
 def reinit_plan(learn, epochs, lr=1e-2, n=3):
     "The head on the transferred body; then, `n` times, everything after re-initialising one stage more"
+    _above_0('lr', lr)
     parts = _shares(epochs, check_number('n', n, 1, whole=True)+1, 'reinit')
     return Plan([Phase('head', parts[0], lr=lr)] + [Phase('all', e, lr=lr/10, ratio=10., reinit=i+1, keep_stats=True) for i,e in enumerate(parts[1:])])
 
 def layers_plan(learn, epochs, lr=1e-2):
     "As long on the head as on the last stage and the head, and so on down to everything, all groups at one rate"
+    _above_0('lr', lr)
     names = _stages(learn)[:0:-1]
     depths = ['head', *names[1:], 'all']
     return Plan([Phase(o, e, lr=lr/10 if i else lr, ratio=1.) for i,(o,e) in enumerate(zip(depths, _shares(epochs, len(depths), 'layers')))])
 
 def blocks_plan(learn, epochs, lr=1e-2):
     "For transformers: the head, then half of the attention blocks with it, then all"
+    _above_0('lr', lr)
     body = getattr(learn.model, 'body', None)
     n = len(body.blocks()) if hasattr(body, 'blocks') else 0
     check(n>1, f"the plan 'blocks' is for transformers, and {getattr(body, 'name', type(learn.model).__name__)} has no attention blocks to count: use 'gradual' or 'layers'")

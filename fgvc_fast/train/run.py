@@ -16,7 +16,7 @@ from fastai.torch_core import get_model, get_random_states, one_param, rank_dist
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from pathlib import Path
-from ..core import check, check_number, listing
+from ..core import FineGrainedError, check, check_folder, check_number, check_size, listing
 from ..models.body import _pair
 from .finite import FiniteLoss, NonFiniteLoss
 from .frozen import frozen_features
@@ -137,9 +137,46 @@ def write(self:PhaseRun, learn):
     self.log().to_csv(self.folder/'phase_log.csv', index=False)
 
 # %% ../../nbs/api/41a_train.run.ipynb #ca0cd9ea
+_damage = ValueError,TypeError,KeyError,IndexError,AttributeError,RuntimeError # what values end in that nobody expects
+
+@contextmanager
+def _as_written(folder):
+    "Inside this `with`, what the snapshot in `folder` says is used as `PhaseRun` wrote it; where it cannot be, that is said"
+    try: yield
+    except FineGrainedError as e: raise e if str(folder) in str(e) else FineGrainedError(f"the run in '{folder}': {e}") from e
+    except _damage as e: raise FineGrainedError(f"the run in '{folder}' is damaged: what its snapshot says cannot be ({type(e).__name__}: {e}). Take another copy of the folder, or begin anew") from e
+
+def _check_best(name, o, model):
+    "Stop unless `o` could be the best so far of a run of `model`"
+    loss,epoch,w,size = o
+    if w is None: return
+    ok = type(loss) is float and type(epoch) is int and isinstance(w, dict) and w.keys()==model.state_dict().keys() and all(isinstance(v, torch.Tensor) for v in w.values())
+    check(ok and (size is None or check_size('size', size)), f"{name} is {type(o).__name__} of something else: begin anew")
+
+def _check_run(run, model):
+    "Stop unless what `run` was given by a snapshot is of the kind that `PhaseRun` keeps"
+    s = run.snap
+    check_number('phase', s['phase'], 0, len(run.plan), whole=True), check_number('epoch', s['epoch'], 0, whole=True, none=True), check_number('wait', s['wait'], 0, whole=True)
+    for k in ('best','phase_best'): _check_best(k, s[k], model)
+    if s['size'] is not None: check_size('size', s['size'])
+    ok = len(s['rates'])==len(run.plan) and all(isinstance(o, dict) for o in s['rows']) and {'lrs','iters','losses','values'}==s['curves'].keys() and len(s['smooth'])==2
+    check(ok, 'the log of the snapshot is not of this plan: begin anew')
+    check(all(isinstance(o, list) and len(o)==2 and all(isinstance(v, str) for v in o) for o in run.marks.values()), 'the marks of the snapshot are none: begin anew')
+    Plan(run.plan), _as_lr(run.lr), check_number('wd', run.wd, 0, none=True)
+
+def _as_lr(lr):
+    if not isinstance(lr, slice): check_number('lr', lr, 1e-30, none=True)
+
 def _read_run(learn, folder, cbs):
     "The run that was written to `folder`, for `learn` to go on with"
     o = read_snapshot(folder)
+    with _as_written(folder):
+        run = _made_again(learn, folder, cbs, o)
+        _check_run(run, get_model(learn.model))
+    return run
+
+def _made_again(learn, folder, cbs, o):
+    "The run that the snapshot `o` in `folder` is of"
     check(isinstance(o, dict) and {'snap','plan','stops','batches'}<=o.keys(), f"the snapshot in '{folder}' is of something else than `fit_phases`: give the folder of a run")
     (_,n),want = processes(learn),len(o['snap']['random'])
     check(n==want, f"the run in '{folder}' is of another number of processes ({want}, and here {n}): start as many to go on with it, or begin anew")
@@ -318,6 +355,21 @@ def _resumable(learn, plan, cbs, resume, folder):
     check(plan is None, "resume goes on with the plan that was stopped: leave `plan` out, or begin anew without resume")
     return res
 
+@contextmanager
+def _or_as_before(learn, folder):
+    "Inside this `with`, `learn` takes over what the snapshot in `folder` says; if it cannot, it is as it was"
+    size,w,opt,dls,rngs,random = _size_of(learn),_weights(learn.model),learn.opt,learn.dls,[deepcopy(getattr(o, 'rng', None)) for o in learn.dls.loaders],get_random_states()
+    try:
+        with _as_written(folder): yield
+    except FineGrainedError:
+        _resize(learn, size)
+        get_model(learn.model).load_state_dict(w)
+        learn.opt,learn.dls = opt,dls
+        for o,rng in zip(dls.loaders, rngs):
+            if rng is not None: o.rng = rng
+        set_random_states(**random)
+        raise
+
 def _same_number(name, v, run):
     check(v is None or v==run, f"resume goes on with {name}={run} of the run that was stopped, not with {v!r}: leave `{name}` out, or begin anew without resume")
 
@@ -328,10 +380,9 @@ def _marks(learn, run):
 def _new_folder(folder):
     "`folder` as a path, if no run is in it"
     if folder is None: return
-    check(isinstance(folder, (str,Path)) and str(folder), f"folder={folder!r}: give the name of a folder, as in folder='run'")
-    check(not Path(folder).exists() or Path(folder).is_dir(), f"folder='{folder}' is a file: give the name of a folder, which is made if it is not there")
-    check(not (Path(folder)/'snapshot.json').exists(), f"there is a run in '{folder}' already: go on with it, learn.fit_phases(resume='{folder}'), or give another folder")
-    return Path(folder)
+    path = check_folder('folder', folder)
+    check(not (path/'snapshot.json').exists(), f"there is a run in '{folder}' already: go on with it, learn.fit_phases(resume='{folder}'), or give another folder")
+    return path
 
 @patch
 def fit_phases(self:Learner,
@@ -346,8 +397,7 @@ def fit_phases(self:Learner,
     check(hasattr(self, 'recorder'), "fit_phases writes to the learner's `Recorder`, and this one has none: add it back with `learn.add_cb(Recorder)`")
     check(isinstance(resume, (bool,Path)) or isinstance(resume, str) and resume, f"resume={resume!r}: use True, or the folder of a run")
     check(all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in L(cbs)), f"cbs={cbs!r}: give callbacks, as in cbs=[EMA(), Mix(mixup=.4)]")
-    if not isinstance(lr, slice): check_number('lr', lr, 1e-30, none=True)
-    check_number('wd', wd, 0, none=True)
+    _as_lr(lr), check_number('wd', wd, 0, none=True)
     if resume: run = _resumable(self, plan, cbs, resume, folder)
     else: run = PhaseRun(_as_plan(self, plan, lr), lr, wd, cbs, _size_of(self), _new_folder(folder))
     if resume: _same_number('lr', lr, run.lr), _same_number('wd', wd, run.wd)
@@ -356,7 +406,8 @@ def fit_phases(self:Learner,
         marks = _marks(self, run)
         if resume: check_same(run.at_stop if resume is True else run.marks, marks, 'the run that was stopped' if resume is True else f"the run in '{resume}'")
         run.cbs,run.marks = cbs,run.marks or marks
-        if resume and run.snap is not None: run.restore(self)
+        if resume and run.snap is not None:
+            with nullcontext() if resume is True else _or_as_before(self, resume): run.restore(self)
         self._phase_run = run
         try:
             with _left_tidy(self): run.go(self)

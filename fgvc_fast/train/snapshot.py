@@ -8,7 +8,7 @@ __all__ = ['write_snapshot', 'read_snapshot']
 # %% ../../nbs/api/40d_train.snapshot.ipynb #de15e0a0
 import hashlib, json, math, numpy as np, os, random, torch
 from fastcore.foundation import L
-from ..core import FineGrainedError, check
+from ..core import FineGrainedError, check, check_folder
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
@@ -97,10 +97,6 @@ def _file_digest(fn):
     return h.hexdigest()
 
 # %% ../../nbs/api/40d_train.snapshot.ipynb #5d55948e
-def _folder(o):
-    check(isinstance(o, (str,Path)) and str(o), f"folder={o!r}: give the name of a folder")
-    return Path(o)
-
 def _packed(o):
     aside = _Aside()
     try: return _plain(o, 'state', aside),aside.tensors
@@ -110,7 +106,7 @@ def write_snapshot(folder:str|Path, # Made if it is not there; holds one snapsho
     o # Dictionaries, lists, tuples, numbers, strings, `None`, tensors, arrays, `random.Random`, nested as you like
     )->Path:
     "Write `o` to `folder` as safetensors and JSON, in the place of the snapshot that is there; returns the JSON's path"
-    folder,new = _folder(folder),f'snapshot-{uuid4().hex[:12]}.safetensors'
+    folder,new = check_folder('folder', folder),f'snapshot-{uuid4().hex[:12]}.safetensors'
     to,(data,tensors) = folder/'snapshot.json',_packed(o)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +128,7 @@ def write_snapshot(folder:str|Path, # Made if it is not there; holds one snapsho
 def read_snapshot(folder:str|Path # Where `write_snapshot` wrote
     ):
     "What was written to `folder`, bit by bit; tensors are on the CPU"
-    fn = _folder(folder)/'snapshot.json'
+    fn = check_folder('folder', folder)/'snapshot.json'
     check(fn.is_file(), f"There is no snapshot in '{folder}' (no file snapshot.json)")
     def whole(ok, fn, why): check(ok, f"'{fn}' is damaged: {why}. Take another copy of the folder, or begin anew")
     try: top = json.loads(fn.read_text(encoding='utf-8'))
