@@ -1780,6 +1780,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fgvc_fast.save._training': ('api/save.html#_training', 'fgvc_fast/save.py'),
                                 'fgvc_fast.save._verify': ('api/save.html#_verify', 'fgvc_fast/save.py')},
             'fgvc_fast.studies': { 'fgvc_fast.studies._bundled': ('api/studies.html#_bundled', 'fgvc_fast/studies.py'),
+                                   'fgvc_fast.studies._by_name': ('api/studies.html#_by_name', 'fgvc_fast/studies.py'),
                                    'fgvc_fast.studies._data': ('api/studies.html#_data', 'fgvc_fast/studies.py'),
                                    'fgvc_fast.studies._learner': ('api/studies.html#_learner', 'fgvc_fast/studies.py'),
                                    'fgvc_fast.studies._listed': ('api/studies.html#_listed', 'fgvc_fast/studies.py'),

@@ -194,6 +194,7 @@ def predict(self:Bundle,
     "A row for each picture: path, label, probability, then the next labels; `df.attrs['skipped']` says what could not be read, and why"
     check_number('k', k, 1, whole=True), check_number('bs', bs, 1, whole=True), check_number('num_workers', num_workers, 0, whole=True, none=True)
     check_choice('flip', flip, (False,True)), check_choice('progress', progress, (False,True))
+    bs,num_workers = int(bs),None if num_workers is None else int(num_workers) # torch takes no numbers of NumPy
     items,names,one = _listed(images)
     boxes,done,probs,skipped = _boxed(boxes, len(items), one, self.transforms['crop']),[],[],{}
     with torch.inference_mode():

@@ -12,6 +12,7 @@ from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner, Metric
+from fastai.optimizer import Adam
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -130,15 +131,17 @@ def _name(o):
 # %% ../nbs/api/42_learner.ipynb #c9c34775
 _learner_args = set(inspect.signature(Learner).parameters)
 
-def _check_args(dls, arch, pool, head, drop, loss_func=None, opt_func=None, lr=None, wd=None, metrics=None, cbs=None, **_):
+def _check_args(dls, arch, pool, head, drop, loss_func=None, opt_func=Adam, lr=1e-3, splitter=_groups, wd=None, metrics=None, cbs=None, moms=(.95,.85,.95), **_):
     "Stop where an argument of `fine_grained_learner` can be none"
     def each(o): return () if o is None else o if isinstance(o, (list,tuple,L)) else (o,)
     check(len(getattr(dls, 'loaders', ()))>1 and hasattr(dls, 'vocab'), f"dls={type(dls).__name__}: give loaders of train and valid with a vocabulary, as `data.dls(...)` makes them")
     check(arch is not None and all(isinstance(o, str) or callable(o) for o in each(arch)) and len(each(arch)) in (1,2), f"arch={arch!r}: give timm's name of an architecture, a constructor of torchvision, or two of them")
     for k,o in dict(pool=pool, head=head).items(): check(isinstance(o, str) or callable(o), f"{k}={o!r}: give a name, a class, or a `partial` of one")
     check_number('drop', drop, 0, 1)
-    for k,o in dict(loss_func=loss_func, opt_func=opt_func).items(): check(o is None or callable(o), f"{k}={o!r}: give a function, not a {type(o).__name__}")
-    if lr is not None and not isinstance(lr, slice): check_number('lr', lr, 0)
+    for k,o in dict(loss_func=loss_func, opt_func=opt_func, splitter=splitter).items(): check(k=='loss_func' and o is None or callable(o), f"{k}={o!r}: give a function, not a {type(o).__name__}")
+    check(isinstance(lr, slice) or check_number('lr', lr)>0, f'lr={lr!r}: give a number above 0')
+    check(isinstance(moms, (tuple,list)) and len(moms)==3, f'moms={moms!r}: give the momentum at the beginning, in the middle and at the end, as (.95,.85,.95)')
+    for o in moms: check_number('moms: one of them', o, 0, 1)
     if wd is not None: check_number('wd', wd, 0)
     check(all(callable(o) or isinstance(o, Metric) for o in each(metrics)), f"metrics={metrics!r}: give functions, as metrics=accuracy, not their names")
     check(all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in each(cbs)), f"cbs={cbs!r}: give callbacks, or a list of them")

@@ -24,7 +24,10 @@ from .train.phases import Phase, default_plan
 # %% ../nbs/api/90c_studies.ipynb #fa16d613
 def _learner(seed, data, arch, size=224, bs=32, aug='light', crop=None, dls=None, cbs=(), smooth=0., **kwargs):
     "A learner with loaders of its own; `cbs` are functions that make callbacks"
-    loaders = data.dls(size=size, bs=bs, aug=aug, crop=crop, seed=seed, **(dls or {}))
+    check_number('seed', seed, 0, whole=True), check_number('smooth', smooth, 0, 1)
+    check(dls is None or isinstance(dls, dict), f"dls={dls!r}: give a dict of options of `data.dls`, as dict(num_workers=4)")
+    check(isinstance(cbs, (list,tuple)) and all(map(callable, cbs)), f"cbs={cbs!r}: give a list of functions that make a callback, as [partial(MixUp, alpha=.2)]")
+    loaders = _data(data).dls(size=size, bs=bs, aug=aug, crop=crop, seed=seed, **(dls or {}))
     set_seed(seed) # whatever the loaders drew, the first weights are those of the seed
     return fine_grained_learner(loaders, arch, cbs=[o() for o in cbs], loss_func=CrossEntropyLossFlat(label_smoothing=smooth), **kwargs)
 
@@ -42,6 +45,7 @@ def train_one(
     **kwargs             # Of `fine_grained_learner`: `pretrained`, `weights`, `pool`, `head`, `drop`, ...
     ):
     "Loaders, a learner, and `fit_phases`"
+    check(plan is None or isinstance(plan, dict), f"plan={plan!r}: give a dict of options of `learn.plan`, as dict(name='gradual')")
     learn = _learner(seed, data, arch, size, bs, aug, crop, dls, cbs, smooth, **kwargs)
     learn.fit_phases(learn.plan(epochs=epochs, lr=lr, **plan) if plan else epochs, lr=lr)
     return learn
@@ -54,6 +58,11 @@ def _study(name, data, settings, seeds, folder, train=train_one, **kwargs):
 def _data(o):
     if isinstance(o, str): return fine_grained_data(o)
     check(isinstance(o, FineGrainedData), f'data={type(o).__name__}: give a data set, as `fine_grained_data` makes them, or the name of one')
+    return o
+
+def _by_name(name, o):
+    "`o`, if it is options of `train_one` by name"
+    check(isinstance(o, dict) and all(isinstance(v, dict) for v in o.values()), f"{name}={o!r}: give a dict of names and options of `train_one`, as {{'mine': dict(drop=.5)}}")
     return o
 
 def _listed(name, o, *bounds):
@@ -130,7 +139,7 @@ def tricks_study(data, # A `FineGrainedData`, or a name of one
     **kwargs # Of `train_one`
     )->Study:
     "What does each training trick bring? See `all_that_help` for several at a time"
-    return _study(name, data, dict(trick=tricks or training_tricks()), seeds, folder, _bundled, arch=arch, aug=aug, **kwargs)
+    return _study(name, data, dict(trick=training_tricks() if tricks is None else _by_name('tricks', tricks)), seeds, folder, _bundled, arch=arch, aug=aug, **kwargs)
 
 # %% ../nbs/api/90c_studies.ipynb #328d32fa
 def _together(a, b):
@@ -178,7 +187,7 @@ def reinit_study(data, # A `FineGrainedData`, or a name of one
     **kwargs # Of `train_one`
     )->Study:
     "Begin the last stages afresh, phase by phase: over several bodies, accuracy against cost"
-    return _study(name, data, dict(body=bodies or published_bodies, reinit={str(n): dict(plan=dict(name='reinit', n=n) if n else dict(name='default')) for n in _listed('stages', stages, 0)}), seeds, folder, _bundled, epochs=epochs, **kwargs)
+    return _study(name, data, dict(body=published_bodies if bodies is None else _by_name('bodies', bodies), reinit={str(n): dict(plan=dict(name='reinit', n=n) if n else dict(name='default')) for n in _listed('stages', stages, 0)}), seeds, folder, _bundled, epochs=epochs, **kwargs)
 
 # %% ../nbs/api/90c_studies.ipynb #8fa32d33
 def _transfer(seed, data, source, start, source_epochs, epochs=10, lr=None, weights=None, **kwargs):

@@ -17,7 +17,9 @@ import matplotlib.pyplot as plt
 from fastai.vision.all import Callback, DataLoaders, Learner, accuracy
 import fgvc_fast
 from fgvc_fast.all import * # chkstyle: ignore (what a notebook has)
+for k in [k for k in globals() if k.startswith('test')]: del globals()[k] # of fastcore, and no tests of ours
 from fgvc_fast.core import FineGrainedError
+from fgvc_fast.data.image import to_picture
 from fgvc_fast.robust.all import *
 from torch import nn
 
@@ -89,8 +91,9 @@ old_folder = Kind(None, 5, [], {}, thing, not_there, a_text, a_folder, words='fo
 old_file = Kind(None, 5, [], {}, thing, not_there, a_folder, words='file there')
 new_folder = Kind(None, 5, [], {}, thing, a_text, below_file, words='folder file')
 new_file = Kind(None, 5, [], {}, thing, '', a_folder, below_file, words='folder file')
-pictures = Kind(None, [], 5.5, [10**6], [-1], [nan], [None], [thing], thing, ['no/such.jpg'], 'no/such.jpg', [a_text], Of('an array of 7', lambda w: np.zeros(7)), [Of('an array of 7', lambda w: np.zeros(7))],
-    Of('zeros(3)', lambda w: torch.zeros(3)), Of('zeros(2,7,8,8)', lambda w: torch.zeros(2, 7, 8, 8)), words='picture pictures row rows tensor path item image images batch array')
+pictures = Kind(None, [], 5.5, [10**6], [-1], [nan], [None], [thing], thing, ['no/such.jpg'], 'no/such.jpg', [a_text], Of('halves', lambda w: np.full(7, .5)), [Of('an array of 7', lambda w: np.zeros(7))],
+    Of('halves of torch', lambda w: torch.full((3,), .5)), Of('zeros(2,7,8,8)', lambda w: torch.zeros(2, 7, 8, 8)), words='picture pictures row rows tensor path item image images batch array')
+# (whole numbers in an array of floats are rows: a column of pandas with a gap in it is of floats)
 picture = pictures.but([])
 rows = Kind([10**6], [-1], ['x'], [1.5], [None], [nan], 'x', 1.5, thing, None, words='row rows')
 frame = Kind(None, 5, 'x', [], {}, thing, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1]))), words='table column columns pairs')
@@ -177,13 +180,15 @@ class World(SimpleNamespace):
         return h.hexdigest()+repr(state)
 
 # -- data: tables (D)
+by = Kind('no such column', 5, 1.5, [], thing, words='column')
+levels = Kind(5, 'x', ['x'], [], [5,'label'], thing, ['label','family'], words='level column')
 small = dict(size=32, bs=4, num_workers=0, cache=False)
 call('FineGrainedData', 'D', it(FineGrainedData), lambda w: dict(items=w.data.items, root=w.data.root, levels=['family','label'], parts=w.data.parts),
     items=frame, root=Kind(5, [], {}, thing, words='root'), levels=Kind(5, 'x', ['x'], ['nowhere','label'], [5,'label'], [None,'label'], thing, ['label','family'], words='level column'),
-    parts=frame.but(None).called('parts'), card=Kind(5, 'x', [1], thing), valid=share, seed=seed)
+    parts=frame.but(None).called('parts'), card=Kind(5, 'x', [1], thing), valid=number(0, below=1), seed=seed, by=by)
 call('FineGrainedData.path', 'D', lambda w: w.data.path, it(dict(row=0)), row=Kind(10**6, -1, 'x', 1.5, nan, None, [], thing, words='row'))
 call('FineGrainedData.picture', 'D', lambda w: w.data.picture, it(dict(row=0)), row=Kind(10**6, -1, 'x', 1.5, nan, None, [], thing, words='row'), size=size_of(none=True).but((8,8,8)) + [5.5, (0,0)])
-call('FineGrainedData.split', 'D', lambda w: w.plain.split, it(dict(valid=.2)), valid=number(0, below=1), test=number(0, below=1), seed=seed)
+call('FineGrainedData.split', 'D', lambda w: w.plain.split, it(dict(valid=.2)), valid=number(0, below=1), test=number(0, below=1), seed=seed, by=by.but([]))
 call('FineGrainedData.subset', 'D', lambda w: w.data.subset, it(dict(classes=2)), classes=Kind(0, -1, 99, 1.5, 'no such class', ['no such class'], [5], [None], [], {}, thing, nan, words='class label called'),
     per_class=whole(1, none=True), level=choice(), seed=seed)
 call('FineGrainedData.at_level', 'D', lambda w: w.data.at_level, it(dict(level='family')), level=choice())
@@ -193,7 +198,7 @@ call('FineGrainedData.show', 'D', lambda w: w.data.show, it(dict(n=1)), rows=row
 call('FineGrainedData.long_tail', 'D', lambda w: w.data.long_tail, it(dict(ratio=2)), ratio=number(1), seed=seed)
 call('FineGrainedData.rename', 'D', lambda w: w.data.rename, lambda w: dict(names={w.data.vocab[0]: 'Robin'}), names=Kind(None, 5, 'x', ['x'], {'No such bird': 'Robin'}, thing, {5: 'Robin'}, words='called'), level=choice())
 call('FineGrainedData.merge', 'D', lambda w: w.plain.merge, lambda w: dict(others=w.plain), others=instance(words='data'))
-call('carve', 'D', it(carve), lambda w: dict(items=w.data.items), items=frame.called('column'), share=number(0, below=1), seed=seed, take=choice(), give=choice())
+call('carve', 'D', it(carve), lambda w: dict(items=w.data.items), items=frame.called('column'), share=number(0, below=1), seed=seed, take=choice(), give=choice(), by=by)
 call('FineGrainedData.duplicates', 'D', lambda w: w.data.duplicates, it(dict(progress=False)), distance=whole(0, 128), progress=look)
 call('FineGrainedData.show_duplicates', 'D', lambda w: w.data.show_duplicates, lambda w: dict(pairs=some_pairs(w), n=1), pairs=frame, n=count, cols=count, size=positive)
 call('FineGrainedData.drop_duplicates', 'D', lambda w: w.data.drop_duplicates, lambda w: dict(pairs=w.pairs), pairs=frame)
@@ -203,14 +208,14 @@ def some_pairs(w): return w.data.duplicates(distance=128, progress=False)
 reader = dict(root=old_folder, kwargs=options)
 call('fine_grained_data', 'D', it(fine_grained_data), lambda w: dict(source=w.data.root), kwargs=options,
     source=Kind(None, 5, nan, [], {}, thing, 'no_such_name', '', 'x.zip', 'https://example.org/birds', not_there, a_text, a_folder, words='data pictures'), path=Kind('x', 5, thing))
-call('read_folder', 'D', it(read_folder), lambda w: dict(root=class_folders(w)), **reader)
+call('read_folder', 'D', it(read_folder), lambda w: dict(root=class_folders(w)), **reader, levels=levels.but(['label','family'], ['x']) + [['label','family']])
 def class_folders(w):
     for i in range(8):
         (w.tmp/'classes'/'ab'[i%2]).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(w.data.path(i), w.tmp/'classes'/'ab'[i%2]/f'{i}.png')
     return w.tmp/'classes'
 call('read_table', 'D', it(read_table), lambda w: dict(df=w.data.items, root=w.data.root), df=old_file.called('table DataFrame') + [a_text, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1])))],
-    root=Kind(5, [1], {1}, thing), kwargs=options)
+    root=Kind(5, [1], {1}, thing), levels=levels, kwargs=options)
 call('read_cub', 'D', it(read_cub), lambda w: dict(root=w.data.root), **reader)
 for f in (read_cars, read_dogs, read_flowers, read_food, read_nabirds, read_pets): call(f.__name__, 'D', it(f), None, **reader)
 call('read_aircraft', 'D', it(read_aircraft), None, **reader, val=choice())
@@ -237,6 +242,9 @@ call('FineGrainedLoaders.test_dl', 'C', lambda w: lambda **kw: w.dls.test_dl(**k
 call('FineGrainedLoaders.resized', 'C', lambda w: w.dls.resized, it(dict(size=40)), size=size_of())
 call('FineGrainedLoaders.show_batch', 'C', lambda w: w.dls.show_batch, it(dict(max_n=1)), b=Free('what a loader gave'), max_n=count, boxes=look, kwargs=theirs)
 call('FineGrainedBlock.dataloaders', 'C', lambda w: w.data.block(32, cache=False).dataloaders, it(dict(bs=4, num_workers=0)), source=Kind(5, 'x', thing, words='block data'), kwargs=theirs)
+call('FineGrainedBlock.weighted_dataloaders', 'C', lambda w: w.data.block(32, cache=False).weighted_dataloaders, lambda w: dict(source=None, wgts=np.ones(len(w.data)), bs=4, num_workers=0), source=Kind(5, 'x', thing, words='block data'),
+    wgts=Kind(None, 5, 'x', [], [1.], thing, *(Of(f'of {o}', lambda w, o=o: np.full(len(w.data), o)) for o in (0., -1., nan, inf))), bs=count, kwargs=theirs)
+call('to_picture', 'C', it(to_picture), lambda w: dict(o=w.jpg), o=Kind(None, 5, [], {}, thing, b'', b'no picture', 'no/such.jpg', not_there, a_text, a_folder, Of('zeros(3)', lambda w: torch.zeros(3)), Of('zeros(7,8,8)', lambda w: np.zeros((7,8,8))), Of('NaN', lambda w: np.full((8,8), nan)), words='picture'))
 
 # -- download (E)
 call('fetch', 'E', it(fetch), None, url=Kind(None, 5, '', [], thing, 'no url', 'file:///etc/hostname', 'http://', 'http://[bad', 'gopher://x.org/y', words='url'), folder=new_folder, known_hash=Kind(5, 'x', [], thing, 'md5:', 'md5:zz', 'crc:00', words='hash checksum'), tries=count)
@@ -279,7 +287,7 @@ call('TwoStreams.reinit', 'F', lambda w: two(w).reinit, it(dict(n=1)), n=whole(0
 def two(w):
     if not hasattr(w, 'two'): w.two = TwoStreams(('toy_resnet','toy_resnet'))
     return w.two
-call('AvgPool', 'F', it(AvgPool), it(dict(nf=8)), nf=channels)
+call('MeanPool', 'F', it(MeanPool), it(dict(nf=8)), nf=channels)
 call('GeM', 'F', it(GeM), it(dict(nf=8)), nf=channels, p=positive, eps=positive)
 call('BilinearPool', 'F', it(BilinearPool), it(dict(nf=8, dim=4)), nf=channels, dim=whole(1, none=True), streams=Kind(5, 'x', (1,), thing))
 call('CompactPool', 'F', it(CompactPool), it(dict(nf=8, dim=16)), nf=channels, dim=channels, seed=seed, streams=Kind(5, 'x', (1,), thing))
@@ -368,7 +376,7 @@ call('Learner.fit_phases, a phase', 'B', lambda w: lambda **kw: w.learn.fit_phas
     views=whole(0, none=True), reinit=whole(0, 99), patience=whole(1, none=True), keep_stats=flag, pct_start=number(above=0, below=1), div=positive)
 call('Phase', 'B', it(Phase), it(dict(to='head', epochs=1)), to=Kind(None, 1.5, [], {}, thing, nan), epochs=count, lr=rate + [slice(None), slice('a'), slice(-1,1), slice(nan), slice(1,2,3)], ratio=positive, decay=number(high=1, above=0, none=True),
     size=size_of(none=True), views=whole(0, none=True), reinit=whole(0), patience=whole(1, none=True), keep_stats=flag, pct_start=number(above=0, below=1), div=positive)
-call('Plan', 'B', it(lambda iterable: Plan(iterable)), it(dict(iterable=[Phase('all', 1)])), iterable=Kind(5, 'x', [5], [None], thing, words='plan Phase'))
+call('Plan', 'B', it(Plan), it(dict(phases=[Phase('all', 1)])), phases=Kind(5, 'x', [5], [None], thing, words='plan Phase'))
 call('default_plan', 'B', it(default_plan), it(dict(epochs=3)), epochs=count, lr=positive, drop=positive, ratio=positive, pretrained=flag)
 call('phase_rates', 'B', it(phase_rates), lambda w: dict(learn=w.learn, plan=2), learn=Free("a learner or its model, from the calls that take one"), plan=plan, lr=rate)
 call('Learner.plan', 'B', lambda w: w.learn.plan, it(dict(name='default', epochs=3)), name=choice(), epochs=count, lr=rate, kwargs=options)
@@ -408,19 +416,20 @@ call('tensorboard_log', 'B', it(tensorboard_log), None, folder=Kind(None, 5, [],
 call('FineGrainedInterpretation.from_learner', 'A', it(FineGrainedInterpretation.from_learner), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=Kind(99, 'x', 1.5, None, [], thing), dl=loader, act=theirs)
 interp = lambda k: lambda w: getattr(w.interp, k)
 method = Kind(None, 5, 'no such', [], {}, thing, words='method')
+against = Kind('no such', 10**6, -1, 1.5, nan, [], {}, thing, (0,1), words='against')
 call('FineGrainedInterpretation.most_confused', 'A', interp('most_confused'), it({}), min_val=count)
 call('FineGrainedInterpretation.plot_per_class', 'A', interp('plot_per_class'), it({}), most=count)
 call('FineGrainedInterpretation.plot_confusion_matrix', 'A', interp('plot_confusion_matrix'), it({}), most=whole(1))
-call('FineGrainedInterpretation.plot_confused_pairs', 'A', interp('plot_confused_pairs'), it(dict(n=1, k=1)), n=count, k=count, method=method)
-call('FineGrainedInterpretation.plot_pair', 'A', interp('plot_pair'), lambda w: dict(one=w.dls.vocab[0], other=w.dls.vocab[1], k=1), one=name_of('pair'), other=name_of('pair'), k=count, method=method)
-call('FineGrainedInterpretation.plot_top_losses', 'A', interp('plot_top_losses'), it(dict(k=1)), k=count, largest=look, method=method, ncols=count)
+call('FineGrainedInterpretation.plot_confused_pairs', 'A', interp('plot_confused_pairs'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against)
+call('FineGrainedInterpretation.plot_pair', 'A', interp('plot_pair'), lambda w: dict(one=w.dls.vocab[0], other=w.dls.vocab[1], k=1), one=name_of('pair'), other=name_of('pair'), k=count, method=method, against=against)
+call('FineGrainedInterpretation.plot_top_losses', 'A', interp('plot_top_losses'), it(dict(k=1)), k=count, largest=look, method=method, ncols=count, against=against)
 call('FineGrainedInterpretation.calibration', 'A', interp('calibration'), it({}), bins=count)
 call('FineGrainedInterpretation.ece', 'A', interp('ece'), it({}), bins=count)
 call('FineGrainedInterpretation.plot_calibration', 'A', interp('plot_calibration'), it({}), bins=count, ax=axes)
-call('FineGrainedInterpretation.plot_errors', 'A', interp('plot_errors'), it(dict(n=1)), n=count, idxs=Kind([99], [-1], ['x'], [1.5], 'x', [], thing, [None], words='Pictures picture number'), method=method, layer=Kind('no such', 99, 1.5, {}, thing))
+call('FineGrainedInterpretation.plot_errors', 'A', interp('plot_errors'), it(dict(n=1)), n=count, idxs=Kind([99], [-1], ['x'], [1.5], 'x', [], thing, [None], words='Pictures picture number'), method=method, layer=Kind('no such', 99, 1.5, {}, thing), against=against)
 call('FineGrainedInterpretation.suspects', 'A', interp('suspects'), it({}), least=share)
-call('FineGrainedInterpretation.walk', 'A', interp('walk'), it(dict(n=1, k=1)), n=count, k=count, method=method)
-call('FineGrainedInterpretation.to_html', 'A', interp('to_html'), lambda w: dict(path=w.tmp/'pairs.html', n=1, k=1), path=new_file, n=count, k=count, method=method, side=count, title=text)
+call('FineGrainedInterpretation.walk', 'A', interp('walk'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against)
+call('FineGrainedInterpretation.to_html', 'A', interp('to_html'), lambda w: dict(path=w.tmp/'pairs.html', n=1, k=1), path=new_file, n=count, k=count, method=method, side=count, title=text, against=against)
 call('Learner.calibrate', 'A', lambda w: lambda **kw: (w.learn.calibrate(**kw), w.model.temperature.fill_(1.)), it({}), dl=loader)
 sure = number(high=1, above=0)
 call('Learner.answer_level', 'A', lambda w: w.learn.answer_level, it(dict(items=[0])), items=pictures, confidence=sure)
@@ -470,13 +479,15 @@ call('transfer_study', 'A', it(transfer_study), lambda w: quick(w)|dict(source=w
 # -- explanations (G)
 target = Kind('No such bird', 10**6, -1, 1.5, nan, [], {}, thing, (0,0), ('x','y'), (0,1,2), [0,1,2,3,4,5,6], words='target targets class')
 layer = Kind('no such', 99, 1.5, {}, thing, [], ['no such'], nn.Linear(1, 1), words='layer stage stages Linear')
-call('cam', 'G', it(cam), lambda w: dict(learn=w.learn, items=[0]), learn=instance(), items=pictures, method=method, target=target, layer=layer)
-call('Learner.show_cam', 'G', lambda w: w.learn.show_cam, it(dict(n=1)), items=pictures.but(None), n=count, method=method, target=target.but([0,1,2,3,4,5,6]), layer=layer, ncols=count)
+call('cam', 'G', it(cam), lambda w: dict(learn=w.learn, items=[0]), learn=instance(), items=pictures, method=method, target=target, layer=layer, against=against)
+call('Learner.show_cam', 'G', lambda w: w.learn.show_cam, it(dict(n=1)), items=pictures.but(None), n=count, method=method, target=target.but([0,1,2,3,4,5,6]), layer=layer, ncols=count, against=against)
 call('spotlight', 'G', it(spotlight), lambda w: dict(im=w.x[0], cam=torch.rand(32, 32)), im=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))), cam=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('of another size', lambda w: torch.zeros(7, 9))))
 call('draw_cam', 'G', it(draw_cam), lambda w: dict(ax=plt.subplots()[1], im=w.x[0], cam=torch.rand(32, 32)), ax=axes, im=Kind(None, 5, 'x', [], thing), cam=Kind(None, 5, 'x', [], thing), title=Free("matplotlib's own"), right=Kind('no', 7, [1], thing))
 call('find_layer', 'G', it(find_layer), lambda w: dict(model=w.model), model=Free("a learner or its model, from the calls that take one"), layer=layer.but([], ['no such']), x=Free('of `view_layers`'))
 call('find_method', 'G', it(find_method), it(dict(method='gradcam')), method=method)
 call('view_layers', 'G', it(view_layers), lambda w: dict(model=w.model, x=w.x), model=Free('a learner or its model, from the calls that take one'), x=by_torch, towards=by_torch, layers=Kind(5, 'x', ['no such'], thing, words='layer'))
+call('logit_weights', 'G', it(logit_weights), lambda w: dict(classes=w.y, n=4), classes=numbers_of_classes.but(Of('of another length', None)), n=count, against=Kind('no such', 99, -1, 1.5, nan, [], thing))
+call('center_logits', 'G', it(center_logits), lambda w: dict(model=deepcopy(w.model)), model=instance(words='head last layer linear') + [Of('a cosine head', lambda w: nn.Sequential(nn.Flatten(), CosineHead(4, 2)))])
 call('FeatureHierarchy', 'G', it(FeatureHierarchy), lambda w: dict(learn=w.learn), learn=instance())
 call('FeatureHierarchy.from_learner', 'G', it(FeatureHierarchy.from_learner), lambda w: dict(learn=w.learn), learn=instance())
 fh = lambda k: lambda w: getattr(w.hierarchy, k)
@@ -490,14 +501,14 @@ call('FeatureHierarchy.excites', 'G', fh('excites'), it(dict(stage=-1, channel=0
 call('FeatureHierarchy.receptive_fields', 'G', fh('receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
 call('FeatureHierarchy.plot_receptive_fields', 'G', fh('plot_receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
 call('cam_report', 'G', it(cam_report), lambda w: dict(learn=w.learn, methods=['gradcam'], n=1, steps=0), learn=instance(), data=Kind(5, 'x', [], thing), methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layers=Kind(5, ['no such'], [99], thing, [], words='layer stage stages'),
-    asked=Kind(None, 5, 'x', [], ['x'], [5], thing), part=Kind('no such part', 5, [], thing), n=whole(1, none=True), split=choice(), steps=whole(0))
+    asked=Kind(None, 5, 'x', [], ['x'], [5], thing), part=Kind('no such part', 5, [], thing), n=whole(1, none=True), split=choice(), steps=whole(0), tolerance=number(0))
 call('CamReport.beats', 'G', lambda w: w.report.beats, it({}), base=choice())
 call('CamReport.plot', 'G', lambda w: w.report.plot, it({}), score=choice(), ax=axes)
-call('sanity_check', 'G', it(sanity_check), lambda w: dict(learn=w.learn, items=[0]), learn=instance(), items=pictures, methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layer=layer.but([], ['no such']), seed=seed)
+call('sanity_check', 'G', it(sanity_check), lambda w: dict(learn=w.learn, items=[0]), learn=instance(), items=pictures, methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layer=layer.but([], ['no such']), seed=seed, against=against)
 maps = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), words='maps shape')
 masks = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), words='masks shape')
 two_maps = lambda w: dict(maps=torch.rand(2, 8, 8), masks=torch.ones(2, 8, 8, dtype=torch.bool))
-call('pointing_game', 'G', it(pointing_game), two_maps, maps=maps, masks=masks)
+call('pointing_game', 'G', it(pointing_game), two_maps, maps=maps, masks=masks, tolerance=number(0))
 call('energy_inside', 'G', it(energy_inside), two_maps, maps=maps, masks=masks)
 call('box_masks', 'G', it(box_masks), it(dict(boxes=torch.tensor([[0.,0,2,2]]), size=(8,8))), boxes=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))), size=Kind(None, 'x', 0, (8,), thing, (nan,8)))
 call('disc_masks', 'G', it(disc_masks), it(dict(discs=torch.tensor([[1.,1,2]]), size=(8,8))), discs=Kind(None, 5, 'x', [], thing, Of('zeros(2)', lambda w: torch.zeros(2))), size=Kind(None, 'x', 0, (8,), thing, (nan,8)))
@@ -523,7 +534,7 @@ call('AdversarialTraining', 'F', it(AdversarialTraining), it({}), eps=positive, 
 # -- bundles (E)
 call('load_bundle', 'E', it(load_bundle), lambda w: dict(folder=w.tmp/'bundle'), folder=old_folder, device=device)
 call('Learner.save_bundle', 'E', lambda w: w.learn.save_bundle, lambda w: dict(folder=w.tmp/'again'), folder=new_folder)
-call('Bundle.predict', 'E', lambda w: w.bundle.predict, lambda w: dict(images=w.jpg, progress=False), images=pictures.but(['no/such.jpg'], [a_text]), k=count, flip=flag, bs=count, num_workers=workers, boxes=Kind(5, 'x', [1], thing, [0,0,5,5]), progress=look)
+call('Bundle.predict', 'E', lambda w: w.bundle.predict, lambda w: dict(images=w.jpg, progress=False), images=pictures.but(['no/such.jpg'], [a_text], Of('zeros(2,7,8,8)', None)), k=count, flip=flag, bs=count, num_workers=workers, boxes=Kind(5, 'x', [1], thing, [0,0,5,5]), progress=look)
 call('Bundle.save_onnx', 'E', lambda w: w.bundle.save_onnx, None, path=new_file, images=Free('as `predict`'))
 call('Bundle', 'E', it(Bundle), None, model=instance(), labels=Kind(None, 5, 'x', [], [1], thing), levels=Kind(5, 'x', thing), transforms=Kind(None, 5, 'x', {}, thing), device=device)
 call('recipe', 'E', it(recipe), lambda w: dict(model=w.model), model=instance())
@@ -537,16 +548,19 @@ exceptions = { # 'Class.*': what is written under it
     'called by torch or fastai for every batch: a check would cost time, and what is handed over was checked where it was made':
         'to_rgb upright_size upright_box Erase.* Cutout.* Mix.* decay_at evidence_of mixed_loss picture_losses own_loss random_region fit_aspect centre_region resized open_lazily jpeg_pixels CropResize.* ToFloat.* TensorParts.* FineGrainedDL.new FineGrainedDL.do_item FineGrainedDL.create_batch FineGrainedDL.to_detach '
         'FineGrainedDL.show_results LazyImage.* Presized.* CachedImages.* PartsOf.* MetricLoss.* Focal.* PairwiseConfusion.* MutualChannel.* Centre.* Attended.* AttentionPool.* ClassAttentionPool.* Body.forward Body.see Body.group_of Body.before Body.from_last_block as_map GivenPartPool.* RowNorm.* '
-        'CosineHead.* LevelHead.* Normalise.* FineGrainedModel.see FineGrainedModel.maps FineGrainedModel.features FineGrainedModel.forward FineGrainedModel.halves PartPool.* CloserLook.* AvgPool.* GeM.* StagePool.* PyramidPool.* Branch.* BilinearPool.* CompactPool.* CovPool.* '
+        'CosineHead.* LevelHead.* Normalise.* FineGrainedModel.see FineGrainedModel.maps FineGrainedModel.features FineGrainedModel.forward FineGrainedModel.halves PartPool.* CloserLook.* MeanPool.* GeM.* StagePool.* PyramidPool.* Branch.* BilinearPool.* CompactPool.* CovPool.* '
         'TwoStreams.forward TwoStreams.see ClassTokenPool.* TokenPool.* PartTokenPool.* PixelModel.* FeatureDL.* Layer.* LayerView.* centre_spot random_map',
     'made by the calls above, and not by hand':
+        'NonFiniteLoss FineGrainedError '
         'balanced_order share_of FineGrainedDL.share TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer LayerView Neighbours Prototypes CamReport FineGrainedModel Stage '
         'Robustness FeatureDL FrozenNorms Parallel SpreadRates PhaseRun PhaseRun.* PhaseWatch model_card Known ToyResNet toy_resnet',
-    'callbacks without arguments of their own': 'CPUAutocast SideLosses LossColumns DecayWeights SameStatistics NoValid',
+    'callbacks without arguments of their own': 'FiniteLoss CPUAutocast SideLosses LossColumns DecayWeights SameStatistics NoValid',
     'all of it goes to what it wraps, which checks it': 'FineGrainedLearner wandb_log TwoStreams.stage_index',
     'what a callback said of itself, given back when a run goes on: a run is tried whole': 'EMA.load_state_dict L2SP.load_state_dict',
     'called inside of `distrib_ctx`': 'processes from_all',
-    'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size digest listing in_lines',
+    'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing in_lines',
+    'public because two of our modules need it, and handed only what these have checked: no user calls it':
+        'in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same',
     'a script, whose arguments go to calls of the table': 'main three_ways fresh_process true_parts show_parts part_scores Report Report.*'}
 
 def patched(cls): return {k: f for k in dir(cls) if callable(f := getattr(inspect.getattr_static(cls, k), '__func__', inspect.getattr_static(cls, k))) and str(getattr(f, '__module__', '')).startswith('fgvc_fast') and k[0]!='_'}
@@ -564,7 +578,7 @@ def public():
         for k in getattr(mod, '__all__', ()):
             o = getattr(mod, k)
             if not callable(o): continue
-            res[k] = o
+            res[k if res.get(k, o) is o else f"{m.name.split('.')[-1]}.{k}"] = o # two of one name
             if isinstance(o, type): res.update({f'{k}.{n}': getattr(o, n) for n,f in vars(o).items() if n[0]!='_' and callable(getattr(o, n)) and not isinstance(f, type)})
     return res | {f'Learner.{k}': f for k,f in patched(Learner).items()}
 
@@ -820,7 +834,7 @@ def tables_as_text(w):
 def lists_of_cub(w):
     "A tree in CUB's layout with something wrong in one of its lists: read, or that list is named"
     rng,lists = np.random.default_rng(3),[o for o in sorted(w.data.root.rglob('*.txt'))]
-    for i in range(72):
+    for i in range(0, 72, 5): # every list, and every way
         to = w.tmp/'cub'/str(i)
         to.mkdir(parents=True)
         (to/'images').symlink_to(w.data.root/'images')
@@ -912,7 +926,7 @@ def bundles_with_other_weights(w):
     def tried(ts):
         b = save(ts)
         return lambda: loaded(bundle_with(w, 'x', {'model.safetensors': b, 'config.json': json.dumps(signed(cfg|dict(files={'model.safetensors': dict(bytes=len(b), sha256=hashlib.sha256(b).hexdigest())}))).encode()}), w)
-    names = list(ts)[::8]
+    names = list(ts)[::20]
     for k in names: yield f'without {k}',tried({a: b for a,b in ts.items() if a!=k}),[k, 'model.safetensors']
     for k in names: yield f'another shape of {k}',tried(ts | {k: torch.zeros(3, 3, 3)}),[k, 'model.safetensors']
     for k in names[::3]: yield f'NaN in {k}',tried(ts | {k: ts[k]*nan if ts[k].is_floating_point() else ts[k]}),[k, 'model.safetensors', 'finite']
@@ -978,7 +992,7 @@ def runs_changed(w):
             raise
         finally: as_before()
     yield 'as it was',lambda: resumed(top['data']),[]
-    for at,v,new in json_mutations(top['data'], np.random.default_rng(8), 1, 120): yield f'{at}={v!r}',lambda new=new: resumed(new),['run ', 'resumed', 'resume', at.split('/')[-1]]
+    for at,v,new in json_mutations(top['data'], np.random.default_rng(8), 1, 60): yield f'{at}={v!r}',lambda new=new: resumed(new),['run ', 'resumed', 'resume', at.split('/')[-1]]
 
 @spoilt('E', may_pass=True)
 def archives(w):
@@ -1110,7 +1124,6 @@ pending = {
     'TwoStreams': 'pretrained',
     'TwoStreams.check_size': 'size',
     'TwoStreams.reinit': '(state)',
-    'AvgPool': 'nf',
     'GeM': 'nf',
     'BilinearPool': 'nf',
     'CompactPool': 'nf (state)',
