@@ -165,7 +165,7 @@ class World(SimpleNamespace):
         self.report = cam_report(self.learn, methods=['gradcam'], n=2, steps=0)
         self.prototypes = self.learn.prototypes()
         self.neighbours = self.learn.retrieve(0)
-        self.pairs = self.data.duplicates(progress=False)
+        self.pairs,self.far_pairs = (self.data.duplicates(distance=o, progress=False) for o in (48,128))
         self.files = sorted(o for o in tmp.rglob('*') if o.is_file())
         plt.close('all')
 
@@ -200,9 +200,8 @@ call('FineGrainedData.rename', 'D', lambda w: w.data.rename, lambda w: dict(name
 call('FineGrainedData.merge', 'D', lambda w: w.plain.merge, lambda w: dict(others=w.plain), others=instance(words='data'))
 call('carve', 'D', it(carve), lambda w: dict(items=w.data.items), items=frame.called('column'), share=number(0, below=1), seed=seed, take=choice(), give=choice(), by=by)
 call('FineGrainedData.duplicates', 'D', lambda w: w.data.duplicates, it(dict(progress=False)), distance=whole(0, 128), progress=look)
-call('FineGrainedData.show_duplicates', 'D', lambda w: w.data.show_duplicates, lambda w: dict(pairs=some_pairs(w), n=1), pairs=frame, n=count, cols=count, size=positive)
+call('FineGrainedData.show_duplicates', 'D', lambda w: w.data.show_duplicates, lambda w: dict(pairs=w.far_pairs, n=1), pairs=frame, n=count, cols=count, size=positive)
 call('FineGrainedData.drop_duplicates', 'D', lambda w: w.data.drop_duplicates, lambda w: dict(pairs=w.pairs), pairs=frame)
-def some_pairs(w): return w.data.duplicates(distance=128, progress=False)
 
 # -- data: readers (D)
 reader = dict(root=old_folder, kwargs=options)
@@ -1051,66 +1050,6 @@ def tried_malformed(name, w):
 # ---- What still fails: call → its arguments. To be emptied ---------------------------------------------------------------------------------
 
 pending = {
-    'FineGrainedInterpretation.from_learner': 'learn dl (state)',
-    'FineGrainedInterpretation.most_confused': 'min_val',
-    'FineGrainedInterpretation.plot_confused_pairs': 'method',
-    'FineGrainedInterpretation.plot_pair': 'method',
-    'FineGrainedInterpretation.plot_top_losses': 'method',
-    'FineGrainedInterpretation.plot_errors': 'idxs method',
-    'FineGrainedInterpretation.walk': 'method',
-    'FineGrainedInterpretation.to_html': 'method',
-    'Learner.answer_level': 'items',
-    'Learner.retrieve': 'item',
-    'Learner.prototypes': 'new',
-    'Prototypes.scores': 'items',
-    'Prototypes.predict': 'items',
-    'Study': 'folder',
-    'Study.left': 'now',
-    'Study.to_markdown': 'columns',
-    'train_one': 'seed data lr plan dls cbs smooth',
-    'depth_study': 'folder',
-    'batch_study': 'folder',
-    'layer_plans': '(state)',
-    'layers_study': 'folder (state)',
-    'tricks_study': 'tricks folder',
-    'vit_study': 'folder (state)',
-    'reinit_study': 'bodies folder',
-    'transfer_study': 'folder',
-    'tables_of_studies': 'all',
-    'fine_grained_learner, of Learner': 'loss_func opt_func lr splitter metrics cbs wd moms',
-    'Learner.fit_phases': 'folder',
-    'Plan': 'iterable',
-    'default_plan': 'pretrained',
-    'phase_rates': '(state)',
-    'fastai_plan': 'lr (state)',
-    'gradual_plan': 'lr (state)',
-    'reinit_plan': 'lr (state)',
-    'layers_plan': 'lr (state)',
-    'Learner.plot_phases': '(state)',
-    'group_rates': 'lr decay',
-    'frozen_features': 'learn',
-    'AddLoss': 'on',
-    'write_snapshot': 'folder',
-    'FineGrainedLearner.distrib_ctx': 'sync_bn',
-    'Learner.mix_report': 'seeds',
-    'runs_changed': 'all',
-    'read_image': 'region size',
-    'CropResize': 'more',
-    'FineGrainedLoaders.test_dl': 'test_items with_labels',
-    'FineGrainedData': 'valid seed',
-    'FineGrainedData.subset': '(state)',
-    'carve': 'items',
-    'FineGrainedData.duplicates': 'distance',
-    'FineGrainedData.show_duplicates': 'pairs n cols size',
-    'FineGrainedData.drop_duplicates': 'pairs',
-    'read_folder': 'root',
-    'read_inaturalist': 'year',
-    'toy_birds': 'path families species per_class size difficulty seed (state)',
-    'toy_species': 'families species difficulty seed',
-    'draw_bird': 'bird seed size difficulty',
-    'pictures_checked': 'all',
-    'rows_of_parts': 'all',
-    'Bundle.predict': 'images (state)',
     'fine_grained_model': 'arch pool pretrained parents',
     'fine_grained_learner': 'dls arch pool pretrained channels_last',
     'Body': 'arch pretrained',
@@ -1162,9 +1101,6 @@ pending = {
     'level_metrics': 'data',
     'Levels.right': 'level',
     'Levels.at': 'level probs',
-    'Levels.sum_up': 'probs',
-    'Levels.best': 'probs',
-    'Levels.top_down': 'probs',
     'square_boxes': 'size',
     'random_boxes': 'area aspect',
     'erase': 'fill',
@@ -1179,26 +1115,6 @@ pending = {
     'Robustness.wide': 'corrupted',
     'occlusion': 'learn',
     'PixelModel': 'learn',
-    'cam': 'learn items',
-    'Learner.show_cam': 'items',
-    'spotlight': 'im cam',
-    'draw_cam': 'im cam right',
-    'view_layers': 'layers',
-    'FeatureHierarchy': 'learn',
-    'FeatureHierarchy.from_learner': 'learn',
-    'FeatureHierarchy.maps': 'items',
-    'FeatureHierarchy.show': 'item k',
-    'FeatureHierarchy.show_filters': 'most',
-    'FeatureHierarchy.excites': 'channel items n (state)',
-    'FeatureHierarchy.receptive_fields': 'items',
-    'FeatureHierarchy.plot_receptive_fields': 'items',
-    'cam_report': 'learn',
-    'CamReport.beats': 'base',
-    'sanity_check': 'learn items',
-    'box_masks': 'boxes size',
-    'disc_masks': 'discs size',
-    'deletion_insertion': 'f x maps classes',
-    'pictures_explained': 'all',
 }
 
 def judged(key, found):

@@ -106,7 +106,7 @@ def read_folder(root, # Folder of class folders, or of train/valid/test folders 
     check(isinstance(root, (str,os.PathLike)), f"root={root!r}: give the folder that holds the pictures")
     root = Path(root).expanduser()
     check(root.is_dir(), f"There is no folder {shown(root)}")
-    check(levels is None or isinstance(levels, (list,tuple)) and levels and levels[-1]=='label', f"levels={levels!r}: give a list such as ['family','label'], the last is 'label'")
+    check(levels is None or isinstance(levels, (list,tuple)) and levels and all(isinstance(o, str) for o in levels) and levels[-1]=='label', f"levels={levels!r}: give a list such as ['family','label'], the last is 'label'")
     found,folders,linked = _pictures(root)
     rows,left = _divide(shown(root), found)
     if rows: levels,rows,note = _folder_levels(rows, levels)

@@ -153,7 +153,7 @@ def _checked_parts(parts, n):
     def stop(bad, why): require(not bad.any(), f"parts, row {listing(np.flatnonzero(bad))}: {why}")
     i,seen = num['item'],num['visible']
     stop(~((i>=0)&(i<n)&(i%1==0)), f"item is none of the {n:,} rows of the table, 0 to {n-1:,}")
-    stop(parts.part.isna(), "part has no name")
+    stop(parts.part.isna() | (parts.part.astype(str).str.strip()==''), "part has no name")
     stop(~(seen>=0), "visible must be 0 or 1")
     stop((seen>0) & ~(np.isfinite(num['x']) & np.isfinite(num['y'])), "x and y of a part that is visible must be numbers, in pixels of the file as stored")
     parts = parts.assign(**{c: v for c,v in num.items() if parts[c].dtype.kind not in 'iufb'}, part=as_text(parts.part, 'part')).astype(dict(item=int))
