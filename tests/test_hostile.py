@@ -1115,6 +1115,7 @@ pending = {
     'Robustness.wide': 'corrupted',
     'occlusion': 'learn',
     'PixelModel': 'learn',
+    'FeatureHierarchy.excites': '(state)',
 }
 
 def judged(key, found):

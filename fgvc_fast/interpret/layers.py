@@ -152,11 +152,15 @@ def logit_weights(
     against='mean' # What it is set against: 'mean' of all; None: nothing, its score alone; or the number of a class
     )->torch.Tensor: # (B, n)
     "What is asked about each of `classes`, as weights of `n` logits"
-    own = F.one_hot(classes, n).float()
+    check_number('n', n, 1, whole=True)
+    ok = isinstance(classes, torch.Tensor) and classes.ndim==1 and classes.dtype in (torch.uint8,torch.int32,torch.int64)
+    check(ok and (not len(classes) or 0<=classes.min() and classes.max()<n), f"classes: give one number for each picture, a tensor (B,) of whole numbers from 0 to {n-1}")
+    own = F.one_hot(classes.long(), int(n)).float()
     if against is None: return own
-    if against=='mean':
+    if isinstance(against, str) and against=='mean':
         check(n>1, "There is one class only, and no others to set it against: ask for its score alone, `against=None`")
         return (own-1/n) * (2 if n==2 else 1) # of two classes it is the pair: some methods see how long the question is
+    check_number('against', against, 0, n-1, whole=True)
     same = (classes==against).nonzero().flatten().tolist()
     check(not same, f'Class {against} would be set against itself (pictures {listing(same)}): ask about another, or set it against another')
     res = own.clone()
