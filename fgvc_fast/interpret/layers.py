@@ -9,7 +9,7 @@ __all__ = ['Layer', 'find_layer', 'view_layers', 'logit_weights', 'find_method',
 import inspect, math, numpy as np, torch
 from contextlib import ExitStack, contextmanager, nullcontext
 from fastai.torch_core import get_model
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, check, check_number, listing
 from .methods import LayerView, cam_methods, _score_of
 from ..models.asked import _evaluating, _has_halves
 from ..models.body import as_map
