@@ -2,11 +2,11 @@
 
 The table comes in sections, a row for each call: who it is, how it is called rightly, and what kind of thing each argument is.
 From the kind follow the wrong values. `python tests/test_hostile.py` prints what does not hold, by area."""
-import hashlib, importlib, inspect, io, json, math, os, pkgutil, re, shutil, signal, struct, sys, warnings, zipfile, zlib
+import hashlib, importlib, inspect, io, json, math, os, pkgutil, re, shutil, signal, sys, warnings, zipfile
 import numpy as np, pandas as pd, pytest, torch
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from PIL import Image
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import matplotlib
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
-from fastai.vision.all import Callback, DataLoaders, Learner, accuracy
+from fastai.vision.all import Callback, Learner, accuracy
 import fgvc_fast
 from fgvc_fast.all import * # chkstyle: ignore (what a notebook has)
 for k in [k for k in globals() if k.startswith('test')]: del globals()[k] # of fastcore, and no tests of ours
