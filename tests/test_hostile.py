@@ -240,7 +240,8 @@ call('FineGrainedData.dls', 'C', lambda w: w.data.dls, it(small), size=size_of()
 call('FineGrainedLoaders.test_dl', 'C', lambda w: lambda **kw: w.dls.test_dl(**kw).one_batch(), it(dict(test_items=[0])), test_items=pictures.but([]).called('test_items'), rm_type_tfms=theirs, with_labels=flag, kwargs=theirs)
 call('FineGrainedLoaders.resized', 'C', lambda w: w.dls.resized, it(dict(size=40)), size=size_of())
 call('FineGrainedLoaders.show_batch', 'C', lambda w: w.dls.show_batch, it(dict(max_n=1)), b=Free('what a loader gave'), max_n=count, boxes=look, kwargs=theirs)
-call('FineGrainedBlock.dataloaders', 'C', lambda w: w.data.block(32, cache=False).dataloaders, it(dict(bs=4, num_workers=0)), source=Kind(5, 'x', thing, words='block data'), kwargs=theirs)
+call('FineGrainedBlock.dataloaders', 'C', lambda w: w.data.block(32, cache=False).dataloaders, it(dict(bs=4, num_workers=0)), source=Kind(5, 'x', thing, words='block data'), kwargs=theirs,
+    **{k: Free("fastai writes its loader's arguments into the signature at the first call; `dls` checks them") for k in ('seed','balance','per_class')})
 call('FineGrainedBlock.weighted_dataloaders', 'C', lambda w: w.data.block(32, cache=False).weighted_dataloaders, lambda w: dict(source=None, wgts=np.ones(len(w.data)), bs=4, num_workers=0), source=Kind(5, 'x', thing, words='block data'),
     wgts=Kind(None, 5, 'x', [], [1.], thing, *(Of(f'of {o}', lambda w, o=o: np.full(len(w.data), o)) for o in (0., -1., nan, inf))), bs=count, kwargs=theirs)
 call('to_picture', 'C', it(to_picture), lambda w: dict(o=w.jpg), o=Kind(None, 5, [], {}, thing, b'', b'no picture', 'no/such.jpg', not_there, a_text, a_folder, Of('zeros(3)', lambda w: torch.zeros(3)), Of('zeros(7,8,8)', lambda w: np.zeros((7,8,8))), Of('NaN', lambda w: np.full((8,8), nan)), words='picture'))
