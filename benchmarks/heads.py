@@ -8,6 +8,7 @@ Each run is a process of its own: it trains by the default plan and reads the te
 """
 import argparse, json, numpy as np, resource, subprocess, sys, time
 from pathlib import Path
+from scipy.stats import t
 from _table import cub50, shared, table
 
 # keywords of `fine_grained_learner`; those of `dls` under 'dls'
@@ -98,14 +99,15 @@ def report(done, names):
         acc,s = 100*mean('top1'),spread(top[k])
         row = {'': k, 'test top-1 %': f'{acc:.1f} ± {s:.1f}' if len(these)>1 else f'{acc:.1f}', 'to plain': '', 'beyond': ''}
         if k!='linear' and top.get('linear'):
-            plain,s0 = 100*np.mean(top['linear']),spread(top['linear'])
-            room = s+s0 if len(these)>1 and len(top['linear'])>1 else 2*((acc*(100-acc) + plain*(100-plain))/n)**.5
+            plain = 100*np.mean(top['linear'])
+            pairs = np.array([*zip(top[k], top['linear'])]) # by seed
+            room = t.ppf(.975, len(pairs)-1)*spread(pairs[:,0]-pairs[:,1])/len(pairs)**.5 if len(pairs)>1 else 2*((acc*(100-acc) + plain*(100-plain))/n)**.5
             row |= {'to plain': f'{acc-plain:+.1f}', 'beyond': 'yes' if abs(acc-plain)>room else 'no'}
         row |= {t: f'{f*mean(c):.{d}f}' for t,c,f,d in (('family %','family_accuracy',100,1), ('severity','mistake_severity',1,2)) if c in these[0]}
         row |= {'parameters': f"{these[0]['parameters']:,}", 'peak MB': f"{mean('mb'):.0f}", 'ms a step': f"{mean('ms'):.0f}", '× plain': f"{mean('ratio'):.2f}", 'epochs': f"{mean('epochs'):.0f}", 'seconds': f"{mean('seconds'):.0f}", 'seeds': len(these)}
         rows.append(row)
     table(rows)
-    print(f'± standard deviation over seeds, on {n} test pictures; beyond: further from the plain head than both spreads together, for a single seed than two standard errors of so many pictures')
+    print(f'± standard deviation over seeds, on {n} test pictures; beyond: further from the plain head than as many seeds allow for one comparison (a paired t-test), for a single seed than two standard errors of so many pictures')
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

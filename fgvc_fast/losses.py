@@ -15,9 +15,8 @@ from .core import check, check_choice, check_number
 def _reduced(loss, reduction): return loss if reduction=='none' else getattr(loss, reduction)()
 def _wide(x): return x.to(torch.promote_types(x.dtype, torch.float32)) # half precision has three digits
 
-def _reduction(o):
-    return check_choice('reduction', o, ('mean','sum','none'))
-
+# %% ../nbs/api/20_losses.ipynb #5afb9adb
+def _reduction(o): return check_choice('reduction', o, ('mean','sum','none'))
 def _sizes(nf, n_out):
     for k,v in dict(nf=nf, n_out=n_out).items(): check_number(k, v, 1, whole=True)
 

@@ -72,6 +72,7 @@ def _listed(name, o, *bounds):
         for v in o: check_number(f'{name}: one of them', v, *bounds, whole=True)
     return list(o)
 
+# %% ../nbs/api/90c_studies.ipynb #c1a86c9d
 def _bundled(seed, **kwargs):
     "`train_one` with several options at a time: a trick, a depth that is trained, a body is a dictionary of them"
     for k in ('trick','trained','body','reinit'): kwargs |= kwargs.pop(k, {})

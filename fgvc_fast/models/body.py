@@ -313,6 +313,7 @@ def _build(arch, pretrained, size, kwargs):
     other = '. Give the name of a timm model, or a constructor of one of torchvision' if callable(arch) else ''
     raise FineGrainedError(f"'{name}' cannot be built{at}{given}: {_why(err)}{other}") from err
 
+# %% ../../nbs/api/10_models.body.ipynb #f90d46e7
 def _no_weights(name, err):
     "What to do when the published weights of `name` cannot be had"
     hub = ':' in name
@@ -386,6 +387,7 @@ def _door(met, unit, stage):
     whole = stage.channels,stage.reduction
     return next((j for j in range(i, -1, -1) if met[j][1]==whole and (j==i or met[j][2]!=whole)), i) # a pool without parameters may come before
 
+# %% ../../nbs/api/10_models.body.ipynb #500a5ad8
 def _first(net, name):
     "The module that gets what goes into `name`, where that is a plain list: gradient checkpointing calls what is in lists, and not the list"
     m = net.get_submodule(name)
@@ -401,6 +403,7 @@ def _stages(runs, met, nf, last):
     stages = [Stage(s.name, *met[j][1]) for s,j in zip(stages, at)] + [stages[-1]._replace(reduction=last)]
     return runs,stages,at
 
+# %% ../../nbs/api/10_models.body.ipynb #8b5f35ba
 def _traced(body):
     "What `_trace` says of images of the body's size, or an error that says which sizes go"
     try: return _trace(body, body.img_size)
@@ -483,6 +486,7 @@ def _places(n, old, new, m, prefix):
         (a,b),(c,d) = [(h//r,w//r) for h,w in (old, new)]
         if (a*b+pre,c*d+pre)==(n,m): return pre,(a,b),(c,d)
 
+# %% ../../nbs/api/10_models.body.ipynb #a1a07456
 def _moved(p, was, now, k, old, new, prefix):
     "The parameter `p` for images of size `new`; `was` and `now` are fresh modules for both sizes, `k` is its name there; None: nobody knows how"
     shape = now._parameters[k].shape
@@ -535,8 +539,7 @@ def _for_size(body, size):
         body._like(size)
         jobs = []
     else:
-        with torch.random.fork_rng(devices=[]):
-            now,was = (torch.manual_seed(0) and body._like(o).model for o in (size, body._size))
+        with torch.random.fork_rng(devices=[]): now,was = (torch.manual_seed(0) and body._like(o).model for o in (size, body._size))
         jobs = _exchange(body.model, was, now, body.img_size, size, body._prefix)
         free = jobs is not None and (any(torch.is_tensor(v) for _,_,v in jobs) or not _bound(body, size))
         check(free, f"'{body.name}' stays at {_px(body.img_size)}: nobody knows how to resample what it has learned there for {_px(size)}. Leave the size, or choose another architecture")

@@ -17,7 +17,6 @@ from fastcore.basics import noop, patch
 from fastprogress import fastprogress
 from filelock import FileLock, Timeout
 from importlib.metadata import version
-from pathlib import Path
 from torch.nn import functional as F
 from torch.utils.data import Subset
 from .. import __version__

@@ -146,6 +146,7 @@ def _as_written(folder):
     except FineGrainedError as e: raise e if str(folder) in str(e) else FineGrainedError(f"the run in '{folder}': {e}") from e
     except _damage as e: raise FineGrainedError(f"the run in '{folder}' is damaged: what its snapshot says cannot be ({type(e).__name__}: {e}). Take another copy of the folder, or begin anew") from e
 
+# %% ../../nbs/api/41a_train.run.ipynb #3605a601
 def _check_best(name, o, model):
     "Stop unless `o` could be the best so far of a run of `model`"
     loss,epoch,w,size = o
@@ -164,6 +165,7 @@ def _check_run(run, model):
     check(all(isinstance(o, list) and len(o)==2 and all(isinstance(v, str) for v in o) for o in run.marks.values()), 'the marks of the snapshot are none: begin anew')
     Plan(run.plan), _as_lr(run.lr), check_number('wd', run.wd, 0, none=True)
 
+# %% ../../nbs/api/41a_train.run.ipynb #5a48170b
 def _as_lr(lr):
     if not isinstance(lr, slice): check_number('lr', lr, 1e-30, none=True)
 
@@ -355,6 +357,7 @@ def _resumable(learn, plan, cbs, resume, folder):
     check(plan is None, "resume goes on with the plan that was stopped: leave `plan` out, or begin anew without resume")
     return res
 
+# %% ../../nbs/api/41a_train.run.ipynb #339dd189
 @contextmanager
 def _or_as_before(learn, folder):
     "Inside this `with`, `learn` takes over what the snapshot in `folder` says; if it cannot, it is as it was"
@@ -370,6 +373,7 @@ def _or_as_before(learn, folder):
         set_random_states(**random)
         raise
 
+# %% ../../nbs/api/41a_train.run.ipynb #71df1dfa
 def _same_number(name, v, run):
     check(v is None or v==run, f"resume goes on with {name}={run} of the run that was stopped, not with {v!r}: leave `{name}` out, or begin anew without resume")
 
@@ -384,6 +388,7 @@ def _new_folder(folder):
     check(not (path/'snapshot.json').exists(), f"there is a run in '{folder}' already: go on with it, learn.fit_phases(resume='{folder}'), or give another folder")
     return path
 
+# %% ../../nbs/api/41a_train.run.ipynb #d4bd4a1e
 @patch
 def fit_phases(self:Learner,
     plan:int|Phase|list|None=None, # Number of epochs (see `default_plan`), a `Phase`, or a list of them
