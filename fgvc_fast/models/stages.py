@@ -74,6 +74,12 @@ def put_after(self:Body, stage, # Number or name
     if i<len(self._doors): self.model.get_submodule(self._doors[i]).register_forward_pre_hook(_Door(self, i))
     return self
 
+# %% ../../nbs/api/10b_models.stages.ipynb #7616904b
+@patch
+def blocks(self:Body)->list:
+    "Names of the attention blocks, shallow to deep; none in a convolutional body"
+    return [k for k,m in self.model.named_modules() if hasattr(m, 'attn') or hasattr(m, 'self_attention')]
+
 # %% ../../nbs/api/10b_models.stages.ipynb #9fa42398
 def _checkpointed(body): return [m for m in body.modules() if getattr(m, 'grad_checkpointing', False)]
 
@@ -136,11 +142,6 @@ def see(self:Body, x, # Images (B, 3, H, W)
     return maps,seen
 
 # %% ../../nbs/api/10b_models.stages.ipynb #7a115631
-@patch
-def blocks(self:Body)->list:
-    "Names of the attention blocks, shallow to deep; none in a convolutional body"
-    return [k for k,m in self.model.named_modules() if hasattr(m, 'attn') or hasattr(m, 'self_attention')]
-
 @patch
 def before(self:Body, n:int # How many blocks
     )->set:
