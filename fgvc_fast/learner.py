@@ -22,7 +22,7 @@ from .augment.mix import own_loss
 from .core import check, check_choice, check_number, listing
 from .data.block import CropResize
 from .levels import _levels_of
-from .memory import question
+from .memory import callback_key, question
 from .metrics import in_top, per_class_accuracy
 from .models.given import GivenPartPool
 from .models.head import LevelHead, heads
@@ -237,7 +237,7 @@ def _test_loader(learn):
 
 def _test_key(learn, dl):
     tree = _levels_of(learn.dls)
-    return question(learn.model, dl, None if tree is None else (tree.vocab, tree.up))
+    return question(learn.model, dl, callback_key(learn), None if tree is None else (tree.vocab, tree.up))
 
 def test_read(learn:Learner)->pd.DataFrame:
     "What `learn.test()` read with these very weights, of these very pictures; `None` where it has not"

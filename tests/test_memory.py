@@ -6,14 +6,14 @@ from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fgvc_fast.core import FineGrainedError
+from fgvc_fast.core import FineGrainedError, digest
 from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.interpret.calibrate import FineGrainedInterpretation, _losses_at, _lowest # with `calibrate`
 from fgvc_fast.interpret.features import FeatureHierarchy
 from fgvc_fast.interpret import retrieve, walk, why # chkstyle: ignore (learners have `embeddings`, interpretations `to_html` and `plot_errors`)
 from fgvc_fast import save # chkstyle: ignore (now learners have `save_bundle`)
-from fgvc_fast.learner import fine_grained_learner, test_read as remembered
-from fgvc_fast.memory import items_of, trained_on, weights_checksum
+from fgvc_fast.learner import CPUAutocast, fine_grained_learner, test_read as remembered
+from fgvc_fast.memory import _says, items_of, trained_on, weights_checksum
 from torch import nn
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore')]
@@ -105,7 +105,7 @@ def test_a_compiled_part_is_the_part():
 class Reads(Callback):
     "Counts the passes over pictures"
     n = 0
-    def before_validate(self): self.n += 1
+    def after_validate(self): self.n += 1
 
 def truth(learn):
     "Accuracy on the test split, by the model alone"
@@ -254,6 +254,107 @@ def test_the_card_speaks_of_these_weights_and_this_data(birds, tmp_path):
     assert says not in card()
     learn.model.head.fc.weight.data.neg_()
     assert says in card()
+
+# what no weight and no loader says
+
+class Turned(Callback):
+    "Shows the model its pictures upside down, also where it validates"
+    def before_batch(self): self.learn.xb = (self.xb[0].flip(-2),)
+
+class Negated(Callback):
+    def after_pred(self): self.learn.pred = -self.pred
+
+class Act(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f,self.o,self.scale = torch.relu,dict(k=1.),torch.ones(3)
+    def forward(self, x): return self.f(x)*self.o['k']*self.scale.mean()
+
+class ActHead(nn.Module):
+    def __init__(self, nf, n_out, drop=0.):
+        super().__init__()
+        self.fc,self.act = nn.Linear(nf, n_out),Act()
+        self.parent = [self] # a way round, which a description must not follow for ever
+    def forward(self, x): return self.fc(self.act(x-x.mean(1, keepdim=True)))
+
+def upside(m): m.pool.forward = lambda x, **k: -x.amax((2,3))
+acts = {'callback before a batch': lambda l: l.add_cb(Turned()), 'callback after a prediction': lambda l: l.add_cb(Negated()), 'function callback': lambda l: l.add_cb(Callback(after_pred=lambda cb: setattr(cb.learn, 'pred', -cb.pred))),
+    'hook': lambda l: l.model.head.register_forward_hook(lambda m, i, o: -o), 'hook before': lambda l: l.model.head.register_forward_pre_hook(lambda m, i: (-i[0],)),
+    'function': lambda l: setattr(l.model.head.act, 'f', torch.sign), 'dict': lambda l: l.model.head.act.o.update(k=-1.), 'tensor': lambda l: l.model.head.act.scale.neg_(), 'forward': lambda l: upside(l.model)}
+
+@pytest.mark.parametrize('how', acts)
+def test_what_no_weight_says(birds, how):
+    "... is noticed by the test split and by embeddings: as a learner that remembers nothing says it"
+    torch.manual_seed(0)
+    learn = fine_grained_learner(birds.dls(**kw), 'toy_resnet', head=ActHead)
+    learn.remove_cb(learn.progress)
+    learn.test(), learn.embeddings()
+    acts[how](learn)
+    got,rows = learn.test(),learn.embeddings()[0]
+    learn._test_reads = {}
+    retrieve._made.clear()
+    assert got.equals(learn.test()) and torch.equal(rows, learn.embeddings()[0])
+
+def test_a_changed_hook_is_seen_each_time(birds):
+    learn,k = learner(birds),[1.]
+    learn.model.head.register_forward_hook(lambda m, i, o: o*k[0])
+    a = learn.test().top1.item()
+    k[0] = -1.
+    with torch.no_grad(): assert learn.test().top1.item()==pytest.approx(truth(learn))
+    FineGrainedInterpretation.from_learner(learn)._as_asked() # the same hook, so it can be explained
+
+def test_prototypes_follow_what_modules_hold(birds):
+    torch.manual_seed(0)
+    learn = fine_grained_learner(birds.dls(**kw), 'toy_resnet', head=ActHead)
+    learn.remove_cb(learn.progress)
+    protos = learn.prototypes()
+    learn.model.head.act.scale = torch.ones(4) # what a module saw last
+    protos.predict(0)
+    learn.model.head.act.o['k'] = 2.
+    with pytest.raises(FineGrainedError, match='make them anew'): protos.predict(0)
+
+def test_doors_and_precision(birds):
+    "Our own hooks leave the memory be; another precision is another question"
+    learn = learner(birds)
+    learn.model.body.put_after('layer2', nn.Conv2d(32, 32, 1))
+    learn.add_cb(Reads())
+    learn.test(), learn.test()
+    assert learn.reads.n==1
+    learn.add_cb(CPUAutocast())
+    learn.test(), learn.test()
+    assert learn.reads.n==2
+
+class Slots:
+    __slots__ = 'k'
+    def __init__(self, k): self.k = k
+    def __call__(self, x): return x*self.k
+
+class Bright:
+    k = 1.
+    def more(self, x): return x*self.k
+    def less(self, x): return x/2
+
+def keyed(k):
+    def f(x, *, by=k): return x*by
+    return f
+
+def bound(code):
+    "A method of the name `Made.f` that does `code`"
+    space = {}
+    exec(f'class Made:\n    def f(self, x): return {code}', space) # chkstyle: ignore
+    return space['Made']().f
+
+def reads(**around):
+    "A function that reads `around` by name"
+    exec('def f(x): return [g(o) for o in x]\ndef g(x): return x*k', around) # chkstyle: ignore
+    return around['f']
+
+def helped(code): return reads(k=1) if code is None else (lambda f: exec(f'def g(x): return {code}', f.__globals__) or f)(reads(k=1)) # chkstyle: ignore
+
+@pytest.mark.parametrize('make,a,b', [(keyed, 1, 2), (bound, 'x*2', 'x*3'), (Slots, 1, 2), (lambda k: reads(k=k), 1, 2), (lambda k: reads(k=torch.tensor(k)), 1, 2), (helped, None, 'x+1')],
+    ids=['default by name','code of a method','slots','a name around','a tensor around','a helper'])
+def test_functions_tell_themselves_apart(make, a, b):
+    assert digest(_says(make(a)))==digest(_says(make(a)))!=digest(_says(make(b)))
 
 # embeddings and what is made of them
 

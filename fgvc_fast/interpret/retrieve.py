@@ -21,7 +21,7 @@ from ..core import check, check_number, in_lines, listing
 from ..embed import knn_accuracy, map_at_r, nearest, r_precision, recall_at_k
 from .cam import _shown
 from ..learner import _gather
-from ..memory import learner_key, question
+from ..memory import callback_key, learner_key, question
 from ..models.model import FineGrainedModel
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #68fb275b
@@ -57,7 +57,7 @@ def embeddings(self:Learner,
     check(isinstance(split, str) and split in ('train','valid'), f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
     own = self.dls.train if split=='train' else self.dls.valid
     dl,kept = _loader(self, list(own.dataset.items), True),_made.setdefault(self, {})
-    key = question(self.model, dl)
+    key = question(self.model, dl, callback_key(self))
     if kept.get(split, (None,))[0]!=key: kept[split] = key,tuple(_rows_of(self, dl))
     return kept[split][1]
 
