@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FineGrainedError', 'check', 'check_number', 'check_choice', 'check_size', 'check_folder', 'digest', 'listing',
-           'in_lines', 'in_plot']
+           'in_lines', 'in_plot', 'half_interval']
 
 # %% ../nbs/api/00_core.ipynb #dc3ef0bf
 import hashlib, math, numpy as np, os
@@ -87,3 +87,11 @@ def in_lines(s:str, width:int=18, # Characters in a line
 def in_plot(s)->str:
     "`s` as matplotlib shall draw it: no dollar begins a formula, and bytes that are no text are marked"
     return str(s).encode('utf-8', 'replace').decode().replace('$', r'\$')
+
+# %% ../nbs/api/00_core.ipynb #7e483774
+def half_interval(p:float, # Share of the pictures
+    n:int # Number of the pictures
+    )->float:
+    "Half of Wilson's 95 % confidence interval of a share"
+    z = 1.959964
+    return z*math.sqrt(p*(1-p)/n + z*z/(4*n*n))/(1+z*z/n)

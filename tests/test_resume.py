@@ -235,3 +235,32 @@ def test_features_of_one_pass_in_a_phase():
     assert len(calls)<5*(n+v) # one pass, some probes, and the last epoch; not five epochs
     assert learn.dls.one_batch()[0].ndim==4
     with pytest.raises(FineGrainedError, match='more than the head trains'): fit(learn, Phase('all', 1, views=1))
+
+def test_what_weights_do_not_say_is_refused_by_name(run, tmp_path):
+    from fgvc_fast.all import Callback
+    class Flip(Callback):
+        "Turns the pictures that are learned from upside down"
+        def __init__(self, side=-2): self.side = side
+        def before_batch(self): self.learn.xb = (self.xb[0].flip(self.side),)
+    class Watch(Callback):
+        def after_batch(self): pass
+    class Straight(Flip):
+        def before_batch(self): pass
+    def hooked(learn, k=-1): return learn.model.head.register_forward_hook(lambda m, i, o: o*k)
+    def refused(what, change=lambda learn: None, folder=run, **kwargs):
+        learn = small(folder, **kwargs)
+        change(learn)
+        with pytest.raises(FineGrainedError, match=what): fit(learn, resume=folder)
+    refused('layers', output_stride=8)
+    refused(r'hooks on the model \(none then, head now\)', hooked)
+    refused(r'callbacks of your own \(none then, Flip now\)', lambda o: o.add_cb(Flip()))
+    refused('callbacks of your own', lambda o: o.add_cb(Callback(after_loss=lambda cb: None)))
+    refused('precision by callbacks', lambda o: o.to_fp16())
+    refused('layers', lambda o: setattr(o.model.body.model.conv1[3], 'dilation', (2,2)))
+    learn = small(None)
+    learn.add_cb(Flip()), hooked(learn)
+    fit(learn, 1, folder=tmp_path/'run')
+    for cb,k in ((Flip(-1), -1), (Straight(), -1), (Flip(), 2)): refused('callbacks of your own|hooks on the model', lambda o: (o.add_cb(cb), hooked(o, k)), tmp_path/'run')
+    again = small(None)
+    again.add_cbs([Flip(), Watch()]), hooked(again) # made anew, the same; and who only looks on
+    assert len(fit(again, resume=tmp_path/'run').phase_log)==1

@@ -161,3 +161,22 @@ def test_no_pictures_no_labels(data):
     with pytest.raises(FineGrainedError, match='no pictures'): robustness(learn, dl=[])
     with pytest.raises(FineGrainedError, match='no option `stesp`'): robustness(learn, stesp=3)
     assert isinstance(PixelModel(learn).model, torch.nn.Module)
+
+@pytest.mark.parametrize('h,w', [(24,320), (400,20), (3,90), (64,64)])
+def test_narrow_pictures_are_blurred_too(h, w):
+    "As scipy blurs each side, with as much beyond the edge as there is"
+    from scipy.ndimage import gaussian_filter1d
+    x = torch.rand(2, 3, h, w, dtype=torch.float64)
+    for strength,s in ((1,.004),(5,.03)):
+        sigma,want = s*max(h, w),x.numpy()
+        for axis,side in ((2,h),(3,w)): want = gaussian_filter1d(want, sigma, axis, mode='mirror', radius=min(max(int(3*sigma), 1), side-1))
+        np.testing.assert_allclose(corrupt(x, 'blur', strength), want, atol=1e-5)
+
+def test_accuracies_have_an_error():
+    from scipy.stats import binomtest
+    data = toy_birds(families=2, species=2, per_class=12, size=32)
+    learn = fine_grained_learner(data.dls(size=32, bs=8, num_workers=0, device='cpu'), 'toy_resnet')
+    t = robustness(learn, 'fgsm', eps=.5, corrupted=False).table
+    for r in t.itertuples():
+        o = binomtest(round(r.accuracy*r.pictures), r.pictures).proportion_ci(method='wilson')
+        assert r.error==pytest.approx((o.high-o.low)/2, abs=1e-6) and r.error>0

@@ -1,15 +1,15 @@
 "Scores of maps, depths, calibration and what is left of a hidden part: against other roads to the same numbers"
 import os
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from torch.nn import functional as F
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import fine_grained_data, toy_birds
 from fgvc_fast.interpret.calibrate import FineGrainedInterpretation
-from fgvc_fast.interpret.features import FeatureHierarchy
-from fgvc_fast.interpret.score import _blurred, _truth, cam_report, deletion_insertion, sanity_check
+from fgvc_fast.interpret.features import FeatureHierarchy, _guessed
+from fgvc_fast.interpret.score import CamReport, _blurred, _peak_ci, _truth, cam_report, deletion_insertion, sanity_check
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.robust.occlude import hide, occlusion
@@ -238,3 +238,42 @@ def test_nothing_is_hidden_where_nothing_is_known():
 def test_guessing_inside_a_family(data):
     t = occlusion(learner(data))
     assert np.allclose(t['guessing inside the family'], 1/3) and (t.family>=t.label).all() and t.pictures.nunique()==1
+
+@pytest.mark.parametrize('k,n', [(40,40), (0,40), (39,40), (7,12)])
+def test_a_share_has_a_width(k, n):
+    "Of peaks inside, which are 0 or 1: as scipy's Wilson interval"
+    from scipy.stats import binomtest
+    o = binomtest(k, n).proportion_ci(method='wilson')
+    hits = pd.Series([1.]*k+[0.]*(n-k)+[np.nan])
+    assert _peak_ci(hits)==pytest.approx((o.high-o.low)/2, abs=1e-6)==_peak_ci(-hits)
+
+def test_tables_of_hits_and_of_differences_of_hits():
+    rows = [dict(method=m, layer='', asked='', item=i, **{'peak in box': float(v[i]), 'energy in box': .5}) for m,v in dict(a=[1]*8, b=[1]*8, c=[1]*4+[0]*4, centre=[1]*8).items() for i in range(8)]
+    report = CamReport(pd.DataFrame(rows))
+    t = report.table()
+    assert t['peak in box'].ci['a'].item()>.1 and t['energy in box'].ci['a'].item()<1e-9 # which is no share of pictures
+    d = report.beats('c')
+    assert d['peak in box']['mean']['a'].item()==.5 and (report.beats()['peak in box'].ci>=1/8).all()
+    turn = pd.Series([1.,-1.]*4)
+    assert _peak_ci(turn)>=1/8
+
+def test_bands_of_guessing():
+    "... as so many coins say, with what pairs share guessed alike"
+    rng,n = np.random.default_rng(0),dict(a=4, b=12, c=6)
+    right = {k: rng.binomial(v, .5, 40_000)/v for k,v in n.items()}
+    for pairs in ([('a','b')], [('a','b'), ('a','c')]):
+        score = np.mean([(right[x]+right[y])/2 for x,y in pairs], 0)
+        assert _guessed([{k: n[k] for k in o} for o in pairs])==pytest.approx(2*score.std(), rel=.02)
+
+def test_the_band_counts_each_picture_once():
+    import matplotlib.pyplot as plt
+    data = toy_birds_small()
+    learn = fine_grained_learner(data.dls(size=32, bs=8, num_workers=0, device='cpu'), 'toy_resnet')
+    v,n = list(data.vocab),data['valid'].label.value_counts()
+    ax = FeatureHierarchy.from_learner(learn).plot_separates([(v[0],v[1]), (v[0],v[2])])
+    band = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+    assert f'{n[v[:3]].sum()} pictures' in str([o.get_text() for o in ax.get_legend().get_texts()]) and 'the mean' in ax.get_legend().get_texts()[-1].get_text()
+    assert band.y1-.5==pytest.approx(.25*(4/n[v[0]] + 1/n[v[1]] + 1/n[v[2]])**.5, rel=1e-3)
+    plt.close('all')
+
+def toy_birds_small(): return fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=32).split(valid=.4, seed=0)

@@ -447,3 +447,11 @@ def test_boxes_and_levels_are_part_of_the_data(birds):
     same = name()
     assert name()==same
     assert len({same, name(x0=birds.items.x0+1), name(family=birds.items.family.astype(str).str.upper()), name(split=birds.items.split.iloc[::-1].to_numpy())})==4
+
+def test_seeds_that_agree_by_chance_are_no_find():
+    "Differences are whole pictures, so two seeds are often equally far apart, and their spread is nothing"
+    from fgvc_fast.study.show import _room
+    d = np.random.default_rng(0).normal(0, 1, (1500,2)).round()/80
+    found = [x.mean()!=0 and abs(x.mean())>=_room(.8+x, np.full(2, .8), 'valid_top1', 80, 5) for x in d]
+    assert np.mean(found)<=.01 and np.mean(np.ptp(d, 1)==0)>.2
+    assert _room([.9]*3, [.7]*3, 'valid_top1', 50)==pytest.approx(4.302653*.01/3**.5) and _room([.9]*3, [.7]*3, 'valid_loss', 50)<1e-12

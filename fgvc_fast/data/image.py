@@ -18,7 +18,7 @@ raster_formats = 'JPEG','PNG','WEBP','GIF','BMP','TIFF','AVIF','HEIF','JXL','JPE
 
 # %% ../../nbs/api/00_data.image.ipynb #83941139
 def _to_8bit(x, stretch=True):
-    "The numbers `x` as bytes: 16 bits by their high byte, floats up to 1 times 255, what fits as it is, anything else by its own range"
+    "The numbers `x` as bytes: 16 bits divided by 257, floats up to 1 times 255, what fits as it is, anything else by its own range"
     if x.dtype==np.uint8: return x
     if x.dtype==bool: return x.view(np.uint8)*np.uint8(255)
     if x.dtype.kind=='u' and x.dtype.itemsize==2: return (x.astype(np.uint32)*255+32895>>16).astype(np.uint8) # x/257, rounded

@@ -161,6 +161,11 @@ def separates(self:FeatureHierarchy,
     return pd.DataFrame(res).T.astype(dict(pictures=int))
 
 # %% ../../nbs/api/51_interpret.features.ipynb #b9ff23fe
+def _guessed(counts):
+    "Two standard errors of the mean of pairs where all is guessed; `counts` (class → pictures) of each. What pairs share may be guessed alike"
+    n,met = {k: v for o in counts for k,v in o.items()},[k for o in counts for k in o]
+    return .5/len(counts)*sum(met.count(k)**2/v for k,v in n.items())**.5
+
 @patch
 def plot_separates(self:FeatureHierarchy, pairs, # As `separates`
     ax=None # matplotlib axes
@@ -168,12 +173,14 @@ def plot_separates(self:FeatureHierarchy, pairs, # As `separates`
     "`separates` as curves over depth, and their mean"
     import matplotlib.pyplot as plt
     df = self.separates(pairs)
-    n = df.pop('pictures').sum()
+    df.pop('pictures')
+    counts = [{pair[1]: want.sum(), pair[0]: (~want).sum()} for pair in _pairs_of(pairs, list(self.learn.dls.vocab)) for _,want in self._pictures_of(pair)[1:]]
+    room,n = _guessed(counts),sum({k: v for o in counts for k,v in o.items()}.values())
     if ax is None: _,ax = plt.subplots(figsize=(5.5,3))
     for name,row in df.iterrows(): ax.plot(row, '.-', lw=1, color='C0' if len(df)<2 else 'lightgrey', label=in_plot(name) if len(df)<2 else None)
     if len(df)>1: ax.plot(df.mean(), 'o-', color='C0', label=f'mean of {len(df)} pairs')
     ax.axhline(.5, ls=':', color='grey')
-    ax.axhspan(.5-n**-.5, .5+n**-.5, color='grey', alpha=.12, lw=0, label=f'guessing,\n{n} pictures') # two standard errors
+    ax.axhspan(.5-room, .5+room, color='grey', alpha=.12, lw=0, label=f"guessing{', the mean' if len(df)>1 else ''},\n{n} pictures")
     ax.set_ylim(.35, 1.02)
     ax.set_ylabel('right on validation pictures', fontsize=9)
     ax.tick_params(labelsize=8)

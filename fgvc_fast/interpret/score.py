@@ -10,7 +10,7 @@ __all__ = ['cam_baselines', 'cam_questions', 'box_masks', 'disc_masks', 'pointin
 import copy, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, check_choice, check_number, check_size, listing
+from ..core import check, check_choice, check_number, check_size, half_interval, listing
 from ..data.block import CropResize, PictureOf
 from ..data.lazy import open_lazily
 from .cam import _against, _load, _to_size, _vocab
@@ -205,7 +205,7 @@ class CamReport:
     def table(self)->pd.DataFrame:
         "Mean and half of the 95 % confidence interval by method, layer and what was asked"
         g = self.scores.groupby(self.keys, sort=False)
-        return pd.concat({o: pd.DataFrame(dict(mean=g[o].mean(), ci=g[o].apply(_half_ci))) for o in self.names}, axis=1)
+        return pd.concat({o: pd.DataFrame(dict(mean=g[o].mean(), ci=g[o].apply(_peak_ci if o.startswith('peak') else _half_ci))) for o in self.names}, axis=1)
 
     def beats(self, base:str='centre' # Method that the others are compared with
         )->pd.DataFrame:
@@ -230,6 +230,12 @@ def _half_ci(o, draws=1000):
     if len(o)<2: return np.nan
     lo,hi = np.quantile(o[np.random.default_rng(0).integers(len(o), size=(draws,len(o)))].mean(1), [.025,.975])
     return (hi-lo)/2
+
+def _peak_ci(o):
+    "The same of `o` that is 0 or 1, or a difference of two such: never nothing, though all be alike"
+    o = o.dropna().to_numpy()
+    if len(o)<2: return np.nan
+    return half_interval(abs(o).mean(), len(o)) if (o>=0).all() or (o<=0).all() else max(_half_ci(pd.Series(o)), 1/len(o))
 
 def _spelled(t): return pd.DataFrame({o: [f'{m:.3f} ± {c:.3f}' for m,c in t[o].to_numpy()] for o in t.columns.get_level_values(0).unique()}, index=t.index)
 

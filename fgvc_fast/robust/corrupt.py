@@ -22,7 +22,9 @@ def _noise(x, s):
 
 def _blur(x, s):
     sigma = s*max(x.shape[-2:])
-    return gaussian_blur(x, 2*max(int(3*sigma), 1)+1, sigma)
+    k = 2*max(int(3*sigma), 1)+1
+    H,W = (min(k, 2*s-1) for s in x.shape[-2:]) # what is reflected at the edge must be there
+    return gaussian_blur(x, [W,H], sigma)
 
 def _jpeg(x, q):
     res = []

@@ -8,7 +8,7 @@ __all__ = ['Robustness', 'robustness', 'plot_robustness']
 # %% ../../nbs/api/62_robust.curve.ipynb #506af032
 import pandas as pd, torch
 from fastcore.basics import patch
-from ..core import check, check_choice, check_number, in_lines
+from ..core import check, check_choice, check_number, half_interval, in_lines
 from ..models.asked import _evaluating
 from .attack import attacks
 from .corrupt import corrupt, corruptions
@@ -32,7 +32,7 @@ class Robustness:
         res = t.pivot(index='kind', columns='strength', values='accuracy').loc[t.kind.unique()]
         res.insert(0, 'clean', self.table.accuracy[0])
         return res.rename(columns=_spelled).rename_axis(columns=None)
-    def _repr_html_(self): return self.table.style.format(dict(accuracy='{:.1%}', strength='{:g}')).hide(axis='index').to_html()
+    def _repr_html_(self): return self.table.style.format(dict(accuracy='{:.1%}', error='{:.1%}', strength='{:g}')).hide(axis='index').to_html()
     def __repr__(self): return self.table.to_string(index=False)
 
 # %% ../../nbs/api/62_robust.curve.ipynb #18742b2b
@@ -97,7 +97,7 @@ def robustness(
                 for s in range(1, 6): count(kind, float(s), corrupt(x, kind, s), y)
             shown += [{k: (a.cpu(),int(c)) for k,(a,c) in o.items()} for o in own]
     check(total, 'There are no pictures in this loader')
-    return Robustness(pd.DataFrame([dict(kind=k, strength=s, accuracy=v/total, pictures=total) for (k,s),v in right.items()]).sort_values(['kind','strength'], key=lambda c: c if c.name=='strength' else c.map({k: i for i,k in enumerate(['clean',*named,*corruptions])}), ignore_index=True), shown, list(learn.dls.vocab), norm)
+    return Robustness(pd.DataFrame([dict(kind=k, strength=s, accuracy=v/total, error=half_interval(v/total, total), pictures=total) for (k,s),v in right.items()]).sort_values(['kind','strength'], key=lambda c: c if c.name=='strength' else c.map({k: i for i,k in enumerate(['clean',*named,*corruptions])}), ignore_index=True), shown, list(learn.dls.vocab), norm)
 
 # %% ../../nbs/api/62_robust.curve.ipynb #6951e2c6
 def plot_robustness(
@@ -111,10 +111,11 @@ def plot_robustness(
     marks = dict(zip(['fgsm','pgd','bim',*corruptions], ['--o','-o',':o','-o','--s',':^','-.D']))
     for ax,kinds,right in zip(axs[0], sides, (False,True)):
         for j,(name,r) in enumerate(results.items()):
-            clean = r.table.accuracy[0]
+            clean = r.table.iloc[[0]]
             for i,k in enumerate(dict.fromkeys(r.table.kind[r.table.kind.isin(kinds)])):
-                t = r.table[r.table.kind==k]
-                ax.plot([0,*t.strength], [clean,*t.accuracy], marks.get(k, '-x'), ms=3.5, lw=1.3, color=f'C{j if len(results)>1 else i}', label=f'{name}: {k}' if len(results)>1 else k)
+                t,color = pd.concat([clean, r.table[r.table.kind==k]]),f'C{j if len(results)>1 else i}'
+                ax.fill_between(t.strength, (t.accuracy-t.error).clip(0), (t.accuracy+t.error).clip(upper=1), color=color, alpha=.08, lw=0)
+                ax.plot(t.strength, t.accuracy, marks.get(k, '-x'), ms=3.5, lw=1.3, color=color, label=f'{name}: {k}' if len(results)>1 else k)
         ax.set_xlabel('strength of the corruption' if right else f'eps of the attack ({next(iter(results.values())).norm})', fontsize=9)
         ax.set_ylim(0, 1.02)
         ax.tick_params(labelsize=8)

@@ -100,7 +100,8 @@ def _room(a, b, of, pictures, times=1):
     "How far two means may be apart by chance, of `times` that are compared: paired values `a` and `b` of the column `of`; None if that cannot be said"
     from scipy.stats import norm, t
     d = np.subtract(a, b)
-    if len(d)>1: return max(t.ppf(1-.025/times, len(d)-1)*d.std(ddof=1)/len(d)**.5, 0 if 'loss' in of else 1/pictures)
+    least = 0 if 'loss' in of else 1/pictures
+    if len(d)>1: return max(t.ppf(1-.025/times, len(d)-1)*max(d.std(ddof=1), least/2)/len(d)**.5, least)
     return None if 'loss' in of else max(norm.ppf(1-.025/times)*((a[0]*(1-a[0]) + b[0]*(1-b[0]))/pictures)**.5, 1/pictures)
 
 @patch

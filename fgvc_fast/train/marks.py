@@ -131,6 +131,26 @@ def _modules(model):
     def numbers(k, m): return {a: v for a,v in vars(m).items() if a[:1]!='_' and isinstance(v, float if not own or k.startswith('body') else (float,int,str)) and a not in _not_said}
     return [(k, type(m).__name__, described(numbers(k, m), [])) for k,m in model.named_modules() if not k.startswith('added')]
 
+def _layers(model):
+    "What `model`'s body was asked for, and the windows of its layers: strides, dilations and the like are no weights"
+    kwargs = getattr(getattr(model, 'body', None), 'kwargs', {})
+    def is_window(m): return any(c.__module__ in ('torch.nn.modules.conv','torch.nn.modules.pooling') for c in type(m).__mro__)
+    def whole(v): return isinstance(v, (int,str)) or isinstance(v, (tuple,list)) and all(map(whole, v))
+    ms = [(k, type(m).__name__, {a: list(v) if isinstance(v, tuple) else v for a,v in vars(m).items() if a[:1]!='_' and a!='training' and whole(v)}) for k,m in model.named_modules() if is_window(m)]
+    return [{k: v for k,v in kwargs.items() if k!='img_size'}, ms]
+
+def _hooks(model):
+    "Hooks that somebody else put on modules of `model`"
+    fs = [(k, f) for k,m in model.named_modules() for o in (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks) for f in o.values()]
+    return [(k, f) for k,f in fs if not type(f).__module__.startswith('fgvc_fast.')]
+
+_until_step = [f'{o}_{k}' for k in ('fit','epoch','train','batch','loss','pred','backward','step') for o in ('before','after') if f'{o}_{k}' not in ('after_fit','after_epoch','after_train','after_batch')]
+
+def _own_acts(cb):
+    "What the callback `cb` does up to the end of a step, if neither fastai nor we wrote it"
+    fs = [(k, getattr(cb, k, None)) for k in _until_step]
+    return [(k, f) for k,f in fs if f is not None and not (getattr(f, '__module__', None) or '').startswith(('fastai.','fgvc_fast.'))]
+
 _changing = 'fastai.callback.mixup','fastai.callback.training','fgvc_fast.augment.','fgvc_fast.train.','fgvc_fast.robust.'
 _watching = 'FiniteLoss PhaseWatch NoValid Parallel SameStatistics ShortEpochCallback'.split()
 
@@ -179,7 +199,13 @@ def run_marks(learn:Learner,
     made = getattr(learn, 'made_of', {})
     mark('model', lambda _: ([{k: made.get(k) for k in ('arch','pool','head','attend','branch','closer')}, _modules(model)], ' '.join(str(made[k]) for k in ('arch','pool','head') if k in made)))
     mark('callbacks', lambda codes: ((o := [_callback(cb, codes) for cb in learn.cbs.sorted('order') if _changes(cb)]), ', '.join(type(cb).__name__ for cb in learn.cbs.sorted('order') if _changes(cb) and type(cb).__name__!='DecayWeights') or 'none'))
+    mark('layers', lambda codes: (described(_layers(model), codes), ''))
+    mark('hooks on the model', lambda codes: (described(_hooks(model), codes), listing([k or 'model' for k,_ in _hooks(model)], 3) or 'none'))
+    own = [(cb, fs) for cb in learn.cbs.sorted('order') if (fs := _own_acts(cb))]
+    mark('callbacks of your own', lambda codes: ([(_callback(cb, codes), described(fs, codes)) for cb,fs in own], listing([type(cb).__name__ for cb,_ in own], 3) or 'none'))
     where = torch.cuda.get_device_name() if torch.cuda.is_available() and str(getattr(dls, 'device', '')).startswith('cuda') else str(getattr(dls, 'device', 'cpu'))
+    amp = [f"{type(cb).__name__} {getattr(cb, 'amp_mode', '')}" for cb in learn.cbs if any(c.__module__=='fastai.callback.fp16' for c in type(cb).__mro__)]
+    mark(f'precision by callbacks on {where}', lambda _: (amp, listing(amp, 3) or 'none'))
     if 'precision' in made: mark(f'precision on {where}', plain(lambda _: made['precision']))
     return res
 
