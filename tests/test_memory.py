@@ -329,11 +329,6 @@ class Slots:
     def __init__(self, k): self.k = k
     def __call__(self, x): return x*self.k
 
-class Bright:
-    k = 1.
-    def more(self, x): return x*self.k
-    def less(self, x): return x/2
-
 def keyed(k):
     def f(x, *, by=k): return x*by
     return f
@@ -353,8 +348,7 @@ def helped(code): return reads(k=1) if code is None else (lambda f: exec(f'def g
 
 @pytest.mark.parametrize('make,a,b', [(keyed, 1, 2), (bound, 'x*2', 'x*3'), (Slots, 1, 2), (lambda k: reads(k=k), 1, 2), (lambda k: reads(k=torch.tensor(k)), 1, 2), (helped, None, 'x+1')],
     ids=['default by name','code of a method','slots','a name around','a tensor around','a helper'])
-def test_functions_tell_themselves_apart(make, a, b):
-    assert digest(_says(make(a)))==digest(_says(make(a)))!=digest(_says(make(b)))
+def test_functions_tell_themselves_apart(make, a, b): assert digest(_says(make(a)))==digest(_says(make(a)))!=digest(_says(make(b)))
 
 # embeddings and what is made of them
 
