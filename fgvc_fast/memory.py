@@ -49,10 +49,12 @@ def _attrs(o, training):
     slots = [k for c in type(o).__mro__ for k in np.atleast_1d(vars(c).get('__slots__', ())).tolist() if isinstance(k, str) and hasattr(o, k)]
     return {k: getattr(o, k) for k in ([*slots, *getattr(o, '__dict__', ())] if names is None else names) if k not in ('order','split_idx','__stored_args__','__signature__','__dict__','__weakref__')}
 
+# %% ../nbs/api/22b_memory.ipynb #78e8b8d0
 def _code(c): return [c.co_code, c.co_names, [_code(o) if isinstance(o, CodeType) else o for o in c.co_consts]]
 def _names(c): return {*c.co_names, *(k for o in c.co_consts if isinstance(o, CodeType) for k in _names(o))}
 def _is_own(f): return not re.search('site-packages|lib/python3', f.__code__.co_filename) and not (f.__module__ or '').startswith('fgvc_fast.')
 
+# %% ../nbs/api/22b_memory.ipynb #ce15ed82
 def _function(f):
     "What the function `f` does, is given, closes over, and reads of the names around it"
     held,around = [],f.__globals__
@@ -148,6 +150,7 @@ def callback_key(learn)->str:
     "A mark of what the callbacks of `learn` do to an answer: the precision; never the same twice where one acts that nobody here knows"
     return digest(_precision(learn), next(_others) if any(map(_acts, learn.cbs)) else None)
 
+# %% ../nbs/api/22b_memory.ipynb #2f0eaf6e
 def question(model:nn.Module, # Who is asked
     dl, # A loader of what it is asked about
     *more # Plain values that change the answer

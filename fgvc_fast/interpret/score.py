@@ -224,6 +224,7 @@ class CamReport:
     def _repr_html_(self): return _spelled(self.table()).to_html()
     def __repr__(self): return _spelled(self.table()).to_string()
 
+# %% ../../nbs/api/50c_interpret.score.ipynb #9b449851
 def _half_ci(o, draws=1000):
     "Half of the 95 % confidence interval of the mean of `o`, by bootstrap over the pictures"
     o = o.dropna().to_numpy()

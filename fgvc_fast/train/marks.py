@@ -131,6 +131,19 @@ def _modules(model):
     def numbers(k, m): return {a: v for a,v in vars(m).items() if a[:1]!='_' and isinstance(v, float if not own or k.startswith('body') else (float,int,str)) and a not in _not_said}
     return [(k, type(m).__name__, described(numbers(k, m), [])) for k,m in model.named_modules() if not k.startswith('added')]
 
+_changing = 'fastai.callback.mixup','fastai.callback.training','fgvc_fast.augment.','fgvc_fast.train.','fgvc_fast.robust.'
+_watching = 'FiniteLoss PhaseWatch NoValid Parallel SameStatistics ShortEpochCallback'.split()
+
+def _changes(cb):
+    "Does callback `cb`, of fastai or ours, change what is learned?"
+    names = [f'{c.__module__}.{c.__name__}' for c in type(cb).__mro__]
+    return any(n.startswith(_changing) for n in names) and not any(n.split('.')[-1] in _watching for n in names)
+
+def _callback(cb, codes):
+    held = {k: getattr(cb, k) for k in ('spec','part','kinds') if hasattr(cb, k)} | {k: v for k,v in _options(cb).items() if isinstance(v, (bool,int,float,str,tuple,dict,torch.distributions.Distribution)) or v is None}
+    return f'{type(cb).__name__} {described(held, codes)}'
+
+# %% ../../nbs/api/40e_train.marks.ipynb #57d0b81f
 def _layers(model):
     "What `model`'s body was asked for, and the windows of its layers: strides, dilations and the like are no weights"
     kwargs = getattr(getattr(model, 'body', None), 'kwargs', {})
@@ -150,18 +163,6 @@ def _own_acts(cb):
     "What the callback `cb` does up to the end of a step, if neither fastai nor we wrote it"
     fs = [(k, getattr(cb, k, None)) for k in _until_step]
     return [(k, f) for k,f in fs if f is not None and not (getattr(f, '__module__', None) or '').startswith(('fastai.','fgvc_fast.'))]
-
-_changing = 'fastai.callback.mixup','fastai.callback.training','fgvc_fast.augment.','fgvc_fast.train.','fgvc_fast.robust.'
-_watching = 'FiniteLoss PhaseWatch NoValid Parallel SameStatistics ShortEpochCallback'.split()
-
-def _changes(cb):
-    "Does callback `cb`, of fastai or ours, change what is learned?"
-    names = [f'{c.__module__}.{c.__name__}' for c in type(cb).__mro__]
-    return any(n.startswith(_changing) for n in names) and not any(n.split('.')[-1] in _watching for n in names)
-
-def _callback(cb, codes):
-    held = {k: getattr(cb, k) for k in ('spec','part','kinds') if hasattr(cb, k)} | {k: v for k,v in _options(cb).items() if isinstance(v, (bool,int,float,str,tuple,dict,torch.distributions.Distribution)) or v is None}
-    return f'{type(cb).__name__} {described(held, codes)}'
 
 # %% ../../nbs/api/40e_train.marks.ipynb #ef2e7dcf
 def run_marks(learn:Learner,
