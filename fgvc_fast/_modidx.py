@@ -674,6 +674,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fgvc_fast.data.table._file_report': ('api/data.table.html#_file_report', 'fgvc_fast/data/table.py'),
                                       'fgvc_fast.data.table._files': ('api/data.table.html#_files', 'fgvc_fast/data/table.py'),
                                       'fgvc_fast.data.table._flag': ('api/data.table.html#_flag', 'fgvc_fast/data/table.py'),
+                                      'fgvc_fast.data.table._from_root': ('api/data.table.html#_from_root', 'fgvc_fast/data/table.py'),
                                       'fgvc_fast.data.table._groups': ('api/data.table.html#_groups', 'fgvc_fast/data/table.py'),
                                       'fgvc_fast.data.table._label_problems': ( 'api/data.table.html#_label_problems',
                                                                                 'fgvc_fast/data/table.py'),

@@ -65,6 +65,17 @@ def test_links(tmp_path):
     assert len(data)==len(got), 'a file of a class is one row, by however many links'
     assert (data.check(progress=False).problem=='same file with two labels').sum()==4
 
+@pytest.mark.parametrize('what', ['folder','files'])
+def test_links_are_in_one_split(tmp_path, what):
+    put(tmp_path, *[f'{c}/{i}.jpg' for c in 'ab' for i in range(10)])
+    if what=='folder': (tmp_path/'c').symlink_to('a')
+    else:
+        (tmp_path/'c').mkdir()
+        for i in range(10): (tmp_path/'c'/f'z{i}.jpg').symlink_to(f'../a/{i}.jpg')
+    data = read_folder(tmp_path, valid=.3)
+    files = [os.path.realpath(data.path(i)) for i in range(len(data))]
+    assert len(data)==30 and data.vocab==['a','b','c'] and data.items.split.groupby(files).nunique().max()==1 and (data.items.split=='valid').sum()>=6
+
 def test_families(tmp_path):
     names = 'Finches/House/1.jpg','Finches/Gold/2.jpg','Sparrows/House/3.jpg','Sparrows/Tree/sub/4.jpg','Sparrows/Song/5.jpg'
     data,words = quiet(put(tmp_path, *names))

@@ -1,5 +1,5 @@
 "Few-shot parts, long tails, other names, two data sets in one, labels that look the same"
-import numpy as np, pandas as pd, pytest, warnings
+import numpy as np, os, pandas as pd, pytest, warnings
 from PIL import Image
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data import block # chkstyle: ignore (now data sets have `dls`)
@@ -264,6 +264,23 @@ def test_few_and_tails_count_files():
     assert few.items.groupby('label').path.nunique().tolist()==[5]*4 and len(few)==60
     tail = data.long_tail(4)
     assert sorted(tail.items.groupby('label').path.nunique())==[int(20/4**(k/3)) for k in (3,2,1,0)]
+
+@pytest.mark.parametrize('way', ['absolute','double','dotted','around','link'])
+def test_one_file_written_in_two_ways(tmp_path, way):
+    (tmp_path/'r'/'a').mkdir(parents=True)
+    (tmp_path/'other').symlink_to(tmp_path/'r')
+    for i in range(12): Image.new('RGB', (8,8), (i,0,0)).save(tmp_path/'r'/'a'/f'{i}.png')
+    plain = [f'a/{i}.png' for i in range(12)]
+    ways = dict(absolute=f'{tmp_path}/r/', double=f'{tmp_path}//r//', dotted=f'{tmp_path}/r/a/../', around='../r/', link=f'{tmp_path}/other/')
+    rows = plain+[ways[way]+o for o in plain]
+    data = FineGrainedData(pd.DataFrame(dict(path=rows, label='a')), tmp_path/'r').split(.3)
+    files = [os.path.realpath(data.path(i)) for i in range(24)]
+    assert len(set(files))==12 and data.items.split.groupby(files).nunique().max()==1 and (data.items.split=='valid').any()
+    far = FineGrainedData(pd.DataFrame(dict(path=[str(tmp_path/'elsewhere.png'), 'a/0.png'], label='a')), tmp_path/'r', valid=0)
+    assert far.path(0)==tmp_path/'elsewhere.png'
+    one,two = (FineGrainedData(pd.DataFrame(dict(path=p, label='a')), tmp_path/'r', valid=0) for p in (plain, [f'{tmp_path}/r/{o}' for o in plain]))
+    assert two.items.path.tolist()==[f'{tmp_path}/r/{o}' for o in plain], 'a table of whole paths alone stays as it is'
+    assert one.merge(two).items.path.nunique()==12
 
 # What check says
 

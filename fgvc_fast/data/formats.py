@@ -112,7 +112,10 @@ def read_folder(root, # Folder of class folders, or of train/valid/test folders 
     if rows: levels,rows,note = _folder_levels(rows, levels)
     check(rows, f"No pictures in {shown(root)}: expected a folder for every class with its pictures inside ({shown(root.name)}/robin/1.jpg), found {listing(shown(o.name) for o in root.iterdir()) or 'nothing'}")
     items = pd.DataFrame(dict(path=['/'.join(o[2]) for o in rows], **_folder_columns(rows, levels), split=[o[0] for o in rows]))
-    if linked: items = items[~items.assign(file=[os.path.realpath(root/o) for o in items.path]).duplicated(['file','label','split'])] # a link and what it leads to
+    if linked:
+        file = pd.Series([os.path.realpath(root/o) for o in items.path])
+        items['path'] = items.path.groupby(file).transform('first') # one file has one path, by however many links
+        items = items[~items.duplicated(['path','label','split'])]
     data = FineGrainedData(items, root, levels, **kwargs)
     data.left_out = _beside(sorted({*left, *found}-{o[2] for o in rows}), folders, rows)
     said = [note]*bool(note) + [f"left out: {listing(data.left_out, 3)}"]*bool(data.left_out)

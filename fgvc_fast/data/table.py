@@ -105,8 +105,22 @@ def _column_there(items, c):
     near = [o for o in items.columns if str(o).strip().lower() in (c, *_aliases.get(c, ()))] or ['yours']
     require(c in items, f"The table has no column '{c}' (it has {listing(map(shown, items.columns), 10)}): rename yours with `df.rename(columns={{'{shown(near[0])}': '{c}'}})`")
 
+def _from_root(c, root):
+    "The paths `c` with those as they go from `root` that are written as whole paths, or by a way out of it and back"
+    top,real,known = os.path.join(os.path.abspath(root), ''),os.path.realpath(root),{}
+    def folder(o):
+        at = os.path.realpath(os.path.join(root, o))
+        return os.path.relpath(at, real) if os.path.join(at, '').startswith(os.path.join(real, '')) else at
+    def short(o):
+        if o.startswith(top) and '..' not in o: return o[len(top):].lstrip('/')
+        if o[0]!='/' and o[:3]!='../': return o
+        d,name = os.path.split(o)
+        if d not in known: known[d] = folder(d)
+        return name if known[d]=='.' else os.path.join(known[d], name)
+    return c.map(short, na_action='ignore')
+
 def _paths(c, root):
-    "The column of paths `c` as text: `~` is the home folder, and Windows' backslashes are slashes where no file has them in its name"
+    "The column of paths `c` as text: `~` is the home folder, Windows' backslashes are slashes where no file has them in its name, and one file is not written in two ways"
     kind = pd.api.types.infer_dtype(c, skipna=True)
     require(kind in ('string','bytes','mixed','empty','categorical'), f"Column 'path' holds {kind} values: the paths of files, as text, are needed")
     if kind!='string': c = c.astype(object).map(lambda o: _word(o, 'path'), na_action='ignore')
@@ -114,6 +128,8 @@ def _paths(c, root):
     if '\n\n' in raw: c = c.where(c!='')
     if '\n~' in raw: c = c.map(os.path.expanduser, na_action='ignore')
     if '\\' in raw and os.sep=='/' and not os.path.lexists(root/next(o for o in c.dropna() if '\\' in o)): c = c.str.replace('\\', '/')
+    odd = raw.count('\n/'),raw.count('\n../')
+    if any(odd) and max(odd)<c.notna().sum(): c = _from_root(c, root)
     try: raw.encode()
     except UnicodeEncodeError: return c.astype(object) # arrow's strings hold UTF-8 alone
     return c if c.dtype=='str' else c.astype(str).where(c.notna())
