@@ -1,5 +1,6 @@
 "Folders, CSVs and tables as people have them: what they mean, or one error that names the row"
 import contextlib, io, itertools, numpy as np, os, pandas as pd, pytest
+from pathlib import Path
 from PIL import Image
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import FineGrainedData, fine_grained_data, read_folder
@@ -88,6 +89,33 @@ def test_families(tmp_path):
     assert same.vocab==['kea','wren'] and same.levels==['label'] and 'upper folder' in words
     three,_ = quiet(put(tmp_path.parent/'orders', *[f'o{a}/f{a}{b}/s{a}{b}{c}/{a}{b}{c}.jpg' for a,b,c in itertools.product('12', repeat=3)]))
     assert three.levels==['order','family','label'] and len(three.vocab)==8 and len(three.at_level('order').vocab)==2
+
+@pytest.mark.parametrize('folders,levels', [
+    (dict(zip(['Fruit/Apple/Gala','Fruit/Apple/Fuji','Veg/Leek','Veg/Onion'], [('Fruit','Apple','Gala'),('Fruit','Apple','Fuji'),('Veg','Veg','Leek'),('Veg','Veg','Onion')])), 3),
+    (dict(zip(['Apple/Gala','Apple/Fuji','Leek'], [('Apple','Gala'),('Apple','Fuji'),('Leek','Leek')])), 2),
+    (dict(zip(['K/O/F/a','K/O/F/b','K/P/G/c','J/Q/H/d'], [('O','F','a'),('O','F','b'),('P','G','c'),('Q','H','d')])), 3), # four deep
+    (dict(zip(['Finches/House/2019','Finches/House/2020','Finches/Gold/2019','Finches/Gold/2020','Wren/Wren/2019','Wren/Wren/2020'], [('Finches','House')]*2+[('Finches','Gold')]*2+[('Wren','Wren')]*2)), 2)])
+@pytest.mark.parametrize('split', ['','train/'])
+def test_folders_of_unequal_depth(tmp_path, folders, levels, split):
+    data,words = quiet(put(tmp_path, *[f'{split}{o}/{i}.jpg' for o in folders for i in range(2)]))
+    assert data.levels==['order','family','label'][-levels:] and ' → '.join(data.levels) in words
+    got = {os.path.dirname(o).removeprefix(split): tuple(v) for o,*v in data.items[['path',*data.levels]].itertuples(index=False)}
+    assert got==folders and ('stands for what is missing' in words)==(len({o.count('/') for o in folders})>1)
+    told,_ = quiet(tmp_path, levels=['family','label'])
+    assert {os.path.dirname(o).removeprefix(split): tuple(v) for o,*v in told.items[['path','family','label']].itertuples(index=False)}=={k: v[-2:] for k,v in folders.items()}
+
+def test_the_same_folders_under_two_orders(tmp_path):
+    data,_ = quiet(put(tmp_path, 'O1/F/L/1.jpg', 'O2/F/L/2.jpg', 'O1/G/L/3.jpg', 'O1/G/M/4.jpg', 'O2/F/N/5.jpg'))
+    assert data.items.label.tolist()==['L (O1/F)','L (G)','M','L (O2/F)','N'] and data.items.family.tolist()==['F (O1)','G','G','F (O2)','F (O2)']
+    assert not data.check(progress=False).problem.eq('label of two levels').any()
+
+def test_groceries():
+    root = Path(os.environ.get('FGVC_SHARED', '../shared'))/'data'/'grocery81'
+    if not root.is_dir(): pytest.skip(f'{root} is not here')
+    data,words = quiet(root)
+    assert len(data.vocab)==81 and (data.items.label==[o.split('/')[-2] for o in data.items.path]).all() and data.at_level('order').vocab==['Fruit','Packages','Vegetables']
+    assert 'Vegetables/Brown-Cap-Mushroom is Vegetables/Mushroom/Brown-Cap-Mushroom' in words # in the test alone
+    assert quiet(root, levels=['family','label'])[0].vocab==data.vocab
 
 def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
     put(tmp_path, 'wren/1.jpg', 'secret/2.jpg')

@@ -65,28 +65,55 @@ def _divide(root, found):
 # %% ../../nbs/api/03_data.formats.ipynb #6a1325c1
 _ranks = ['order','family','label']
 
-def _shared(rows, k):
-    "Names of the `k`th folder that lie in more than one folder above, and all names"
-    df = pd.DataFrame(dict(up=[o[1][:k] for o in rows], name=[o[1][k] for o in rows])).drop_duplicates()
-    return set(df.name[df.name.duplicated()]),set(df.name)
+def _inner(rows):
+    "`rows` without innermost folders that say nothing of the class: names that most others have too, and what lies alone in its folder where other classes have no such folder"
+    while True:
+        depth = [len(o[1]) for o in rows]
+        low,deep = min(depth),max(depth)
+        if deep==1: return rows
+        own = pd.DataFrame([(c[:-1], c[-1]) for c in {c for _,c,_ in rows if len(c)>low or low==deep}], columns=['up','name'])
+        mostly = own.name[own.name.duplicated()].nunique()*2>own.name.nunique()
+        if not mostly and (low==deep or own.up.duplicated().any()): return rows
+        rows = [(s, c[:-1] if len(c)>low or low==deep else c, p) for s,c,p in rows]
+
+def _as_deep(rows):
+    "`rows` whose class lies under fewer folders in one split than in another as if under the more, and which those are"
+    where,more = {},{}
+    for s,c,_ in rows: where.setdefault(c[-1], {}).setdefault(c, set()).add(s)
+    def within(a, b, rest): return len(a)<len(b) and all(o in rest for o in a)
+    for own in where.values():
+        for a in own:
+            if len(to := [b for b in own if within(a, b, iter(b)) and not own[a]&own[b]])==1: more[a] = to[0]
+    return [(s, more.get(c, c), p) for s,c,p in rows],more
 
 def _folder_levels(rows, levels):
     "The names of the levels of `rows`, those that are deep enough for them, and what to say of it"
     while all(len(o[1])>len(levels or ['label']) for o in rows) and len({o[1][0] for o in rows})==1: rows = [(s, c[1:], p) for s,c,p in rows] # images/wren/1.jpg
-    if levels is not None: return list(levels),[o for o in rows if len(o[1])>=len(levels)],None
-    n = min(min(len(o[1]) for o in rows), len(_ranks))
-    same,names = _shared(rows, n-1)
-    if n>1 and len(same)*2<=len(names):
-        return _ranks[-n:],rows,f"Folders lie in folders ({'/'.join(rows[0][2])}): read as {' → '.join(_ranks[-n:])}. For the upper ones as classes use `levels=['label']`, or `data.at_level('{_ranks[-n]}')` later"
+    inner,more = _as_deep(_inner(rows)) if levels!=['label'] else (_inner(rows),{})
+    last = max(inner, key=lambda o: len(o[1]))
+    n = len(last[1])
+    if levels is not None: return list(levels),inner if n>=len(levels) else rows if max(len(o[1]) for o in rows)>=len(levels) else [],None
+    names,first = _ranks[-n:],min(inner, key=lambda o: len(o[1]))
+    if n>1:
+        bare = f", and where there are fewer ({'/'.join(first[2])}) the innermost is the label and the outermost stands for what is missing" if len(first[1])<n else ''
+        if more: bare += f"; {listing('/'.join(a)+' is '+'/'.join(b) for a,b in more.items())}, as another split has it"
+        return names,inner,f"Folders lie in folders ({'/'.join(last[2])}): read as {' → '.join(names)}{bare}. For the upper ones as classes use `levels=['label']`, or `data.at_level('{names[0]}')` later"
     deep = next((o for o in rows if len(o[1])>1), None)
-    return ['label'],rows,deep and f"The class of a picture is its upper folder ({'/'.join(deep[2])}: {deep[1][0]}); `levels=['family','label']` makes both levels"
+    return ['label'],inner,deep and f"The class of a picture is its upper folder ({'/'.join(deep[2])}: {deep[1][0]}); `levels=['family','label']` makes both levels"
+
+def _names_of(folders):
+    "For each of `folders` (tuples, outer → inner) the name of the innermost, and of as many above it as tell it from others"
+    res = {o: o[-1] for o in dict.fromkeys(folders)}
+    for k in range(2, max(map(len, res))+1):
+        n = pd.Series(list(res.values()), dtype=object).value_counts()
+        if n.max()==1: break
+        res |= {o: f"{o[-1]} ({'/'.join(o[-k:-1])})" for o,v in res.items() if n[v]>1 and len(o)>1}
+    return [res[o] for o in folders]
 
 def _folder_columns(rows, levels):
-    "A column of names for each of `levels`; a name that lies in two different folders says in which"
-    res = {}
-    for k,l in enumerate(levels):
-        same = _shared(rows, k)[0] if k else ()
-        res[l] = [f'{c[k]} ({c[k-1]})' if c[k] in same else c[k] for _,c,_ in rows]
+    "A column of names for each of `levels`, counted from the innermost folder; where there is none so far out, the outermost"
+    n = len(levels)
+    res = {l: _names_of([c[:1] if n==1 else c[:max(len(c)-n+1+k, 1)] for _,c,_ in rows]) for k,l in enumerate(levels)}
     return {l: pd.Categorical([shown(o) for o in v]) for l,v in res.items()}
 
 # %% ../../nbs/api/03_data.formats.ipynb #de21a174
@@ -99,7 +126,7 @@ def _beside(left, folders, rows):
     return res + [f"{shown('/'.join(o))}: no picture in it" for o in empty]
 
 def read_folder(root, # Folder of class folders, or of train/valid/test folders of class folders
-    levels:list=None, # What folders in folders are, outer → inner, the last is 'label'; None: found out
+    levels:list=None, # What folders in folders are, outer → inner, the last is 'label', the innermost (['label'] alone: the outermost); None: found out
     **kwargs # `valid`, `seed`, `by`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "A folder per class, with or without `train`, `valid`, `test` above them"
