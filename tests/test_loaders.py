@@ -60,6 +60,18 @@ def test_labels_of_paths(data, tmp_path):
     bare = FineGrainedData(data.items.assign(label=data.items.label.where(data.items.split!='test')), data.root)
     with pytest.raises(FineGrainedError, match='has no label'): loaders(bare).test_dl(bare['test'].index[:2], with_labels=True)
 
+def test_paths_are_cut_to_their_boxes(data, tmp_path):
+    "As their rows are, with labels or without; a path that the table has not, as a whole"
+    dls,rows = loaders(data, crop='box'),[0, 9, 20]
+    def seen(items, dls=dls, **kwargs): return dls.test_dl(items, **kwargs).one_batch()[0]
+    want = seen(rows)
+    for items in ([data.path(o) for o in rows], [str(data.path(o)) for o in rows], [os.path.relpath(data.path(o)) for o in rows]):
+        for kwargs in ({}, dict(with_labels=True)): assert torch.equal(seen(items, **kwargs), want)
+    Image.open(data.path(0)).save(tmp_path/'new.png')
+    assert not torch.equal(seen([tmp_path/'new.png']), want[:1])
+    learn = fine_grained_learner(dls, 'toy_resnet')
+    with learn.no_bar(): assert torch.allclose(learn.predict(data.path(9))[2], learn.predict(9)[2], atol=1e-6)
+
 @pytest.mark.parametrize('items', [None, 3, 'a.jpg', b'x', Image.new('RGB', (4,4)), np.zeros((4,4,3)), {}, [10_000], [-1], pd.DataFrame()], ids=lambda o: type(o).__name__)
 def test_no_list_of_items(data, items):
     with pytest.raises(FineGrainedError, match='list|no row'): loaders(data).test_dl(items)

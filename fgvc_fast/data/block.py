@@ -249,12 +249,12 @@ class ToFloat(IntToFloatTensor):
         finally: torch.set_num_threads(n)
 
 # %% ../../nbs/api/06_data.block.ipynb #cd38652b
-def _test_items(data, items, labelled):
+def _test_items(data, items, labelled, boxed=False):
     "The list of `items` to look at, or one clear error"
     check(not is_one_picture(items) and hasattr(items, '__iter__') and not isinstance(items, (dict,pd.DataFrame)), f"{type(items).__name__}: give a list of rows, paths or pictures, even of one")
     items = [int(o) if isinstance(o, (int,np.integer)) or getattr(o, 'ndim', None)==0 and not isinstance(o, np.bool_) and float(o).is_integer() else o for o in items]
     if data is None: return items
-    if labelled and any(isinstance(o, (str,Path)) for o in items):
+    if (labelled or boxed) and any(isinstance(o, (str,Path)) for o in items):
         rows = {os.path.abspath(os.path.join(data.root, o)): i for i,o in enumerate(data.items.path)}
         items = [rows.get(os.path.abspath(o), o) if isinstance(o, (str,Path)) else o for o in items]
     bad = [o for o in items if isinstance(o, int) and not 0<=o<len(data)]
@@ -274,7 +274,8 @@ class FineGrainedLoaders(DataLoaders):
     def test_dl(self, test_items, # Row numbers, paths, pictures (PIL, arrays, tensors)
         rm_type_tfms=None, with_labels:bool=False, **kwargs):
         "As fastai's; the items may be rows of the table, paths or pictures, and have the labels of their rows or else of their folders"
-        items = _test_items(self.data, test_items, check_choice('with_labels', with_labels, (False,True)))
+        boxed = any(isinstance(t, CropResize) and t.crop for t in self.train.after_item.fs)
+        items = _test_items(self.data, test_items, check_choice('with_labels', with_labels, (False,True)), boxed)
         res = super().test_dl(items, rm_type_tfms=rm_type_tfms or 0, with_labels=with_labels, **kwargs)
         res.dataset.n_inp = self.n_inp # without labels fastai takes the last input for one
         return res
