@@ -277,13 +277,26 @@ def test_pixels_are_pictures(kind):
 @pytest.mark.parametrize('grey', [x[...,0], x[...,:1], x[None,...,0], x[...,0]/255, torch.from_numpy(x[...,0].copy()), torch.from_numpy(x[...,0].copy())[None], torch.from_numpy(x[...,0].copy())[None,None]/255, x[...,0].astype(np.uint16)*257])
 def test_grey(grey): assert apart(to_picture(grey), np.repeat(x[...,:1], 3, 2))==0
 
+@pytest.mark.parametrize('over', [1.0009, 1.002, 1.02, 1.09])
+def test_a_little_over_one(over):
+    y = x/x.max()*over
+    want = np.round(y*255).clip(0, 255)
+    for o in (y, y.astype(np.float32), torch.from_numpy(y).permute(2,0,1)): assert apart(to_picture(o), want)<=1
+    f = (y[...,0]/y[...,0].max()*over).astype(np.float32)
+    assert apart(np.asarray(to_picture(Image.fromarray(f)))[...,0], np.round(f*255).clip(0, 255))<=1
+
+def test_whole_numbers_by_their_type():
+    y = np.arange(200).reshape(10, 20)
+    for t in 'u1 i2 i4 i8 u4 u8'.split(): assert (np.asarray(to_picture(y.astype(t)))[...,0]==y).all(), t
+    assert (np.asarray(to_picture(y.astype('u2')))[...,0]==np.round(y/257)).all()
+
 def test_half_precision():
     t = torch.from_numpy(x).permute(2,0,1)/255
     for o in (t.half(), t.bfloat16()): assert apart(to_picture(o), x)<=1
     assert apart(to_picture(x>127), (x>127)*255)==0
 
 wrong = [None, b'', b'no picture', [], [1,2], {}, 5, 2.5, object(), np.array('a'), np.array(3), np.zeros(7), np.zeros((0,4,3)), np.zeros((4,0)), np.zeros((8,8,2)), np.zeros((8,8,7)), np.zeros((2,4,4,3)), np.zeros((4,4,3), complex),
-    np.zeros((4,4,3), object), np.zeros((4,4,3), 'M8[s]'), np.full((4,4,3), np.nan), np.full((4,4), np.inf), np.full((4,4,3), -1), np.full((4,4,3), 1e300), np.full((4,4,3), 70_000), x/255-.5, torch.randn(3,8,8), torch.zeros(0), torch.zeros(5,8,8), torch.zeros(3,4,4).to_sparse(), '/no/such.jpg', 'a\0b.jpg', 'x'*5000]
+    np.zeros((4,4,3), object), np.zeros((4,4,3), 'M8[s]'), np.full((4,4,3), np.nan), np.full((4,4), np.inf), np.full((4,4,3), -1), np.full((4,4,3), 1e300), np.full((4,4,3), 70_000), x/255-.5, torch.randn(3,8,8), np.linspace(0, 1.2, 48).reshape(4,4,3), np.linspace(0, 15, 48).reshape(4,4,3), (torch.rand(3,16,16)*.3+.2)/.225, torch.zeros(0), torch.zeros(5,8,8), torch.zeros(3,4,4).to_sparse(), '/no/such.jpg', 'a\0b.jpg', 'x'*5000]
 
 @pytest.mark.parametrize('i', range(len(wrong)))
 def test_no_pictures(i):

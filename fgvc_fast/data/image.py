@@ -18,7 +18,7 @@ raster_formats = 'JPEG','PNG','WEBP','GIF','BMP','TIFF','AVIF','HEIF','JXL','JPE
 
 # %% ../../nbs/api/00_data.image.ipynb #83941139
 def _to_8bit(x, stretch=True):
-    "The numbers `x` as bytes: 16 bits divided by 257, floats up to 1 times 255, what fits as it is, anything else by its own range"
+    "The numbers `x` as bytes: 16 bits divided by 257, floats up to 1 (or a hair more) times 255, what fits as it is, anything else by its own range"
     if x.dtype==np.uint8: return x
     if x.dtype==bool: return x.view(np.uint8)*np.uint8(255)
     if x.dtype.kind=='u' and x.dtype.itemsize==2: return (x.astype(np.uint32)*255+32895>>16).astype(np.uint8) # x/257, rounded
@@ -28,7 +28,8 @@ def _to_8bit(x, stretch=True):
     some = x if good.all() else x[good]
     lo,hi = some.min(),some.max()
     if some is not x: x = np.nan_to_num(x, nan=lo, posinf=hi, neginf=lo)
-    if x.dtype.kind=='f' and 0<=lo and hi<=1.001: x = x*np.float32(255)
+    check(stretch or x.dtype.kind!='f' or not 1.1<hi<16, f'floats up to {hi:.4g}, neither 0 to 1 nor 0 to 255')
+    if x.dtype.kind=='f' and 0<=lo and hi<=1.1: x = x*np.float32(255) # resizing by splines goes over 1
     elif x.dtype.kind!='f' and 0<=lo and 255<hi<2**16: x = x/257
     elif lo<0 or hi>255:
         check(stretch, f'values from {lo:.4g} to {hi:.4g}, where 0 to 1 or 0 to 255 are needed')
