@@ -144,6 +144,22 @@ def test_show_results(ours, which):
     assert sum(len(ax.images)>0 for ax in plt.gcf().get_axes())==3
     plt.close('all')
 
+@pytest.mark.filterwarnings('ignore')
+def test_dollars_in_names(tmp_path):
+    "Two of them begin a formula, and a broken one ends whatever draws it"
+    data = toy_birds(families=2, species=2, per_class=6, size=64, path=tmp_path)
+    data = data.rename({o: f'$^{i}$ $x_{{{i}$ {o}' for i,o in enumerate(data.vocab)})
+    learn = fine_grained_learner(data.dls(64, bs=8, num_workers=0, cache=False, device='cpu'), 'toy_resnet')
+    with learn.no_bar():
+        it = FineGrainedInterpretation.from_learner(learn)
+        for f in (learn.dls.show_batch, lambda: learn.dls.valid.show_batch(max_n=2), lambda: learn.show_results(max_n=4), lambda: it.plot_pair(*data.vocab[:2], k=1), lambda: it.plot_confused_pairs(1, 1), it.plot_confusion_matrix, it.plot_per_class, lambda: it.plot_top_losses(2)):
+            f()
+            fig = plt.gcf()
+            fig.canvas.draw()
+            said = [o.get_text() for o in fig.findobj(plt.Text)]
+            assert any(r'\$^' in o for o in said), said
+            plt.close('all')
+
 @pytest.mark.parametrize('f,said', [(lambda i: i.most_confused(0), 'min_val=0'), (lambda i: i.plot_per_class('x'), "most='x'"), (lambda i: i.plot_confusion_matrix(0), 'most=0'), (lambda i: i.plot_confused_pairs(0), 'n=0'),
     (lambda i: i.plot_confused_pairs(1, 1.5), 'k=1.5'), (lambda i: i.plot_top_losses(None), 'k=None'), (lambda i: i.plot_top_losses([]), 'k is empty'), (lambda i: i.plot_top_losses([999]), 'place=999'), (lambda i: i.plot_top_losses(0), 'k=0'),
     (lambda i: i.plot_top_losses(2, ncols=0), 'ncols=0'), (lambda i: i.plot_pair('Emu', i.vocab[0]), "no 'Emu'"), (lambda i: i.plot_pair(None, i.vocab[0]), "no 'None'"), (lambda i: type(i).from_learner(i.learn, 7), 'ds_idx=7')])

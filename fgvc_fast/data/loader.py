@@ -13,7 +13,7 @@ from fastai.data.core import TfmdDL, show_results
 from fastai.data.load import _FakeLoader, fa_collate
 from fastai.torch_core import TensorImage, to_detach
 from fastcore.basics import patch
-from ..core import check, check_number
+from ..core import check, check_number, in_plot
 from torch.utils.data import get_worker_info
 
 # %% ../../nbs/api/05_data.loader.ipynb #6c17fdf6
@@ -183,6 +183,7 @@ def share(self:FineGrainedDL, rank:int, ranks:int, # Which process of how many
 @patch
 def _pre_show_batch(self:FineGrainedDL, b, max_n=9):
     x,y,its = TfmdDL._pre_show_batch(self, b, max_n)
+    if its is not None: its = its.map(lambda o: tuple(type(v)(in_plot(v)) if isinstance(v, str) else v for v in o)) # names stand above pictures
     return x[0] if isinstance(x, tuple) else x,y,its
 
 @patch

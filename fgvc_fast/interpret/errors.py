@@ -273,7 +273,7 @@ def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method, again
     "Pictures of class `this` in `fig`, those taken for `that` first"
     idxs,wrong,total = self._of_pair(this, that, k)
     say = dict(zip(map(list(self.vocab).index, (this, that)), ('right','wrong')))
-    fig.suptitle(f'{this}\n{wrong} of {total} taken for the other', fontsize=9, y=.98)
+    fig.suptitle(f'{in_plot(this)}\n{wrong} of {total} taken for the other', fontsize=9, y=.98)
     axs = fig.subplots(1, k, gridspec_kw=dict(left=.02, right=.98, top=.75, bottom=.01, wspace=.06))
     axs = np.atleast_1d(axs)
     for ax in axs: ax.axis('off')
