@@ -210,7 +210,11 @@ def test_no_box(none):
 def test_boxes_that_are_shares():
     def of(*x1): return FineGrainedData(pd.DataFrame(dict(path=['a.jpg','b.jpg'], label='x', x0=.1, y0=0., x1=x1, y1=.9)), valid=0)
     with pytest.raises(FineGrainedError, match='All 2 boxes lie between 0 and 1'): of(.5, 1.)
-    assert of(.5, 3.).items.x1.tolist()==[.5,3.]
+    with pytest.raises(FineGrainedError, match='row 0 .a.jpg. lies between 0 and 1, where others are in pixels'): of(.5, 3.)
+    with pytest.raises(FineGrainedError, match='row 1 .b.jpg. lies between 0 and 1'): of(640., 1.)
+    assert of(2., 3.).items.x1.tolist()==[2.,3.]
+    some = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(100)], label='x', x0=.1, y0=.1, x1=[640.,*[.5]*99], y1=.9))
+    with pytest.raises(FineGrainedError, match='row 1, 2, 3'): FineGrainedData(some, valid=0)
 
 # Labels
 

@@ -265,6 +265,12 @@ def test_few_and_tails_count_files():
     tail = data.long_tail(4)
     assert sorted(tail.items.groupby('label').path.nunique())==[int(20/4**(k/3)) for k in (3,2,1,0)]
 
+@pytest.mark.parametrize('box', [(20,0,21,9), (21,2,30,9), (0,10,9,11), (-1,0,0,9), (0,-1,9,0), (-9,-9,-5,-5)])
+def test_boxes_wholly_outside(tmp_path, box):
+    Image.new('RGB', (20,10)).save(tmp_path/'0.png')
+    data = FineGrainedData(pd.DataFrame([('0.png','a',-1,-1,21,11), ('0.png','b',*box)], columns=['path','label','x0','y0','x1','y1']), tmp_path, valid=0)
+    assert data.check(progress=False).query('problem=="box outside the image"').row.tolist()==[1]
+
 @pytest.mark.parametrize('way', ['absolute','double','dotted','around','link'])
 def test_one_file_written_in_two_ways(tmp_path, way):
     (tmp_path/'r'/'a').mkdir(parents=True)
@@ -288,7 +294,7 @@ def test_check_says(tmp_path):
     for i in range(6): Image.new('RGB', (20,10), (i,0,0)).save(tmp_path/f'{i}.png')
     Image.new('RGB', (20,10), (0,0,0)).save(tmp_path/'copy.png')
     rows = [('0.png','a','F','train',0,0,9,9), ('0.png','b','F','train',0,0,9,9), ('1.png','a','G','train',0,0,9,9), ('1.png','a','G','train',0,0,9,9), ('2.png',' ','F','train',0,0,9,9),
-        ('3.png','b','F','train',0,0,9,9), ('3.png','b','F','test',1,1,9,9), ('copy.png','a','F','valid',0,0,9,9), ('4.png','b','F','train',.1,.1,.9,.8), ('5.png','b','F','train',0,0,99,9)]
+        ('3.png','b','F','train',0,0,9,9), ('3.png','b','F','test',1,1,9,9), ('copy.png','a','F','valid',0,0,9,9), ('4.png','b','F','train',9.1,.1,9.9,.8), ('5.png','b','F','train',0,0,99,9)]
     data = FineGrainedData(pd.DataFrame(rows, columns=['path','label','family','split','x0','y0','x1','y1']), tmp_path, ['family','label'])
     said = data.check(progress=False)
     got = said[said.row.notna()].groupby('problem').row.agg(list).to_dict()

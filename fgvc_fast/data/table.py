@@ -93,8 +93,10 @@ def _checked_box(items):
     n = np.isfinite(x).sum(0)
     stop(np.flatnonzero((n>0)&(n<4)), "lacks a corner: give x0, y0, x1 and y1, or leave all four empty where there is no box")
     stop(np.flatnonzero((x[2]<=x[0])|(x[3]<=x[1])), "is empty or inside out: x0<x1 and y0<y1 are needed (x, y, width, height must be turned into corners)")
-    known = x[:,n==4]
-    require(not known.size or known.min()<0 or known.max()>1, f"All {known.shape[1]:,} boxes lie between 0 and 1, so they are shares of the picture: multiply x0, x1 by its width and y0, y1 by its height in pixels")
+    share = (n==4)&(x>=0).all(0)&(x<=1).all(0)
+    as_pixels = 'multiply x0, x1 by its width and y0, y1 by its height in pixels'
+    require(not share.any() or share.sum()<(n==4).sum(), f"All {share.sum():,} boxes lie between 0 and 1, so they are shares of the picture: {as_pixels}")
+    stop(np.flatnonzero(share), f"lies between 0 and 1, where others are in pixels: it is a share of the picture, so {as_pixels}")
     return items.assign(**dict(zip(_box, x)))
 
 # %% ../../nbs/api/01_data.table.ipynb #59479e96
@@ -470,7 +472,7 @@ def _place_problems(data, wh):
     size = [f'in a picture of {a:g}×{b:g}{" (without its banner)" if data.banner else ""}' for a,b in zip(w, h)]
     if data.has_boxes:
         x0,y0,x1,y1 = box = data.items[_box].to_numpy().T
-        outside = np.min([x0, y0, w-x1, h-y1], 0) < -1 # annotators round
+        outside = (np.min([x0, y0, w-x1, h-y1], 0)<-1) | (np.max([x0-w, y0-h, -x1, -y1], 0)>=0) # annotators round; but nothing of it may be left
         yield from [('box outside the image', i, f'box {",".join(f"{o:g}" for o in box[:,i])} {size[i]}') for i in np.flatnonzero(outside)]
         yield from [('box of a pixel', i, f'{x1[i]-x0[i]:g}×{y1[i]-y0[i]:g} {size[i]}: a share of the picture among pixels?') for i in np.flatnonzero((np.minimum(x1-x0, y1-y0)<=1) & ~outside)]
     if data.parts is not None and len(data.parts):
