@@ -20,6 +20,7 @@ from fgvc_fast.models.second import CompactPool
 from fgvc_fast.train import frozen
 from fgvc_fast.train.frozen import _even, _fused, frozen_features
 from fgvc_fast.train.groups import freeze_below
+from fgvc_fast.train.parallel import FineGrainedLearner
 from fgvc_fast.train.all import Phase
 from timm.layers import Conv2dSame
 from torchvision.models import convnext_tiny, resnet18
@@ -279,6 +280,19 @@ def test_refused_unless_frozen():
         with freeze, pytest.raises(FineGrainedError, match=why), frozen_features(learn): pass
     learn.freeze() # fastai's, which trains the norms
     with pytest.raises(FineGrainedError, match='The body trains'), frozen_features(learn): pass
+
+@pytest.mark.parametrize('ask', ['get_preds', 'validate'])
+def test_a_refused_look_is_not_the_last(ask):
+    learn = learner('cnn')
+    learn.__class__ = FineGrainedLearner
+    logger,cbs = learn.logger,[*learn.cbs]
+    with freeze_below(learn, 'head'), frozen_features(learn):
+        inside = [*learn.cbs]
+        learn.unfreeze()
+        with pytest.raises(FineGrainedError, match='The body trains'): getattr(learn, ask)()
+        assert not learn.lock.locked() and learn.logger is logger and [*learn.cbs]==inside # else the next look waits for ever
+    assert [*learn.cbs]==cbs
+    assert len(learn.get_preds()[0])==10 and learn.validate()
 
 def test_refused_of_other_learners_and_views():
     other = Learner(loaders(), nn.Sequential(nn.Flatten(), nn.Linear(3*32*32, 3)), loss_func=CrossEntropyLossFlat())

@@ -14,7 +14,8 @@ from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.torch_core import num_distrib, one_param, rank_distrib
 from fastcore.basics import patch
-from ..core import FineGrainedError, check, check_choice, listing
+from fastcore.xtras import ContextManagers
+from ..core import check, check_choice, FineGrainedError, listing
 from ..models.head import RowNorm
 from timm.layers import BatchNormAct2d
 from timm.layers.norm_act import SyncBatchNormAct
@@ -136,8 +137,17 @@ def _accelerator(kwargs_handlers=(), cpu=None, **kwargs):
     check(ours==its, f"This is process {ours[0]} of {ours[1]}, as RANK and WORLD_SIZE say, but for Accelerate {its[0]} of {its[1]}: start processes with `accelerate launch` or `notebook_launcher`")
     return res
 
+class _Unwound(ContextManagers):
+    "`ContextManagers` that leave those they have entered where the next one fails"
+    def __enter__(self):
+        try: super().__enter__()
+        except BaseException:
+            self.stack.close()
+            raise
+
 class FineGrainedLearner(Learner):
     "A fastai `Learner` that trains in several processes as it would in one"
+    def validation_context(self, cbs=None, inner=False): return _Unwound(super().validation_context(cbs, inner).default)
     @contextmanager
     def distrib_ctx(self,
         sync_bn:bool=True, # On GPUs, have batch norm measure over the batches of all processes
