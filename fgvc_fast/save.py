@@ -15,7 +15,7 @@ from pathlib import Path
 from .bundle import _bar, _may_replace, check_same, recipe, write_bundle
 from .core import check, listing
 from .data.block import CropResize
-from .learner import _name, test_read
+from .learner import _name, check_vocab, test_read
 from .metrics import per_class_accuracy, top_k
 
 # %% ../nbs/api/92_save.ipynb #2d5fe9ee
@@ -117,7 +117,7 @@ def save_bundle(self:Learner,
     check(isinstance(folder, (str,Path)) and str(folder).strip() and '\0' not in str(folder), f'save_bundle: folder={folder!r} is no path of a folder')
     dls,path = self.dls,Path(folder).expanduser().resolve()
     if rank_distrib(): return path # of several processes, one writes
-    recipe(self.model), _may_replace(path) # said before minutes are spent on measuring
+    check_vocab(self), recipe(self.model), _may_replace(path) # said before minutes are spent on measuring
     check(getattr(dls, 'data', None) is not None, 'These loaders do not know their data set, and the bundle takes its labels, levels and card from there: make them with `data.dls(...)`')
     check(len(dls.valid.dataset), 'There are no validation pictures to check the bundle with, as after `load_learner`: put loaders in, `learn.dls = data.dls(...)`')
     cut = _cut(dls.valid)

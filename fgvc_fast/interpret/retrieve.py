@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from ..core import check, check_number, in_lines, listing
 from ..embed import knn_accuracy, map_at_r, nearest, r_precision, recall_at_k
 from .cam import _shown
-from ..learner import _gather
+from ..learner import _gather, check_vocab
 from ..memory import callback_key, learner_key, question
 from ..models.model import FineGrainedModel
 
@@ -55,6 +55,7 @@ def embeddings(self:Learner,
     )->tuple:
     "The rows (n, nf) that the head gets of the pictures of a split, of length 1, and their class numbers (n,)"
     check(isinstance(split, str) and split in ('train','valid'), f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
+    check_vocab(self)
     own = self.dls.train if split=='train' else self.dls.valid
     dl,kept = _loader(self, list(own.dataset.items), True),_made.setdefault(self, {})
     key = question(self.model, dl, callback_key(self))
