@@ -1047,6 +1047,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'fgvc_fast/interpret/retrieve.py'),
                                               'fgvc_fast.interpret.retrieve._keeping_rows': ( 'api/interpret.retrieve.html#_keeping_rows',
                                                                                               'fgvc_fast/interpret/retrieve.py'),
+                                              'fgvc_fast.interpret.retrieve._kept': ( 'api/interpret.retrieve.html#_kept',
+                                                                                      'fgvc_fast/interpret/retrieve.py'),
                                               'fgvc_fast.interpret.retrieve._loader': ( 'api/interpret.retrieve.html#_loader',
                                                                                         'fgvc_fast/interpret/retrieve.py'),
                                               'fgvc_fast.interpret.retrieve._mean_row': ( 'api/interpret.retrieve.html#_mean_row',

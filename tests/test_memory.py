@@ -133,9 +133,14 @@ def other_families(data):
     items['family'] = [('A','B')[first[o]%2] for o in items.label.astype(str)]
     return fine_grained_data(items, root=data.root, levels=list(data.levels))
 
+def another(data):
+    "Other pictures of the same classes"
+    new = fine_grained_data('toy_birds', families=2, species=2, per_class=4, size=32, seed=3)
+    return fine_grained_data(new.items.assign(label=new.items.label.astype(str).replace(dict(zip(new.vocab, data.vocab)))), root=new.root, levels=list(new.levels))
+
 others = {'size': lambda d: d.dls(**kw | dict(size=40)), 'shape': lambda d: d.dls(**kw | dict(size=(32,40))), 'crop': lambda d: d.dls(**kw, crop='box'), 'margin': lambda d: d.dls(**kw, crop='box', margin=.5),
     'cleaned': lambda d: cleaned(d).dls(**kw), 'relabelled': lambda d: relabelled(d).dls(**kw), 'boxes': lambda d: moved(d).dls(**kw, crop='box'), 'families': lambda d: other_families(d).dls(**kw),
-    'normalised': lambda d: d.dls(**kw, batch_tfms=Normalize.from_stats([.4]*3, [.2]*3, cuda=False)), 'another set': lambda d: fine_grained_data('toy_birds', families=2, species=2, per_class=4, size=32, seed=3).dls(**kw)}
+    'normalised': lambda d: d.dls(**kw, batch_tfms=Normalize.from_stats([.4]*3, [.2]*3, cuda=False)), 'another set': lambda d: another(d).dls(**kw)}
 
 @pytest.fixture(scope='module')
 def read(birds):
@@ -353,12 +358,13 @@ def test_functions_tell_themselves_apart(make, a, b): assert digest(_says(make(a
 # embeddings and what is made of them
 
 @pytest.mark.parametrize('how', ['weights', 'size', 'rows', 'model'])
-def test_embeddings_follow(birds, how):
+def test_embeddings_follow(birds, how, monkeypatch):
     learn = learner(birds)
     rows,targs = learn.embeddings()
-    assert learn.embeddings()[0] is rows
-    learn.embeddings('valid')
-    assert learn.embeddings()[0] is rows
+    with monkeypatch.context() as m: # asked again, and of the other split: from memory
+        learn.embeddings('valid')
+        m.setattr(retrieve, '_rows_of', lambda *_: pytest.fail('the pictures were looked at again'))
+        for split in ('train','valid','train'): learn.embeddings(split)
     if how=='weights': next(learn.model.body.parameters()).data.neg_()
     if how=='size': learn.dls = birds.dls(**kw | dict(size=48))
     if how=='rows': learn.dls = birds.drop(birds['train'].index[:4]).dls(**kw)
@@ -371,6 +377,15 @@ def test_embeddings_follow(birds, how):
     torch.testing.assert_close(new, want, atol=1e-4, rtol=1e-4)
     assert len(new)==len(t)==len(learn.dls.train_ds) and (len(new)!=len(rows) or not torch.allclose(new, rows, atol=1e-3))
 
+def test_what_a_user_does_to_embeddings_stays_with_the_user(birds):
+    learn = learner(birds)
+    was = {o: [t.clone() for t in learn.embeddings(o)] for o in ('train','valid')}
+    protos,near,scores = learn.prototypes().rows,learn.retrieve(0, 3).df,learn.retrieval_metrics()
+    for o in was:
+        for t in learn.embeddings(o): t.zero_()
+        for a,b in zip(learn.embeddings(o), was[o]): assert torch.equal(a, b)
+    assert torch.equal(learn.prototypes().rows, protos) and learn.retrieve(0, 3).df.equals(near) and learn.retrieval_metrics().equals(scores)
+
 def test_prototypes_of_a_learner_that_trained_on(birds):
     learn = learner(birds)
     protos = learn.prototypes()
@@ -381,7 +396,7 @@ def test_prototypes_of_a_learner_that_trained_on(birds):
 wrong = {
     'order': (lambda birds: (lambda b: setattr(b, 'vocab', b.vocab[::-1]) or b)(birds.dls(**kw)), 'class 0 was'),
     'name': (lambda birds: renamed(birds).dls(**kw), "and is 'Another'"),
-    'fewer': (lambda birds: birds[birds.items.label!=birds.vocab[-1]].dls(**kw), "and is 'no class'"),
+    'fewer': (lambda birds: birds.drop(birds.items.index[birds.items.label==birds.vocab[-1]]).dls(**kw), "and is 'no class'"),
     'coarser': (lambda birds: birds.at_level('family').dls(**kw), 'class 0 was'),
 }
 def renamed(birds): return fine_grained_data(birds.items.assign(label=birds.items.label.replace(birds.vocab[0], 'Another')), root=birds.root, levels=birds.levels)

@@ -49,18 +49,22 @@ def _embed(learn, items): return _rows_of(learn, _loader(learn, items))[0]
 
 _made = WeakKeyDictionary() # not in the learner, which may be exported
 
+def _kept(learn, split='train'):
+    "`learn.embeddings(split)` itself, to be read and not changed"
+    check_vocab(learn)
+    own = learn.dls.train if split=='train' else learn.dls.valid
+    dl,kept = _loader(learn, list(own.dataset.items), True),_made.setdefault(learn, {})
+    key = question(learn.model, dl, callback_key(learn))
+    if kept.get(split, (None,))[0]!=key: kept[split] = key,tuple(_rows_of(learn, dl))
+    return kept[split][1]
+
 @patch
 def embeddings(self:Learner,
     split:str='train' # 'train' or 'valid'
     )->tuple:
     "The rows (n, nf) that the head gets of the pictures of a split, of length 1, and their class numbers (n,)"
     check(isinstance(split, str) and split in ('train','valid'), f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
-    check_vocab(self)
-    own = self.dls.train if split=='train' else self.dls.valid
-    dl,kept = _loader(self, list(own.dataset.items), True),_made.setdefault(self, {})
-    key = question(self.model, dl, callback_key(self))
-    if kept.get(split, (None,))[0]!=key: kept[split] = key,tuple(_rows_of(self, dl))
-    return kept[split][1]
+    return tuple(o.clone() for o in _kept(self, split)) # what is done to them stays with the user
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #03dc6fba
 class Neighbours:
@@ -98,7 +102,7 @@ def retrieve(self:Learner,
     "The `k` training pictures whose rows are nearest to that of `item`, by the cosine"
     check(isinstance(item, (str,Path,Integral,Image.Image,bytes)), f'retrieve looks for the neighbours of one picture: give a path, a picture or a row of the data set, not {type(item).__name__}')
     check_number('k', k, 1, whole=True)
-    (rows,targs),items = self.embeddings(),self.dls.train.dataset.items
+    (rows,targs),items = _kept(self),self.dls.train.dataset.items
     own = [i for i,o in enumerate(items) if isinstance(o, Integral) and isinstance(item, Integral) and o==item] # a training picture is no neighbour of its own
     query = _embed(self, [item])
     (cos,i), = nearest(query, k+len(own), rows)
@@ -113,7 +117,7 @@ def retrieval_metrics(self:Learner,
     "How often the nearest pictures are of the right class: validation pictures among one another, and among the training pictures"
     check(isinstance(ks, (tuple,list)) and len(ks), f'ks={ks!r}: give numbers of neighbours, as (1, 5)')
     for k in ks: check_number('ks: k', k, 1, whole=True)
-    v,t = self.embeddings('valid'),self.embeddings('train')
+    v,t = _kept(self, 'valid'),_kept(self)
     def row(*ref): return {f'recall@{k}': recall_at_k(*v, k, *ref) for k in ks} | {'mAP@R': map_at_r(*v, *ref), 'R-precision': r_precision(*v, *ref), f'{ks[-1]}-NN accuracy': knn_accuracy(*v, ks[-1], *ref)}
     return pd.DataFrame([row(), row(*t)], index=['among one another', 'among training pictures'])
 
@@ -148,7 +152,7 @@ def prototypes(self:Learner,
     )->Prototypes:
     "The classes of `learn`, and `new` ones, by the mean rows of their pictures; `learn` stays as it is"
     check(new is None or isinstance(new, dict) and all(isinstance(k, str) for k in new), f"new={new!r}: give a dict, as {{'Snowy Finch': five_paths}}")
-    rows,targs = self.embeddings()
+    rows,targs = _kept(self)
     new,vocab = {k: _as_list(f'new: {k}', v) for k,v in (new or {}).items()},list(self.dls.vocab)
     known = [o for o in new if o in vocab]
     check(not known, f'{listing(known)}: this learner knows that class already. Give new names only')

@@ -12,14 +12,14 @@ from ..core import check, check_number, in_lines
 from .cam import _look, _shown, draw_cam
 from .errors import FineGrainedInterpretation
 from .layers import asked_against
-from .retrieve import _embed
+from .retrieve import _embed, _kept
 from numbers import Integral
 
 # %% ../../nbs/api/55_interpret.why.ipynb #21fb7f05
 @patch
 def _nearest_of(self:FineGrainedInterpretation, idxs, classes):
     "For each picture `idxs` the nearest training picture of each of `classes` (n, m), as items of the loaders"
-    rows,targs = self.learn.embeddings()
+    rows,targs = _kept(self.learn)
     own,items = _embed(self.learn, [self.dl.items[i] for i in idxs]),self.dls.train.dataset.items
     res = []
     for i,row,cs in zip(idxs, own, classes):
