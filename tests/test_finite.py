@@ -158,3 +158,22 @@ def test_our_learners_have_it():
     with pytest.raises(FineGrainedError, match='mean'): fine_grained_learner(learn.dls, 'toy_resnet', stats=([math.nan]*3, [1]*3))
     learn.model.norm.std.zero_() # by hand
     with learn.no_logging(), pytest.raises(FineGrainedError, match='other `stats`'): learn.fit(1, 1e-3)
+
+@pytest.mark.parametrize('how', ['fit', 'one_cycle', 'phases', 'rate'])
+def test_a_calibration_is_back_with_the_weights_it_was_of(how):
+    from fgvc_fast.all import fine_grained_data, fine_grained_learner
+    data = fine_grained_data('toy_birds', families=2, species=2, per_class=8, size=48, seed=0)
+    learn = fine_grained_learner(data.dls(32, bs=8, num_workers=0), 'toy_resnet')
+    learn.remove_cb(learn.progress)
+    learn.model.temperature.fill_(1.7)
+    was = weights(learn)
+    with learn.no_logging(), pytest.raises(NonFiniteLoss):
+        if how=='phases': learn.fit_phases(Phase('all', 2, lr=1e-2), cbs=Spoil(rate(1e30), e=0))
+        elif how=='rate': learn.fit(1, 1e-3, wd=math.nan)
+        else: getattr(learn, 'fit' if how=='fit' else 'fit_one_cycle')(2, 1e-2, cbs=Spoil(rate(1e30), e=0))
+    assert equal(weights(learn), was) and learn.model.temperature==torch.tensor(1.7)
+    with learn.no_logging(): learn.fit(1, 1e-3)
+    assert learn.model.temperature==1 # other weights, other calibration
+    learn.model.temperature.fill_(1.7)
+    with learn.no_logging(), pytest.raises(NonFiniteLoss): learn.fit(2, 1e-3, cbs=Spoil(rate(1e30), e=1))
+    assert learn.model.temperature==1

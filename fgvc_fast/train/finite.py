@@ -25,10 +25,14 @@ class NonFiniteLoss(FineGrainedError):
 class FiniteLoss(Callback):
     "Stop at the first loss that is NaN or infinite, with the weights of the last epoch in which none was"
     order = 1000 # after all others: what they swap is back, and what they clean up is clean
-    def before_fit(self): self.good,self.err,self.whole = None,None,0
+    def before_fit(self):
+        self.good,self.err,self.whole,self.was = None,None,0,{}
+        t = getattr(get_model(self.model), 'temperature', None)
+        if t is not None: self.was = dict(temperature=t.detach().clone()) # that of a calibration, which a training takes back
     def before_train(self):
         if self.good is not None or hasattr(self.learn, 'lr_finder'): return # which diverges on purpose
         self.good = self._weights()
+        if not callable(self.good): self.good |= self.was
         bad = {k: v for h in self.opt.hypers for k,v in h.items() if isinstance(v, float) and not math.isfinite(v)}
         if not bad: return
         fresh = self.opt_func(self.splitter(self.model), lr=self.lr) # as it would be without what this fit was given
