@@ -12,7 +12,7 @@ from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
-from fgvc_fast.study.names import value_name
+from fgvc_fast.study.names import _made_of, value_name
 from fgvc_fast.study.show import Study
 from fgvc_fast.study.table import _clocked, measure
 from fgvc_fast.studies import all_that_help, depth_study, layer_plans, reinit_study, train_one, training_tricks, transfer_study, tricks_study, vit_study
@@ -442,7 +442,7 @@ def test_chance_finds_one_table_in_twenty(tmp_path):
 
 def test_boxes_and_levels_are_part_of_the_data(birds):
     from fgvc_fast.data.all import fine_grained_data
-    from fgvc_fast.study.names import value_name
+    from fgvc_fast.study.names import _made_of, value_name
     def name(**cols): return value_name(fine_grained_data(birds.items.assign(**cols), root=birds.root, levels=list(birds.levels)))
     same = name()
     assert name()==same
@@ -455,3 +455,52 @@ def test_seeds_that_agree_by_chance_are_no_find():
     found = [x.mean()!=0 and abs(x.mean())>=_room(.8+x, np.full(2, .8), 'valid_top1', 80, 5) for x in d]
     assert np.mean(found)<=.01 and np.mean(np.ptp(d, 1)==0)>.2
     assert _room([.9]*3, [.7]*3, 'valid_top1', 50)==pytest.approx(4.302653*.01/3**.5) and _room([.9]*3, [.7]*3, 'valid_loss', 50)<1e-12
+
+body = """
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+def helper(): return 1
+def other(): return helper()
+class Base:
+    def rate(self): return 1
+class Cfg(Base):
+    lr = 1
+    @property
+    def wd(self): return 1
+    @staticmethod
+    def bs(): return 1
+    def use(self): return other()
+opt = partial(dict, wd=1)
+mine = [partial(other)]
+space = SimpleNamespace(lr=1, more=[1])
+def train(seed, lr): return Cfg, opt, space, mine, lr in {'a','b','c'}
+"""
+changed = ['def helper(): return 1', 'def rate(self): return 1', '    lr = 1', 'def wd(self): return 1', 'def bs(): return 1', 'wd=1)', 'lr=1, more', 'more=[1]']
+
+def made(tmp_path, monkeypatch, text):
+    "What runs of the `train` in the module `text` depend on"
+    import importlib.util
+    path = tmp_path/f'm{len(list(tmp_path.iterdir()))}.py'
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location('study_of_mine', path)
+    mod = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, 'study_of_mine', mod)
+    spec.loader.exec_module(mod)
+    return _made_of(mod.train)
+
+@pytest.mark.parametrize('line', changed)
+def test_what_train_uses_is_part_of_the_study(tmp_path, monkeypatch, line):
+    was = made(tmp_path, monkeypatch, body)
+    assert body.count(line)==1 and made(tmp_path, monkeypatch, body+'# a remark')==was
+    assert made(tmp_path, monkeypatch, body.replace(line, line.replace('1', '2')))!=was
+
+def test_what_has_no_name_is_said(tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match='train uses `thing`, and deque has no name'):
+        made(tmp_path, monkeypatch, 'from collections import deque\nthing = deque()\ndef train(seed): return thing')
+
+def test_a_set_in_code_without_source_is_the_same_in_every_process():
+    go = "from fgvc_fast.study.names import _code; d = {}; exec('def f(x): return x in {\\'a\\',\\'b\\',\\'c\\',\\'d\\'}, (1, 2)', d); print(_code(d['f']))"
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
+    a,b = [subprocess.run([sys.executable, '-W', 'ignore', '-c', go], env={**env, 'PYTHONHASHSEED': o}, capture_output=True, text=True, check=True).stdout for o in '13']
+    assert a==b and "'a'" in a

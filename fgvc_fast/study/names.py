@@ -6,7 +6,7 @@
 __all__ = ['value_name']
 
 # %% ../../nbs/api/90_study.names.ipynb #22024b72
-import dis, hashlib, inspect, json, numpy as np, re, tokenize
+import dis, hashlib, inspect, json, numpy as np, re, tokenize, warnings
 from dataclasses import MISSING, fields, is_dataclass
 from fastcore.foundation import L
 from functools import partial
@@ -14,7 +14,7 @@ from io import StringIO
 from itertools import product
 from pathlib import Path
 from textwrap import dedent
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from ..core import FineGrainedError, check, listing
 from ..data.table import FineGrainedData
 
@@ -28,11 +28,31 @@ def _bare(src):
     except (tokenize.TokenError, IndentationError): pass # a piece of a line
     return '\n'.join(o.rstrip() for o in lines if o.strip())
 
-def _compiled(c): return c.co_code.hex() + repr([_compiled(o) if isinstance(o, CodeType) else o for o in c.co_consts])
+def _const(o):
+    "`o` of a compiled function; the members of a set come in another order in every process"
+    if isinstance(o, CodeType): return _compiled(o)
+    return sorted(repr(_const(v)) for v in o) if isinstance(o, frozenset) else tuple(map(_const, o)) if isinstance(o, tuple) else o
+
+def _compiled(c): return c.co_code.hex() + repr([_const(o) for o in c.co_consts])
+
+def _methods(c):
+    "The functions of the class `c`, also those inside of properties, class methods and static ones"
+    for o in vars(c).values():
+        for f in (o.fget, o.fset) if isinstance(o, property) else (getattr(o, '__func__', o),):
+            if isinstance(f, FunctionType): yield f
+
+def _own_classes(c): return [b for b in c.__mro__ if b.__module__==c.__module__]
+
+def _plain_attrs(c):
+    "What the class `c` holds besides methods, as far as it has a name"
+    for k,v in vars(c).items():
+        if k[:2]=='__' or isinstance(v, (FunctionType,property,classmethod,staticmethod)): continue
+        try: yield f'{k} = {value_name(v)}'
+        except FineGrainedError: pass
 
 def _code(o):
     "The code of the function or class `o`"
-    if isinstance(o, type): return '\n'.join(_code(f) for f in vars(o).values() if isinstance(f, FunctionType)) # notebooks keep the source of functions only
+    if isinstance(o, type): return '\n'.join(v for c in _own_classes(o) for v in (*map(_code, _methods(c)), *_plain_attrs(c))) # notebooks keep the source of functions only
     try: return _bare(inspect.getsource(o))
     except (OSError, TypeError): return _compiled(o.__code__) if hasattr(o, '__code__') else ''
 
@@ -57,6 +77,7 @@ def value_name(o)->str:
     if isinstance(o, dict): return f"{{{', '.join(sorted(f'{value_name(k)}: {value_name(v)}' for k,v in o.items()))}}}"
     if isinstance(o, partial): return _call(value_name(o.func), o.args, dict(sorted(o.keywords.items())))
     if isinstance(o, FineGrainedData): return f"{o!r} #{_digest_data(o)}"
+    if isinstance(o, SimpleNamespace): return _call('SimpleNamespace', (), dict(sorted(vars(o).items())))
     if is_dataclass(o) and not isinstance(o, type): return _call(type(o).__name__, (), {f.name: getattr(o, f.name) for f in fields(o) if f.default is MISSING or getattr(o, f.name)!=f.default})
     name = getattr(o, '__name__', '')
     if name and name!='<lambda>' and (isinstance(o, type) or callable(o) and not hasattr(getattr(o, '__self__', None), '__dict__')): return name + (f' #{_digest(_code(o))}' if o.__module__=='__main__' else '')
@@ -79,10 +100,27 @@ def _around(f, codes, values):
         own = getattr(o, '__module__', None)==f.__module__
         if isinstance(o, FunctionType) and own:
             if o.__qualname__ not in codes: _around(o, codes, values)
-        elif isinstance(o, type) and own: codes[o.__qualname__] = _code(o)
-        elif not callable(o) and not inspect.ismodule(o):
+        elif isinstance(o, type) and own:
+            if o.__qualname__ not in codes: _around_class(o, codes, values)
+        elif not inspect.ismodule(o) and not hasattr(o, '__name__'):
+            for g in _inside(o):
+                if getattr(g, '__module__', None)!=f.__module__ or g.__qualname__ in codes: continue
+                (_around_class if isinstance(g, type) else _around)(g, codes, values)
             try: values[k] = value_name(o)
-            except FineGrainedError: pass # nothing that could be compared
+            except FineGrainedError: warnings.warn(f'{f.__name__} uses `{k}`, and {type(o).__name__} has no name that would be the same tomorrow: where it changes, the study takes the old rows for new ones. Hand it in as an option')
+
+def _around_class(c, codes, values):
+    codes[c.__qualname__] = _code(c)
+    for m in (m for b in _own_classes(c) for m in _methods(b)):
+        if m.__module__==c.__module__ and m.__qualname__ not in codes and m.__code__.co_filename!='<string>': _around(m, codes, values) # what a dataclass writes looks at nothing else
+
+def _inside(o):
+    "Functions and classes that a `partial` or a collection holds"
+    if isinstance(o, partial): o = [o.func, *o.args, *o.keywords.values()]
+    elif isinstance(o, dict): o = [*o.values()]
+    elif isinstance(o, SimpleNamespace): o = [*vars(o).values()]
+    elif not isinstance(o, (list,tuple,L)): return [o] if isinstance(o, (FunctionType,type)) else []
+    return [f for v in o for f in _inside(v)]
 
 # %% ../../nbs/api/90_study.names.ipynb #91c06aea
 def _made_of(train):
