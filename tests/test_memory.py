@@ -393,18 +393,15 @@ def test_prototypes_of_a_learner_that_trained_on(birds):
     learn.model.head.fc.weight.data.neg_()
     with pytest.raises(FineGrainedError, match='make them anew'): protos.predict(0)
 
-wrong = {
-    'order': (lambda birds: (lambda b: setattr(b, 'vocab', b.vocab[::-1]) or b)(birds.dls(**kw)), 'class 0 was'),
-    'name': (lambda birds: renamed(birds).dls(**kw), "and is 'Another'"),
-    'fewer': (lambda birds: birds.drop(birds.items.index[birds.items.label==birds.vocab[-1]]).dls(**kw), "and is 'no class'"),
-    'coarser': (lambda birds: birds.at_level('family').dls(**kw), 'class 0 was'),
-}
+wrong = dict(order=(lambda birds: (lambda b: setattr(b, 'vocab', b.vocab[::-1]) or b)(birds.dls(**kw)), 'class 0 was'),
+    name=(lambda birds: renamed(birds).dls(**kw), "and is 'Another'"),
+    fewer=(lambda birds: birds.drop(birds.items.index[birds.items.label==birds.vocab[-1]]).dls(**kw), "and is 'no class'"),
+    coarser=(lambda birds: birds.at_level('family').dls(**kw), 'class 0 was'))
+
 def renamed(birds): return fine_grained_data(birds.items.assign(label=birds.items.label.replace(birds.vocab[0], 'Another')), root=birds.root, levels=birds.levels)
-asked = {
-    'predict': lambda learn, tmp: learn.predict(learn.dls.data.path(0)), 'test': lambda learn, tmp: learn.test(), 'validate': lambda learn, tmp: learn.validate(),
-    'save_bundle': lambda learn, tmp: learn.save_bundle(tmp/'b'), 'interpretation': lambda learn, tmp: FineGrainedInterpretation.from_learner(learn),
-    'embeddings': lambda learn, tmp: learn.embeddings(), 'retrieve': lambda learn, tmp: learn.retrieve(0, 2), 'fit': lambda learn, tmp: learn.fit(1),
-}
+asked = dict(predict=lambda learn, tmp: learn.predict(learn.dls.data.path(0)), test=lambda learn, tmp: learn.test(), validate=lambda learn, tmp: learn.validate(),
+    save_bundle=lambda learn, tmp: learn.save_bundle(tmp/'b'), interpretation=lambda learn, tmp: FineGrainedInterpretation.from_learner(learn),
+    embeddings=lambda learn, tmp: learn.embeddings(), retrieve=lambda learn, tmp: learn.retrieve(0, 2), fit=lambda learn, tmp: learn.fit(1))
 
 @pytest.mark.parametrize('how', wrong)
 def test_a_learner_answers_for_its_own_classes(birds, how, tmp_path):

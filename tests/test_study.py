@@ -442,7 +442,6 @@ def test_chance_finds_one_table_in_twenty(tmp_path):
 
 def test_boxes_and_levels_are_part_of_the_data(birds):
     from fgvc_fast.data.all import fine_grained_data
-    from fgvc_fast.study.names import _made_of, value_name
     def name(**cols): return value_name(fine_grained_data(birds.items.assign(**cols), root=birds.root, levels=list(birds.levels)))
     same = name()
     assert name()==same

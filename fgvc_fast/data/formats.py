@@ -101,6 +101,7 @@ def _folder_levels(rows, levels):
     deep = next((o for o in rows if len(o[1])>1), None)
     return ['label'],inner,deep and f"The class of a picture is its upper folder ({'/'.join(deep[2])}: {deep[1][0]}); `levels=['family','label']` makes both levels"
 
+# %% ../../nbs/api/03_data.formats.ipynb #40e1378a
 def _names_of(folders):
     "For each of `folders` (tuples, outer → inner) the name of the innermost, and of as many above it as tell it from others"
     res = {o: o[-1] for o in dict.fromkeys(folders)}

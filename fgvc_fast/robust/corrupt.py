@@ -26,6 +26,7 @@ def _blur(x, s):
     H,W = (min(k, 2*s-1) for s in x.shape[-2:]) # what is reflected at the edge must be there
     return gaussian_blur(x, [W,H], sigma)
 
+# %% ../../nbs/api/60b_robust.corrupt.ipynb #d370ffe5
 def _jpeg(x, q):
     res = []
     for im in _bytes(x).permute(0, 2, 3, 1).numpy():

@@ -35,6 +35,7 @@ def _const(o):
 
 def _compiled(c): return c.co_code.hex() + repr([_const(o) for o in c.co_consts])
 
+# %% ../../nbs/api/90_study.names.ipynb #e9a64342
 def _methods(c):
     "The functions of the class `c`, also those inside of properties, class methods and static ones"
     for o in vars(c).values():
@@ -114,6 +115,7 @@ def _around_class(c, codes, values):
     for m in (m for b in _own_classes(c) for m in _methods(b)):
         if m.__module__==c.__module__ and m.__qualname__ not in codes and m.__code__.co_filename!='<string>': _around(m, codes, values) # what a dataclass writes looks at nothing else
 
+# %% ../../nbs/api/90_study.names.ipynb #b7bf7366
 def _inside(o):
     "Functions and classes that a `partial` or a collection holds"
     if isinstance(o, partial): o = [o.func, *o.args, *o.keywords.values()]

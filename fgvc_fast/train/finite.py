@@ -75,6 +75,7 @@ def _stop(self:FiniteLoss, msg):
     self.err = NonFiniteLoss(msg)
     raise CancelFitException # so that all callbacks come to their orderly end; the error follows
 
+# %% ../../nbs/api/40b_train.finite.ipynb #8841d7af
 @patch
 def _where(self:FiniteLoss, what):
     "`what`, then in which epoch it was, why as far as can be seen, and what there is now"

@@ -26,8 +26,12 @@ def _tensor(o): return f"{tuple(o.shape)} {digest((o.float() if o.is_floating_po
 
 def _code(c):
     "What the function does that was compiled to `c`, wherever it stands"
-    return c.co_code.hex(),c.co_names,[_code(o) if isinstance(o, CodeType) else repr(o) for o in c.co_consts]
+    def const(o):
+        if isinstance(o, frozenset): return sorted(map(str, map(const, o))) # in another order in every process
+        return _code(o) if isinstance(o, CodeType) else [*map(const, o)] if isinstance(o, tuple) else repr(o)
+    return c.co_code.hex(),c.co_names,[*map(const, c.co_consts)]
 
+# %% ../../nbs/api/40e_train.marks.ipynb #e3729de5
 def _function(o, codes, up):
     "A function by name, with its defaults and what it closes over; what it does goes to `codes`, if it is of no package"
     if 'site-packages' not in o.__code__.co_filename and not o.__module__.startswith('fgvc_fast.'): codes.append(_code(o.__code__))
@@ -85,6 +89,7 @@ def _of_table(data, rows):
     parts = None if data.parts is None else digest(pd.util.hash_pandas_object(data.parts.astype(str), index=False).to_numpy())
     return res | dict(places=[boxes, parts])
 
+# %% ../../nbs/api/40e_train.marks.ipynb #03528b1b
 def _of_items(dls, dl):
     "The same of a loader that others made, as far as it can be seen"
     ds = getattr(dl, 'dataset', None)
@@ -118,6 +123,7 @@ def _optimiser(learn, codes):
     if isinstance(opt, OptimWrapper): return _name(type(opt.opt)),described({k: v for k,v in opt.opt.defaults.items() if k not in ('lr','weight_decay','betas','momentum')} | dict(more=opt.opt.defaults.get('betas', (0,))[1:]), codes)
     return described(list(opt.cbs), codes),described({k: v for k,v in opt.hypers[-1].items() if k not in ('lr','wd','mom')}, codes)
 
+# %% ../../nbs/api/40e_train.marks.ipynb #5c64ee54
 def _called(o): return _called(o.func) if isinstance(o, partial) else getattr(o, '__name__', type(o).__name__)
 
 def _wd(learn, wd):

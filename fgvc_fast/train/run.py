@@ -147,18 +147,18 @@ def _as_written(folder):
     except _damage as e: raise FineGrainedError(f"the run in '{folder}' is damaged: what its snapshot says cannot be ({type(e).__name__}: {e}). Take another copy of the folder, or begin anew") from e
 
 # %% ../../nbs/api/41a_train.run.ipynb #3605a601
-def _check_best(name, o, model):
-    "Stop unless `o` could be the best so far of a run of `model`"
+def _check_best(name, o, own):
+    "Stop unless `o` could be the best so far of a run of a model with the weights `own`"
     loss,epoch,w,size = o
     if w is None: return
-    ok = type(loss) is float and type(epoch) is int and isinstance(w, dict) and w.keys()==model.state_dict().keys() and all(isinstance(v, torch.Tensor) for v in w.values())
+    ok = type(loss) is float and type(epoch) is int and isinstance(w, dict) and w.keys()==own.keys() and all(isinstance(v, torch.Tensor) for v in w.values())
     check(ok and (size is None or check_size('size', size)), f"{name} is {type(o).__name__} of something else: begin anew")
 
-def _check_run(run, model):
+def _check_run(run):
     "Stop unless what `run` was given by a snapshot is of the kind that `PhaseRun` keeps"
     s = run.snap
     check_number('phase', s['phase'], 0, len(run.plan), whole=True), check_number('epoch', s['epoch'], 0, whole=True, none=True), check_number('wait', s['wait'], 0, whole=True)
-    for k in ('best','phase_best'): _check_best(k, s[k], model)
+    for k in ('best','phase_best'): _check_best(k, s[k], s['model'])
     if s['size'] is not None: check_size('size', s['size'])
     ok = len(s['rates'])==len(run.plan) and all(isinstance(o, dict) for o in s['rows']) and {'lrs','iters','losses','values'}==s['curves'].keys() and len(s['smooth'])==2
     check(ok, 'the log of the snapshot is not of this plan: begin anew')
@@ -174,7 +174,7 @@ def _read_run(learn, folder, cbs):
     o = read_snapshot(folder)
     with _as_written(folder):
         run = _made_again(learn, folder, cbs, o)
-        _check_run(run, get_model(learn.model))
+        _check_run(run)
     return run
 
 def _made_again(learn, folder, cbs, o):
