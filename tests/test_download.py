@@ -84,6 +84,17 @@ def test_last_byte_then_killed(server, tmp_path):
     (tmp_path/'.birds.tgz.mark').write_text(server.tag)
     assert fetch(server.url, tmp_path, md5).read_bytes()==body
 
+def test_no_advice_about_checksums(server, tmp_path):
+    import logging, pooch
+    logger,said = pooch.get_logger(),[]
+    class Keep(logging.Handler):
+        def emit(self, record): said.append(record.getMessage())
+    keep,was = Keep(),[*logger.filters]
+    logger.addHandler(keep)
+    try: fetch(server.url, tmp_path, None)
+    finally: logger.removeHandler(keep)
+    assert any('Downloading' in o for o in said) and not any('known_hash' in o for o in said) and logger.filters==was
+
 def test_wrong_checksum(server, tmp_path):
     with pytest.raises(FineGrainedError, match='not the file that was published'): fetch(server.url, tmp_path, 'md5:'+'0'*32)
     assert names(tmp_path)==[]

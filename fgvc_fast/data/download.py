@@ -170,6 +170,14 @@ def _name_of(url):
     check(name not in ('','.','..') and not re.search(r'[\\\x00-\x1f]', name), f'{url} names no file: give the address of one')
     return name
 
+@contextmanager
+def _no_advice(logger):
+    "Inside this `with`, `logger` does not tell users to put a checksum into a program that is not theirs"
+    def ours(record): return 'known_hash' not in record.getMessage()
+    logger.addFilter(ours)
+    try: yield
+    finally: logger.removeFilter(ours)
+
 def fetch(
     url:str, # Of one file
     folder, # Where it is kept, under the name it has in `url`
@@ -190,7 +198,7 @@ def fetch(
         _whole(url, part, mark, tries)
         mark.unlink(missing_ok=True)
         os.replace(part, to)
-    with _on_disk(fn), _alone(fn):
+    with _on_disk(fn), _alone(fn), _no_advice(pooch.get_logger()):
         try: return Path(pooch.retrieve(url, known_hash, name, folder, downloader=download))
         except FineGrainedError: raise
         except ValueError as e: # of pooch: the sums differ
