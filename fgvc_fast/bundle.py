@@ -368,6 +368,16 @@ def _config(folder):
     return cfg
 
 # %% ../nbs/api/91_bundle.ipynb #8485e89e
+def _sound_sizes(name, args, most):
+    "Stop where `args` ask for more of anything than a model has, which would fill the memory before the weights are looked at"
+    for k,v in args.items():
+        left = [v]
+        while left:
+            o = left.pop()
+            n = len(o) if isinstance(o, list) else o if isinstance(o, (int,float)) else 0
+            check(-most<=n<=most, f'{name}: {k[:40]} asks for {n:,}, and no model has more than {most:,} of anything: do not use this bundle')
+            if isinstance(o, (list,dict)): left += o if isinstance(o, list) else o.values()
+
 def _sound_model(cfg):
     "Stop unless `cfg` describes files, versions and a model in the way that `recipe` does"
     for k,o in cfg['files'].items():
@@ -390,6 +400,7 @@ def _sound_model(cfg):
     check(ok, f'attend={str(attend)[:80]}: pairs of a stage and the name of a block are needed')
     check(branch is None or isinstance(branch, (int,str)), f'branch={str(branch)[:80]}: the number or name of a stage is needed')
     check_choice('closer', m.get('closer', False), (False,True))
+    for k,most in dict(kwargs=2**14, options=2**17).items(): _sound_sizes(k, m.get(k, {}), most)
     bad = [k for k in m['kwargs'] if k in _elsewhere]
     check(not bad, f'config.json asks for weights from elsewhere ({listing(bad)}): do not use this bundle')
 
