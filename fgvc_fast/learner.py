@@ -67,7 +67,7 @@ def _precision(amp, device):
 # %% ../nbs/api/42_learner.ipynb #60b1134e
 class SideLosses(Callback):
     "Add what the model says besides its logits to what is learned, not to the loss that is shown"
-    run_valid = False
+    run_valid,n_trained = False,0 # epochs of the last fit; None where that was one of `fit_phases`, which keeps a log
     def names(self): return getattr(get_model(self.model), 'side_names', list)()
     def besides(self):
         "What is learned of this batch besides: (name, weight, loss) each"
@@ -84,6 +84,8 @@ class SideLosses(Callback):
             total,seen = self.sums.get(name, (0.,0))
             self.sums[name] = total+n*v.detach(),seen+n
     def after_loss(self): self.learn.loss_grad = self.loss_grad + self.extra
+    def after_train(self):
+        if not hasattr(self.learn, 'lr_finder'): self.n_trained = None if hasattr(self.learn, 'phase_watch') else self.epoch+1
 
 # %% ../nbs/api/42_learner.ipynb #fe1291f1
 class LossColumns(Callback):

@@ -96,11 +96,11 @@ def _numbers(learn, net, show):
 # %% ../nbs/api/92_save.ipynb #2e5323e2
 def _training(learn):
     "How the model was made, as far as the learner knows"
-    made,rec,log = dict(getattr(learn, 'made_of', {})),getattr(learn, 'recorder', None),getattr(learn, 'phase_log', None)
+    made,log,n = dict(getattr(learn, 'made_of', {})),getattr(learn, 'phase_log', None),getattr(getattr(learn, 'side_losses', None), 'n_trained', 0)
     began = str(made.get('weights', ''))
     res = dict(began_with='tensors by name' if began.startswith(('{','OrderedDict')) else Path(began).name) if began else {} # not where the file lay on this machine
-    if log is not None and len(log): res['epochs'] = f"{len(log)} in {log.phase.nunique()} phases"
-    elif rec is not None and len(getattr(rec, 'values', [])): res['epochs'] = f'{len(rec.values)} in the last fit'
+    if n is None and log is not None and len(log): res['epochs'] = f"{len(log)} in {log.phase.nunique()} phases"
+    elif n: res['epochs'] = f'{n} in the last fit'
     res |= dict(loss=_name(learn.loss_func), optimiser=_name(learn.opt_func), batch_size=learn.dls.train.bs, precision=made.get('precision'), data=repr(learn.dls.data))
     return {k.replace('_', ' '): v for k,v in res.items() if v is not None}
 

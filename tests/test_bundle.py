@@ -13,6 +13,7 @@ from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.metrics import top_k
 from fgvc_fast.models.all import fine_grained_model, pools
+from fgvc_fast.train.all import Phase
 import fgvc_fast.save # chkstyle: ignore (now learners can save bundles)
 
 shared = Path(os.environ.get('FGVC_SHARED', '../shared'))
@@ -332,6 +333,19 @@ spoilt = {'one bit of the weights': (one_bit, "model.safetensors' was changed"),
     'weights from elsewhere': (lambda b: part(b, 'model', kwargs=dict(checkpoint_path='x.pth')), 'weights from elsewhere'), 'unknown pool': (lambda b: part(b, 'model', pool='os.system'), "pool is 'os.system', which is not among avg, gem"),
     'no safetensors': (lambda b: reseal(b, b'\x80\x04\x95'+b'0'*100), 'does not fit the model'), 'says too little': (lambda b: (b/'config.json').write_text(json.dumps(sealed(dict(format=1, files={})))), 'says nothing of model, labels')}
 
+vast = {'layers': dict(depth=30_000_000, drop_path_rate=.1), 'negative': dict(depth=-30_000_000), 'nested': dict(block_args=dict(a=[1, dict(b=1e9)])),
+    'a list': dict(depths=[1]*20_000)}
+
+@pytest.mark.parametrize('kwargs', vast.values(), ids=vast)
+@pytest.mark.parametrize('of', ('kwargs','options'))
+def test_models_too_large_to_be_any(saved, tmp_path, monkeypatch, kwargs, of):
+    b = tmp_path/'b'
+    shutil.copytree(saved[1], b)
+    if of=='options': kwargs = dict(pool={k: v*7 if isinstance(v, list) else v for k,v in kwargs.items()})
+    part(b, 'model', arch='vit_tiny_patch16_224', **{of: kwargs})
+    monkeypatch.setattr('fgvc_fast.bundle.fine_grained_model', lambda *a, **k: pytest.fail('it was built'))
+    with pytest.raises(FineGrainedError, match='no model has more than'): load_bundle(b)
+
 @pytest.mark.parametrize('spoil,said', spoilt.values(), ids=spoilt)
 def test_spoilt_bundle_is_refused(saved, tmp_path, spoil, said):
     b = tmp_path/'b'
@@ -468,6 +482,25 @@ def test_card_says_what_was_measured(birds, tmp_path):
         peek = learner(birds, dls=loaders(birds, valid='test'))
         card = (peek.save_bundle(tmp_path/'c')/'README.md').read_text()
         assert 'has been chosen by' in card and '| validation |' not in card
+
+def test_card_counts_the_epochs_of_the_last_training(birds, tmp_path):
+    learn = learner(birds)
+    def epochs(): return [o for o in (save(learn, tmp_path/'b')/'README.md').read_text().splitlines() if o.startswith('| epochs')]
+    with learn.no_bar(), learn.no_logging():
+        assert epochs()==[]
+        learn.fit_phases([Phase('head', 1), Phase('all', 2)])
+        assert epochs()==['| epochs | 3 in 2 phases |']
+        learn.fit(2)
+        assert epochs()==['| epochs | 2 in the last fit |']
+        learn.fit_phases(1)
+        learn.fit(1) # as many
+        assert epochs()==['| epochs | 1 in the last fit |']
+        learn.fit_phases(1)
+        learn.get_preds(), learn.validate()
+        assert epochs()==['| epochs | 1 in 1 phases |']
+        learn.fit(2)
+        learn.get_preds(), learn.validate()
+        assert epochs()==['| epochs | 2 in the last fit |']
 
 def test_half_precision_and_channels_last(birds, tmp_path):
     "What was trained in bf16 is kept in float32, in the usual layout"
