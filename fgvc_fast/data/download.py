@@ -144,6 +144,15 @@ def _on_disk(what):
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
         raise FineGrainedError(f"{what} cannot be written ({e.strerror or e}): {'make room' if full else 'give another folder'}, and run the same line again") from e
 
+# %% ../../nbs/api/03c_data.download.ipynb #6c0f91ab
+@contextmanager
+def _no_advice(logger):
+    "Inside this `with`, `logger` does not tell users to put a checksum into a program that is not theirs"
+    def ours(record): return 'known_hash' not in record.getMessage()
+    logger.addFilter(ours)
+    try: yield
+    finally: logger.removeFilter(ours)
+
 # %% ../../nbs/api/03c_data.download.ipynb #cc3e58d7
 def _whole(url, part, mark, tries):
     "Bring `part` to the whole of what is at `url`, trying again as long as more comes"
@@ -169,14 +178,6 @@ def _name_of(url):
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     check(name not in ('','.','..') and not re.search(r'[\\\x00-\x1f]', name), f'{url} names no file: give the address of one')
     return name
-
-@contextmanager
-def _no_advice(logger):
-    "Inside this `with`, `logger` does not tell users to put a checksum into a program that is not theirs"
-    def ours(record): return 'known_hash' not in record.getMessage()
-    logger.addFilter(ours)
-    try: yield
-    finally: logger.removeFilter(ours)
 
 def fetch(
     url:str, # Of one file
