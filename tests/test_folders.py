@@ -183,6 +183,10 @@ def test_bad_csv(photos, case):
     with pytest.raises(FineGrainedError, match=msg) as e: csv_of(photos, text)
     assert 't.csv' in str(e.value)
 
+@pytest.mark.parametrize('text', ['0.jpg,a\n1.jpg,b\n', '0.jpg,0,0\n1.jpg,1,0\n'])
+def test_no_header_line(photos, text):
+    with pytest.raises(FineGrainedError, match='t.csv has no header line'): csv_of(photos, text)
+
 def test_other_files(photos):
     with pytest.raises(FineGrainedError, match='is not written in UTF-8 .M.xf6we'): csv_of(photos, 'path,label\n0.jpg,Möwe\n', 'latin-1')
     for fn,msg in {'x.zip':'is an archive: unpack it', 'x.tar.gz':'is an archive', 'x.xlsx':'is no CSV', 'x.jpg':'is a picture', 'x.json':'is no CSV'}.items():
@@ -265,3 +269,9 @@ def test_parts(photos):
     assert with_parts(good.assign(x=[1,np.nan,3])).parts.x.isna().sum()==1 # what is not visible may be nowhere
     far = FineGrainedData(pd.DataFrame(dict(path=['0.jpg','1.jpg'], label='x')), photos, parts=good.assign(x=[1.,99,30]), valid=0).check(progress=False)
     assert far[far.problem=='part outside the image'][['row','detail']].values.tolist()==[[1,'bill at 30,3 in a picture of 8×8']]
+
+def test_commas_in_a_list(tmp_path):
+    "One that the published layout has with blanks"
+    from fgvc_fast.data.formats import _words
+    (tmp_path/'images.txt').write_text('1, a/0.jpg\n2, a/1.jpg\n')
+    with pytest.raises(FineGrainedError, match="images.txt, line 1, 2: id '1,' is no whole number: blanks stand between values, not commas"): _words(tmp_path/'images.txt', ['id','file'], rest=True, whole=['id'])

@@ -252,7 +252,7 @@ class ToFloat(IntToFloatTensor):
 def _test_items(data, items, labelled, boxed=False):
     "The list of `items` to look at, or one clear error"
     check(not is_one_picture(items) and hasattr(items, '__iter__') and not isinstance(items, (dict,pd.DataFrame)), f"{type(items).__name__}: give a list of rows, paths or pictures, even of one")
-    items = [int(o) if isinstance(o, (int,np.integer)) or getattr(o, 'ndim', None)==0 and not isinstance(o, np.bool_) and float(o).is_integer() else o for o in items]
+    items = [int(o) if isinstance(o, (int,np.integer)) or getattr(o, 'ndim', None)==0 and getattr(o.dtype, 'kind', 'f') in 'iuf' and float(o).is_integer() else o for o in items]
     if data is None: return items
     if (labelled or boxed) and any(isinstance(o, (str,Path)) for o in items):
         rows = {os.path.abspath(os.path.join(data.root, o)): i for i,o in enumerate(data.items.path)}

@@ -101,7 +101,7 @@ def _folder_levels(rows, levels):
     deep = next((o for o in rows if len(o[1])>1), None)
     return ['label'],inner,deep and f"The class of a picture is its upper folder ({'/'.join(deep[2])}: {deep[1][0]}); `levels=['family','label']` makes both levels"
 
-# %% ../../nbs/api/03_data.formats.ipynb #40e1378a
+# %% ../../nbs/api/03_data.formats.ipynb #e51c7b9d
 def _names_of(folders):
     "For each of `folders` (tuples, outer → inner) the name of the innermost, and of as many above it as tell it from others"
     res = {o: o[-1] for o in dict.fromkeys(folders)}
@@ -203,6 +203,7 @@ def _read_csv(fn, text):
     how = dict(dtype=str, keep_default_na=False, index_col=False, skipinitialspace=True)
     try:
         code,sep,cols = _how_written(fn)
+        check(not any(os.path.splitext(o)[1].lower() in picture_suffixes for o in cols), f"{fn} has no header line (it begins {listing(cols, 3)}): write one above, such as path,label")
         check(len(set(cols))==len(cols), f"{fn}: the column {listing(sorted({o for o in cols if cols.count(o)>1}))} is there twice: drop one")
         with warnings.catch_warnings():
             warnings.simplefilter('error', pd.errors.ParserWarning) # a row with one value too many
@@ -299,7 +300,7 @@ def _words(fn, cols, rest=False, tree=_cub_tree, skip=None, numbers=(), whole=()
     for c in (*numbers, *whole):
         x = pd.to_numeric(df[c], errors='coerce')
         bad = ~(x.abs()<2**53) | (x%1!=0)*(c in whole)
-        check(not bad.any(), f"{fn}, line {listing(np.array(list(rows))[bad])}: {c} '{df[c][bad].iloc[0] if bad.any() else ''}' is no {'whole ' if c in whole else ''}number")
+        check(not bad.any(), f"{fn}, line {listing(np.array(list(rows))[bad])}: {c} '{df[c][bad].iloc[0] if bad.any() else ''}' is no {'whole ' if c in whole else ''}number{': blanks stand between values, not commas' if ',' in ''.join(df[c][bad].iloc[:1]) else ''}")
         df[c] = x.astype(int) if c in whole else x
     return df
 

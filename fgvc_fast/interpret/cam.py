@@ -6,16 +6,15 @@
 __all__ = ['cam', 'spotlight', 'draw_cam']
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #f8a85758
-import numpy as np, torch, torch.nn.functional as F
+import torch, torch.nn.functional as F
 from collections.abc import Iterable
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage, to_device
 from fastcore.basics import patch
 from numbers import Integral
-from pathlib import Path
-from PIL import Image
 from textwrap import wrap
 from ..core import check, check_choice, check_number, in_lines, listing
+from ..data.image import is_one_picture
 from .layers import _as_it_is, asked_against, find_method, logit_weights, view_layers
 from .methods import cam_methods # chkstyle: ignore (handed on)
 
@@ -67,10 +66,11 @@ def _is_batch(o): return torch.is_tensor(o) and o.ndim==4
 def _load(learn, items):
     "How many `items` there are, and batches of them (B, 3, H, W) as the model sees them"
     if isinstance(items, (tuple,list)) and len(items) and _is_batch(items[0]): items = items[0] # (xb, yb)
-    if torch.is_tensor(items):
+    alone = isinstance(items, Integral) or is_one_picture(items)
+    if torch.is_tensor(items) and not alone:
         check(_is_batch(items) and items.shape[1]==3 and len(items), f"A tensor of shape {tuple(items.shape)} is no batch: (n, 3, height, width) is needed")
+        check(not items.is_floating_point() or not (items>16).any(), f'The batch goes up to {float(items.max()):.4g}: give pixels as the loaders do, from 0 to 1')
         return len(items),[items]
-    alone = isinstance(items, (str,Path,Integral,Image.Image)) or isinstance(items, np.ndarray) and items.ndim in (2,3)
     check(alone or isinstance(items, Iterable), f"items={items!r} are no pictures: give paths, pictures, rows of the data set, or a batch")
     items = [items] if alone else list(items)
     check(len(items), "There are no pictures to look at: give paths, pictures, rows of the data set, or a batch")
@@ -200,7 +200,7 @@ def show_cam(self:Learner,
     check_number('n', n, 1, whole=True), check_number('ncols', ncols, 1, whole=True)
     check(not isinstance(layer, (list,tuple)), f'layer={layer!r}: `show_cam` draws one layer; `cam` gives the maps of several')
     if items is None: items = _some_of_valid(self.dls, n)
-    elif isinstance(items, (str,Path,Integral,Image.Image)) or isinstance(items, np.ndarray) and items.ndim in (2,3): items = [items]
+    elif isinstance(items, Integral) or is_one_picture(items): items = [items]
     x,logits,maps = _look(self, items, method, target, layer, against)
     p,vocab,actual,asked = logits.softmax(1),self.dls.vocab,_actual(self, items),_spoken(target, len(x), self.dls.vocab)
     ncols = min(ncols, len(x))

@@ -12,7 +12,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from numbers import Integral
-from ..core import check, check_choice, check_number, in_lines, in_plot
+from ..core import check, check_number, in_lines, in_plot
 from .cam import _look, _question, _shown, draw_cam
 from .layers import asked_against
 from ..learner import _gather

@@ -51,6 +51,7 @@ def _plain_attrs(c):
         try: yield f'{k} = {value_name(v)}'
         except FineGrainedError: pass
 
+# %% ../../nbs/api/90_study.names.ipynb #a061c77e
 def _code(o):
     "The code of the function or class `o`"
     if isinstance(o, type): return '\n'.join(v for c in _own_classes(o) for v in (*map(_code, _methods(c)), *_plain_attrs(c))) # notebooks keep the source of functions only
