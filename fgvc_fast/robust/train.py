@@ -8,7 +8,6 @@ __all__ = ['PixelModel', 'AdversarialTraining']
 # %% ../../nbs/api/61_robust.train.ipynb #9ed24421
 import torch
 from fastai.data.transforms import Normalize
-from fastai.learner import Learner
 from fastai.torch_core import get_model
 from ..augment.mix import own_loss
 from ..core import check, check_choice, check_number
@@ -24,7 +23,7 @@ class PixelModel(nn.Module):
     def __init__(self, learn # A fastai learner
         ):
         super().__init__()
-        check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, such as `fine_grained_learner` makes')
+        check(hasattr(learn, 'model') and hasattr(learn, 'dls'), f'learn={learn!r}: give a learner, such as `fine_grained_learner` makes')
         t = next((t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
         self.model,self.stats = get_model(learn.model),None if t is None else [o.as_subclass(torch.Tensor) for o in (t.mean, t.std)]
     def to_pixels(self, x):
