@@ -264,3 +264,66 @@ def test_what_weights_do_not_say_is_refused_by_name(run, tmp_path):
     again = small(None)
     again.add_cbs([Flip(), Watch()]), hooked(again) # made anew, the same; and who only looks on
     assert len(fit(again, resume=tmp_path/'run').phase_log)==1
+
+own = '''
+import torch
+from fastai.vision.all import RandTransform, TensorImage
+from torch.nn import functional as F
+ALPHA = 0.
+class Module(torch.nn.Module):
+    def forward(self, x, y): return F.cross_entropy(x, y)
+class Object:
+    y_int = True
+    def __init__(self, a=0.): self.alpha_ = a
+    def __call__(self, x, y, **kwargs): return F.cross_entropy(x, y, label_smoothing=self.alpha_, **kwargs)
+class Child(Module): pass
+class Flipped(RandTransform):
+    split_idx = 0
+    def encodes(self, x:TensorImage): return 1-x
+def scaled(x): return x*1
+def reads(x, y): return F.cross_entropy(x, y, label_smoothing=ALPHA)
+def calls(x, y): return F.cross_entropy(scaled(x), y)
+def chooses(x, y): return F.cross_entropy(x, y) if str(x.dtype) not in {'a','b','c','d','e','f'} else x.sum()
+'''
+makes = dict(Module=lambda o: dict(loss_func=o.Module()), Child=lambda o: dict(loss_func=o.Child()), Object=lambda o: dict(loss_func=o.Object()), reads=lambda o: dict(loss_func=o.reads), calls=lambda o: dict(loss_func=o.calls),
+    chooses=lambda o: dict(loss_func=o.chooses), Flipped=lambda o: dict(dls=dict(batch_tfms=o.Flipped())))
+edits = dict(Module=('F.cross_entropy(x, y)\nclass Object', 'F.cross_entropy(x, y)*2\nclass Object'), Object=('a=0.', 'a=.5'), reads=('ALPHA = 0.', 'ALPHA = .5'), calls=('x*1', 'x*2'), chooses=("'f'}", "'g'}"), Flipped=('1-x', '2-x'))
+edits['Child'] = edits['Module']
+
+def own_code(tmp_path, monkeypatch, text):
+    "What the user has written in a file of their own, as it is now"
+    import importlib.util
+    path = tmp_path/f'own{len(list(tmp_path.glob("own*.py")))}.py'
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location('own_losses', path)
+    mod = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, 'own_losses', mod)
+    spec.loader.exec_module(mod)
+    return mod
+
+@pytest.mark.parametrize('kind', makes)
+def test_code_of_ones_own_that_was_edited_is_named(tmp_path, monkeypatch, kind):
+    from fgvc_fast.train.marks import check_same, run_marks
+    def marks(text): return run_marks(small(None, **makes[kind](own_code(tmp_path, monkeypatch, text))))
+    was,(a,b) = marks(own),edits[kind]
+    check_same(was, marks(own+'\n# a remark'))
+    assert own.count(a)==1
+    with pytest.raises(FineGrainedError, match='batch_tfms' if kind=='Flipped' else 'loss'): check_same(was, marks(own.replace(a, b)))
+
+def test_a_used_object_is_the_same(tmp_path, monkeypatch):
+    "What fastai notes on a transform, batch by batch, is no option of it"
+    from fgvc_fast.train.marks import check_same, run_marks
+    from fgvc_fast.all import aug_transforms
+    o = own_code(tmp_path, monkeypatch, own)
+    learn = small(None, dls=dict(batch_tfms=[*aug_transforms(), o.Flipped()]))
+    was = run_marks(learn)
+    for _ in range(3): learn.dls.one_batch()
+    check_same(was, run_marks(learn))
+    check_same(was, run_marks(small(None, dls=dict(batch_tfms=[*aug_transforms(), o.Flipped()]))))
+
+def test_code_is_the_same_in_every_process(tmp_path):
+    (tmp_path/'own_losses.py').write_text(own)
+    go = 'import json, own_losses; from fgvc_fast.memory import function_parts; print(json.dumps(function_parts(own_losses.chooses)[0]))'
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.getcwd()]), 'OMP_NUM_THREADS': '1'}
+    a,b = [subprocess.run([sys.executable, '-W', 'ignore', '-c', go], env={**env, 'PYTHONHASHSEED': o}, capture_output=True, text=True, check=True).stdout for o in '13']
+    assert a==b and "'f'" in a

@@ -13,35 +13,28 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from fastcore.foundation import L
 from ..core import check, digest, listing
+from ..memory import function_parts, is_own, own_functions
 from .groups import param_groups
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from torch import nn
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 
 # %% ../../nbs/api/40e_train.marks.ipynb #f3316e88
 def _name(o): return f'{o.__module__}.{o.__qualname__}'
 def _tensor(o): return f"{tuple(o.shape)} {digest((o.float() if o.is_floating_point() else o).detach().cpu().numpy())}"
 
-def _code(c):
-    "What the function does that was compiled to `c`, wherever it stands"
-    def const(o):
-        if isinstance(o, frozenset): return sorted(map(str, map(const, o))) # in another order in every process
-        return _code(o) if isinstance(o, CodeType) else [*map(const, o)] if isinstance(o, tuple) else repr(o)
-    return c.co_code.hex(),c.co_names,[*map(const, c.co_consts)]
 
 # %% ../../nbs/api/40e_train.marks.ipynb #e3729de5
 def _function(o, codes, up):
-    "A function by name, with its defaults and what it closes over; what it does goes to `codes`, if it is of no package"
-    if 'site-packages' not in o.__code__.co_filename and not o.__module__.startswith('fgvc_fast.'): codes.append(_code(o.__code__))
-    held = []
-    for c in o.__closure__ or ():
-        with suppress(ValueError): held.append(described(c.cell_contents, codes, up)) # still empty
-    return f"{_name(o)}{[described(v, codes, up) for v in (o.__defaults__ or (), o.__kwdefaults__ or {}, held) if v] or ''}"
+    "A function by name, with what it is given and what it reads; what it does goes to `codes`, if it is of no package"
+    code,*given = function_parts(o)
+    if is_own(o): codes.append(code)
+    return f"{_name(o)}{[described(v, codes, up) for v in given if v] or ''}"
 
 # %% ../../nbs/api/40e_train.marks.ipynb #4a90fb5b
-_not_said = {'training','learn','model','cache','device'} # changes by itself, or makes no difference
+_not_said = {'training','learn','model','cache','device','split_idx'} # changes by itself, or makes no difference
 
 def _options(o):
     "What `o` was made with, as far as it still says so; of a module, all that is public"
@@ -49,6 +42,7 @@ def _options(o):
         held = dict(o.named_buffers(recurse=False)) | dict(o.named_parameters(recurse=False)) | dict(o.named_children())
         return {k: v for k,v in (vars(o) | held).items() if k[:1]!='_'}
     if isinstance(o, torch.distributions.Distribution): return {k: getattr(o, k) for k in o.arg_constraints}
+    if own_functions(type(o)) and all(b is object or b.__module__==type(o).__module__ for b in type(o).__mro__): return {k: v for k,v in vars(o).items() if k[:1]!='_'}
     names = {p for c in type(o).__mro__ if isinstance(c.__init__, FunctionType) for p in signature(c.__init__).parameters}
     return {k: v for k,v in vars(o).items() if k in names or callable(v) or k in ('given','distrib')} if hasattr(o, '__dict__') else {}
 
@@ -72,7 +66,8 @@ def described(o, codes:list, # Code of functions is added here
     if isinstance(o, (set,frozenset)): return '{' + ', '.join(sorted(described(v, codes, up) for v in o)) + '}'
     if isinstance(o, (list,tuple,L)): return f'[{all_of(o)}]'
     said = {k: v for k,v in _options(o).items() if k not in _not_said}
-    return _name(type(o)) + (described(said, codes, up) if said else '')
+    does = [described(f, codes, up) for f in own_functions(type(o))]
+    return _name(type(o)) + ''.join(described(v, codes, up) for v in (said, does) if v)
 
 # %% ../../nbs/api/40e_train.marks.ipynb #77f10a8f
 def _texts(vals): return digest(pd.util.hash_array(np.asarray(vals, dtype=object)))
