@@ -116,10 +116,18 @@ def _made(model, tensors=True, up=()):
         return [type(m).__qualname__, [(k, _says(v, up=(*up, id(m)))) for k,v in vars(m).items() if said(k, v)], [(k, _says(f, up=(*up, id(m)))) for k,f in _hooks(m)], [_says(f, up=(*up, id(m))) for f in own]]
     return [(k, of(m)) for k,m in _bare(model).named_modules() if id(m) not in up[:-1]]
 
+# %% ../nbs/api/22b_memory.ipynb #9acbf670
+def _file(fn):
+    "The name of a file, and whether it is as it was: its size, and when it was written and changed"
+    with suppress(OSError, ValueError):
+        st = os.stat(fn)
+        return str(fn),st.st_size,st.st_mtime_ns,st.st_ctime_ns
+    return str(fn)
+
 def _row(t, rows):
     "What the first transform `t` of a data set says of its `rows`"
     at = np.array(rows, int)
-    if isinstance(t, PictureOf): return [t.root, t.banner, [t.paths[i] for i in rows], [] if t.boxes is None else _says(t.boxes[at])]
+    if isinstance(t, PictureOf): return [t.root, t.banner, [_file(os.path.join(t.root, t.paths[i])) for i in rows], [] if t.boxes is None else _says(t.boxes[at])]
     if isinstance(t, LabelOf): return [_says(list(t.vocab)), _says(t.codes[at])]
     return [t.names, [] if t.xy is None else _says(t.xy[at])]
 
@@ -138,7 +146,7 @@ def _content(dataset, training):
     def of(t): return _row(t, items) if numbers and isinstance(t, (PictureOf,LabelOf,PartsOf)) else _says(t, training)
     all_fs = [[_called(t) for t in o.tfms.fs] for o in tls]
     fs,table = [[of(t) for t in o] for o in all_fs],next((t for o in all_fs for t in o if isinstance(t, PictureOf)), None)
-    return [fs, None if numbers and table else [(_row(table, [o]) if table and isinstance(o, (int,np.integer)) else _says(o)) for o in items]]
+    return [fs, None if numbers and table else [(_row(table, [o]) if table and isinstance(o, (int,np.integer)) else _file(o) if isinstance(o, (str,Path)) else _says(o)) for o in items]]
 
 def loader_key(dl, # A fastai loader
     rows:bool=True # Of its items too, or of the way alone that any item would go?

@@ -13,7 +13,7 @@ from fgvc_fast.interpret.features import FeatureHierarchy
 from fgvc_fast.interpret import retrieve, walk, why # chkstyle: ignore (learners have `embeddings`, interpretations `to_html` and `plot_errors`)
 from fgvc_fast import save # chkstyle: ignore (now learners have `save_bundle`)
 from fgvc_fast.learner import CPUAutocast, fine_grained_learner, test_read as remembered
-from fgvc_fast.memory import _says, items_of, trained_on, weights_checksum
+from fgvc_fast.memory import _says, items_of, loader_key, trained_on, weights_checksum
 from torch import nn
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore')]
@@ -523,3 +523,24 @@ def test_a_pair_without_validation_pictures(birds):
     a,b = list(birds.vocab)[:2]
     data = birds.drop(birds['valid'].index[birds['valid'].label==a])
     with pytest.raises(FineGrainedError, match=f'no validation pictures of {a}'): FeatureHierarchy.from_learner(learner(data)).separates([(a,b)])
+
+def test_pictures_that_were_replaced(birds, tmp_path):
+    "The same file name with another picture in it is another question"
+    import shutil
+    from fgvc_fast.data.table import FineGrainedData
+    from PIL import Image
+    shutil.copytree(birds.root, tmp_path/'birds')
+    data = FineGrainedData(birds.items, tmp_path/'birds', levels=birds.levels)
+    learn = learner(data)
+    path = data.path(data['valid'].index[0])
+    learn.test()
+    rows,interp = learn.embeddings('valid')[0],FineGrainedInterpretation.from_learner(learn)
+    for split in ('valid','test'):
+        for i in data[split].index: Image.new('RGB', (32,32), 'white').save(data.path(i))
+    assert remembered(learn) is None and learn.test().top1.item()==pytest.approx(truth(learn))
+    assert not torch.equal(learn.embeddings('valid')[0], rows)
+    with pytest.raises(FineGrainedError, match='pictures are others'): interp.plot_top_losses(1)
+    by_path = learn.dls.test_dl([path])
+    key = loader_key(by_path)
+    Image.new('RGB', (32,32), 'black').save(path)
+    assert loader_key(by_path)!=key

@@ -17,7 +17,7 @@ from .cam import _look, _question, _shown, draw_cam
 from .layers import asked_against
 from ..learner import _gather
 from ..levels import _levels_of
-from ..memory import items_of, learner_key, trained_on
+from ..memory import items_of, learner_key, loader_key, trained_on
 from ..metrics import per_class_accuracy
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #7035dc8d
@@ -56,7 +56,7 @@ class FineGrainedInterpretation(Interpretation):
         if dl is None: dl = _split_loader(learn.dls, ds_idx)
         if n := trained_on(learn, dl): warnings.warn(f'{n:,} of these pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
         res = cls(learn, dl, *_gather(learn, dl, _few), act)
-        res.mark,res.tempered = learner_key(learn),_tempered(learn, dl)
+        res.mark,res.tempered = _mark(learn, dl),_tempered(learn, dl)
         return res
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #6175e332
@@ -73,10 +73,13 @@ def _tempered(learn, dl):
     fitted = getattr(learn, 'calibrated_on', ())
     return sum(o in fitted for o in items_of(dl)) if fitted else 0
 
+# %% ../../nbs/api/52_interpret.errors.ipynb #440b8ac5
+def _mark(learn, dl): return learner_key(learn),loader_key(dl)
+
 @patch
 def _as_asked(self:FineGrainedInterpretation):
     "Stop where the learner would not answer today as it did: its maps would explain other answers"
-    check(self.mark in (None, learner_key(self.learn)), "The learner has other weights or other loaders than when it gave these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
+    check(self.mark in (None, _mark(self.learn, self.dl)), "The learner has other weights or other loaders, or the pictures are others, than when it gave these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
 
 # %% ../../nbs/api/52_interpret.errors.ipynb #9209a06b
 @patch
