@@ -345,6 +345,17 @@ def test_caption_says_what_was_asked(asker):
         assert (a in ' '.join(fig.axes[0].get_title().split()[1:])) or 'target' not in kw
         plt.close('all')
 
+def test_a_map_that_is_not_the_first_argument():
+    "Where a stage's map goes into the next one beside another, it is the map that is looked at"
+    model = fine_grained_model('tnt_s_legacy_patch16_224', 4, pretrained=False, depth=4).eval()
+    assert any(model.body._ways)
+    x = torch.rand(2, 3, *model.body.img_size)
+    with torch.no_grad(): stages = model.body.see(model.norm(x), stages=range(len(model.body.stages)))[1]['stages']
+    with _as_it_is(model, x.device): views = view_layers(model, x, layers=list(range(len(stages))))[1]
+    for v,want in zip(views, stages):
+        assert v.maps.shape==want.shape
+        torch.testing.assert_close(v.maps.detach(), want)
+
 # Random weights of the smallest model of each family of timm: rolled out, or refused by its name
 rolls = 'vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 vit_wee_patch16_reg1_gap_256 vit_relpos_small_patch16_224 eva02_tiny_patch14_224 vit_tiny_r_s16_p8_224 test_vit'.split()
 not_rolls = 'cait_xxs24_224 xcit_nano_12_p16_224 volo_d1_224 pvt_v2_b0 twins_svt_small coatnet_pico_rw_224 nest_tiny visformer_tiny fastvit_sa12 swinv2_tiny_window8_256 mobilevit_xxs levit_128s convit_tiny'.split()

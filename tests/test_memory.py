@@ -9,6 +9,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fgvc_fast.core import FineGrainedError, digest
 from fgvc_fast.data.all import fine_grained_data
 from fgvc_fast.interpret.calibrate import FineGrainedInterpretation, _losses_at, _lowest # with `calibrate`
+from fgvc_fast.interpret.cam import cam
 from fgvc_fast.interpret.features import FeatureHierarchy
 from fgvc_fast.interpret import retrieve, walk, why # chkstyle: ignore (learners have `embeddings`, interpretations `to_html` and `plot_errors`)
 from fgvc_fast import save # chkstyle: ignore (now learners have `save_bundle`)
@@ -401,7 +402,7 @@ wrong = dict(order=(lambda birds: (lambda b: setattr(b, 'vocab', b.vocab[::-1]) 
 def renamed(birds): return fine_grained_data(birds.items.assign(label=birds.items.label.replace(birds.vocab[0], 'Another')), root=birds.root, levels=birds.levels)
 asked = dict(predict=lambda learn, tmp: learn.predict(learn.dls.data.path(0)), test=lambda learn, tmp: learn.test(), validate=lambda learn, tmp: learn.validate(),
     save_bundle=lambda learn, tmp: learn.save_bundle(tmp/'b'), interpretation=lambda learn, tmp: FineGrainedInterpretation.from_learner(learn),
-    embeddings=lambda learn, tmp: learn.embeddings(), retrieve=lambda learn, tmp: learn.retrieve(0, 2), fit=lambda learn, tmp: learn.fit(1))
+    embeddings=lambda learn, tmp: learn.embeddings(), retrieve=lambda learn, tmp: learn.retrieve(0, 2), cam=lambda learn, tmp: cam(learn, [learn.dls.data.path(0)]), fit=lambda learn, tmp: learn.fit(1))
 
 @pytest.mark.parametrize('how', wrong)
 def test_a_learner_answers_for_its_own_classes(birds, how, tmp_path):

@@ -17,6 +17,7 @@ from ..core import check, check_choice, check_number, in_lines, listing
 from ..data.image import is_one_picture
 from .layers import _as_it_is, asked_against, find_method, logit_weights, view_layers
 from .methods import cam_methods # chkstyle: ignore (handed on)
+from ..learner import check_vocab
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #538f453a
 def _to_size(maps, size):
@@ -81,6 +82,7 @@ def _vocab(learn):
     "The classes of `learn`"
     vocab = getattr(learn.dls, 'vocab', None)
     check(vocab is not None, 'These loaders do not say their classes (`dls.vocab`): make them with `data.dls(...)`, or with a block of categories')
+    check_vocab(learn)
     return vocab
 
 # %% ../../nbs/api/50b_interpret.cam.ipynb #20b6e311

@@ -21,15 +21,15 @@ from torch.nn import functional as F
 
 # %% ../../nbs/api/50a_interpret.layers.ipynb #09b66828
 class Layer:
-    "A place in a model: what goes into `module` (`pre`) or comes out of it, and how it is opened as a map (B, C, h, w)"
-    def __init__(self, module, pre, unfold): self.module,self.pre,self.unfold = module,pre,unfold
+    "A place in a model: what goes into `module` as its argument number `into`, or (None) comes out of it, and how it is opened as a map (B, C, h, w)"
+    def __init__(self, module, into, unfold): self.module,self.into,self.unfold = module,into,unfold
     def hook(self, f):
         "Hand the map there to `f`, which may give another in its place; with what removes it again"
         def change(o):
             m,pack = self.unfold(o)
             return None if (new := f(m)) is None else pack(new)
-        if not self.pre: return self.module.register_forward_hook(lambda _, args, o: change(o))
-        def before(_, args): return None if (new := change(args[0])) is None else (new,*args[1:])
+        if (i := self.into) is None: return self.module.register_forward_hook(lambda _, args, o: change(o))
+        def before(_, args): return None if (new := change(args[i])) is None else (*args[:i],new,*args[i+1:])
         return self.module.register_forward_pre_hook(before)
 
 # %% ../../nbs/api/50a_interpret.layers.ipynb #61f74c25
@@ -40,9 +40,9 @@ def _stage(model, o):
     body,wants = model.body,getattr(model.pool, 'wants', {})
     def at(s): return lambda t: _open(t, s.channels, s.reduction, body._now)
     i = None if o is None else body.stage_index(o)
-    if i is not None and i<len(body.stages)-1: return Layer(body.model.get_submodule(body._doors[i]), True, at(body.stages[i]))
-    if 'prefix' in wants: return Layer(body.model.get_submodule(body.blocks()[-1]), True, at(body.stages[-1]))
-    return Layer(body, False, _as_is)
+    if i is not None and i<len(body.stages)-1: return Layer(body.model.get_submodule(body._doors[i]), body._ways[i], at(body.stages[i]))
+    if 'prefix' in wants: return Layer(body.model.get_submodule(body.blocks()[-1]), 0, at(body.stages[-1]))
+    return Layer(body, None, _as_is)
 
 # %% ../../nbs/api/50a_interpret.layers.ipynb #5b01cf20
 def _by_shape(o, n, size, prefix=0):
@@ -84,10 +84,10 @@ def find_layer(
     if layer is None or isinstance(layer, int):
         _has_halves(model)
         check(layer in (None,-1), f'layer={layer}: a {type(model).__name__} has no stages, so give one of its modules, or its dotted name')
-        return Layer(model[0], False, _as_is)
+        return Layer(model[0], None, _as_is)
     m = _module(model, layer)
     check(m is not None, f"layer='{layer}' is neither a stage" + (f' ({listing(model.body.group_names(), 20)})' if ours else '') + ' nor the dotted name of a module: `learn.model` prints them')
-    return Layer(m, False, lambda o: _by_shape(o, len(x), x.shape[2:], getattr(model.body, '_prefix', 0) if ours else 0))
+    return Layer(m, None, lambda o: _by_shape(o, len(x), x.shape[2:], getattr(model.body, '_prefix', 0) if ours else 0))
 
 # %% ../../nbs/api/50a_interpret.layers.ipynb #e25d6555
 class _Caught:
