@@ -6,7 +6,7 @@
 __all__ = ['Bundle', 'recipe', 'model_card', 'load_bundle', 'write_bundle', 'check_same']
 
 # %% ../nbs/api/91_bundle.ipynb #f3550c40
-import copy, ctypes, errno, hashlib, importlib, inspect, json, math, numpy as np, os, pandas as pd, re, struct, sys, time, timm, torch, torchvision, warnings
+import copy, ctypes, hashlib, importlib, inspect, json, math, numpy as np, os, pandas as pd, re, struct, sys, time, timm, torch, torchvision, warnings
 from contextlib import contextmanager, suppress
 from fastcore.basics import patch
 from functools import partial
@@ -19,7 +19,7 @@ from torch.nn.modules import module as hooks
 from torch.utils.data import DataLoader, Dataset
 from uuid import uuid4
 from . import __version__
-from .core import FineGrainedError, check, check_choice, check_number, check_size, listing
+from .core import FineGrainedError, check, check_choice, check_number, check_size, listing, written_to
 from .data.image import _open, centre_region, fit_aspect, is_one_picture, picture_suffixes, read_image, to_picture, upright_box, upright_size
 from .models.head import heads
 from .models.model import FineGrainedModel, Normalise, fine_grained_model
@@ -589,14 +589,7 @@ def _in_place_of(folder):
 
 # %% ../nbs/api/91_bundle.ipynb #8b951e6a
 def _utf8(s): return s.encode('utf-8', 'backslashreplace') # a name that is no text stays readable, and JSON reads it back
-
-@contextmanager
-def _written(folder):
-    "One clear error where the disk does not do as it is told"
-    try: yield
-    except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise FineGrainedError(f"The bundle '{folder}' cannot be written ({e.strerror or e}): {'make room' if full else 'give another folder'}, and save again. What was there is as it was") from e
+_as_was = 'save again. What was there is as it was'
 
 def write_bundle(folder, # Where; a bundle that is there is replaced
     model:FineGrainedModel, # Is left as it is
@@ -631,7 +624,7 @@ def write_bundle(folder, # Where; a bundle that is there is replaced
     weights = save({k: v.clone(memory_format=torch.contiguous_format) for k,v in net.state_dict().items()})
     cfg = dict(format=1, model=made, labels=labels, levels=levels, transforms=cut, stats=stats, versions=_versions(), files={'model.safetensors': dict(bytes=len(weights), sha256=_sha(weights))})
     cfg = json.loads(json.dumps(cfg))
-    with _written(folder), _in_place_of(folder) as new:
+    with written_to(folder, _as_was), _in_place_of(folder) as new:
         (new/'model.safetensors').write_bytes(weights)
         (new/'config.json').write_bytes(_utf8(json.dumps(cfg | dict(sha256=_sha_config(cfg)), indent=1, ensure_ascii=False)))
         (new/'README.md').write_bytes(_utf8(model_card(cfg, sum(o.numel() for o in net.parameters()), **facts or {})))
@@ -671,7 +664,7 @@ def save_onnx(self:Bundle,
     check(path.parent.is_dir() and not path.is_dir(), f"save_onnx: '{path}' is no place for a file: its folder must be there, and it must be none")
     part = path.with_name(f'.{path.name}.{uuid4().hex[:8]}')
     try:
-        with _written(path): _export(cpu.model, self.transforms['size'], part)
+        with written_to(path, _as_was): _export(cpu.model, self.transforms['size'], part)
         diff = _compare(cpu, runtime.InferenceSession(part, providers=['CPUExecutionProvider']), items, names)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)

@@ -256,7 +256,7 @@ def test_full_disk(server, tmp_path, monkeypatch):
             if room[0]<0: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().write(b)
     monkeypatch.setattr(download, 'open', lambda fn, mode: Full(fn, mode.replace('b', '')), raising=False)
-    with pytest.raises(FineGrainedError, match='birds.tgz cannot be written .No space left on device.: make room'): fetch(server.url, tmp_path, md5)
+    with pytest.raises(FineGrainedError, match="birds.tgz' cannot be written .No space left on device.: make room"): fetch(server.url, tmp_path, md5)
     kept = (tmp_path/'.birds.tgz.part').stat().st_size
     assert kept>0
     monkeypatch.undo()

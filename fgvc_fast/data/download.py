@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from urllib.parse import unquote, urljoin, urlsplit
 from fastcore.basics import listify
-from ..core import FineGrainedError, check, check_number
+from ..core import FineGrainedError, check, check_number, written_to
 
 # %% ../../nbs/api/03c_data.download.ipynb #ff991a10
 class _Broken(Exception): "A line that broke, or a server that is not well just now: worth another try"
@@ -129,20 +129,14 @@ def _resume(url, part, mark, pace):
     check(done, 'it answers with an empty file')
 
 # %% ../../nbs/api/03c_data.download.ipynb #4ed4e9e1
+_again = 'run the same line again'
+
 @contextmanager
 def _alone(path):
     "Only one process at a time works on `path`"
     from filelock import FileLock
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f'.{path.name}.lock')): yield
-
-@contextmanager
-def _on_disk(what):
-    "One clear error where the disk does not do as it is told"
-    try: yield
-    except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise FineGrainedError(f"{what} cannot be written ({e.strerror or e}): {'make room' if full else 'give another folder'}, and run the same line again") from e
 
 # %% ../../nbs/api/03c_data.download.ipynb #6c0f91ab
 @contextmanager
@@ -199,7 +193,7 @@ def fetch(
         _whole(url, part, mark, tries)
         mark.unlink(missing_ok=True)
         os.replace(part, to)
-    with _on_disk(fn), _alone(fn), _no_advice(pooch.get_logger()):
+    with written_to(fn, _again), _alone(fn), _no_advice(pooch.get_logger()):
         try: return Path(pooch.retrieve(url, known_hash, name, folder, downloader=download))
         except FineGrainedError: raise
         except ValueError as e: # of pooch: the sums differ
@@ -260,7 +254,7 @@ def unpack(
     check(fns, 'unpack: the list of archives is empty')
     for fn in fns: check(os.path.isfile(fn), f'There is no archive {fn}')
     check(os.path.isdir(to) or not os.path.lexists(to), f"'{to}' is a file: give the name of a folder, which will hold what is in {fns[0].name}")
-    with _on_disk(to), _alone(to):
+    with written_to(to, _again), _alone(to):
         if to.exists(): return to
         for o in to.parent.glob(f'.{escape(to.name)}.*.unpacking'): shutil.rmtree(o) # of a process that was killed
         tmp = Path(mkdtemp(dir=to.parent, prefix=f'.{to.name}.', suffix='.unpacking'))
