@@ -44,7 +44,7 @@ class FiniteLoss(Callback):
         if loss is not None and not math.isfinite(loss): self._stop(self._where(f'the loss is {float(self.loss.detach()):g} in batch {self.iter+1}'))
     def after_train(self):
         if self.good is None: return
-        most = torch.stack(torch._foreach_norm([p.detach() for p in self.model.parameters()], math.inf)).max()
+        most = torch.stack([p.detach().abs().max().float() for p in self.model.parameters() if p.numel()]).max()
         if not all(from_all(self.learn, math.isfinite(most))): self._stop(self._where('weights are no numbers any more after the last batch'))
     def after_validate(self):
         if self.good is None or not hasattr(self.learn, 'recorder') or not self.recorder.valid_metrics: return
