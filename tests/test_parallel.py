@@ -258,3 +258,30 @@ def test_wandb(birds, tmp_path, monkeypatch):
         run(learn, 1, cbs=wandb_log())
         return dict(wandb.run.summary)['step'] if first else wandb.run
     assert both(once, tmp_path)==[4,None]
+
+class Poison(Callback):
+    "One value that is none, in the `n`th training batch of the second process alone"
+    order,run_valid = 60,False
+    def __init__(self, n): self.left = n
+    def before_batch(self):
+        self.left -= 1
+        if self.left==0 and os.environ['RANK']=='1': self.learn.xb = (self.xb[0].index_fill(0, torch.tensor([0]), float('nan')),)
+
+@pytest.mark.parametrize('n', [5,8]) # within an epoch; its last batch
+def test_nan_in_one_process(birds, tmp_path, n):
+    "What one process met stops both, with the weights of the last good epoch in each, and leaves a learner that trains"
+    def once():
+        learn,kept = learner(birds, 6, head=plain_head),[]
+        class Keep(Callback):
+            order = 200
+            def after_epoch(self): kept.append(state(self.learn))
+        with learn.no_logging(), learn.distrib_ctx(cpu=True):
+            try: learn.fit(3, 1e-3, cbs=[Poison(n),Keep()])
+            except FineGrainedError as e: said = str(e)
+            else: said = 'nothing'
+            w = state(learn)
+            learn.fit(1, 1e-3)
+        return said,kept,w,learn.recorder.values[-1][0]
+    (said,kept,w,loss),(said1,_,w1,_) = both(once, tmp_path)
+    assert said.startswith('Stopped') and said1.startswith('Stopped') and np.isfinite(loss)
+    assert len(kept)==1 and equal(w, w1) and equal(w, {k.removeprefix('module.'): v for k,v in kept[0].items()})
