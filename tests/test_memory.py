@@ -1,7 +1,7 @@
 "What is remembered is what was asked: weights to the last byte, rows, labels, cut, size, vocabulary"
 import warnings
 from copy import deepcopy
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
@@ -16,6 +16,7 @@ from fgvc_fast import save # chkstyle: ignore (now learners have `save_bundle`)
 from fgvc_fast.learner import CPUAutocast, fine_grained_learner, test_read as remembered
 from fgvc_fast.memory import _says, items_of, loader_key, trained_on, weights_checksum
 from torch import nn
+from types import ModuleType, SimpleNamespace
 
 pytestmark = [pytest.mark.usefixtures('one_thread'), pytest.mark.filterwarnings('ignore')]
 
@@ -273,8 +274,10 @@ class Negated(Callback):
 class Act(nn.Module):
     def __init__(self):
         super().__init__()
-        self.f,self.o,self.scale = torch.relu,dict(k=1.),torch.ones(3)
-    def forward(self, x): return self.f(x)*self.o['k']*self.scale.mean()
+        self.f,self.o,self.scale,self._sign = torch.relu,dict(k=1.),torch.ones(3),1.
+    times = 1.
+    def sign(self): return self._sign*self.times
+    def forward(self, x): return self.f(x)*self.o['k']*self.scale.mean()*self.sign()
 
 class ActHead(nn.Module):
     def __init__(self, nf, n_out, drop=0.):
@@ -286,11 +289,13 @@ class ActHead(nn.Module):
 def upside(m): m.pool.forward = lambda x, **k: -x.amax((2,3))
 acts = {'callback before a batch': lambda l: l.add_cb(Turned()), 'callback after a prediction': lambda l: l.add_cb(Negated()), 'function callback': lambda l: l.add_cb(Callback(after_pred=lambda cb: setattr(cb.learn, 'pred', -cb.pred))),
     'hook': lambda l: l.model.head.register_forward_hook(lambda m, i, o: -o), 'hook before': lambda l: l.model.head.register_forward_pre_hook(lambda m, i: (-i[0],)),
-    'function': lambda l: setattr(l.model.head.act, 'f', torch.sign), 'dict': lambda l: l.model.head.act.o.update(k=-1.), 'tensor': lambda l: l.model.head.act.scale.neg_(), 'forward': lambda l: upside(l.model)}
+    'function': lambda l: setattr(l.model.head.act, 'f', torch.sign), 'dict': lambda l: l.model.head.act.o.update(k=-1.), 'tensor': lambda l: l.model.head.act.scale.neg_(), 'private': lambda l: setattr(l.model.head.act, '_sign', -1.),
+    'value of the class': lambda l: setattr(Act, 'times', -1.), 'method': lambda l: setattr(Act, 'sign', lambda self: -1.), 'forward': lambda l: upside(l.model)}
 
 @pytest.mark.parametrize('how', acts)
-def test_what_no_weight_says(birds, how):
+def test_what_no_weight_says(birds, how, monkeypatch):
     "... is noticed by the test split and by embeddings: as a learner that remembers nothing says it"
+    for k in ('times','sign'): monkeypatch.setattr(Act, k, getattr(Act, k)) # comes back afterwards
     torch.manual_seed(0)
     learn = fine_grained_learner(birds.dls(**kw), 'toy_resnet', head=ActHead)
     learn.remove_cb(learn.progress)
@@ -352,8 +357,22 @@ def reads(**around):
 
 def helped(code): return reads(k=1) if code is None else (lambda f: exec(f'def g(x): return {code}', f.__globals__) or f)(reads(k=1)) # chkstyle: ignore
 
-@pytest.mark.parametrize('make,a,b', [(keyed, 1, 2), (bound, 'x*2', 'x*3'), (Slots, 1, 2), (lambda k: reads(k=k), 1, 2), (lambda k: reads(k=torch.tensor(k)), 1, 2), (helped, None, 'x+1')],
-    ids=['default by name','code of a method','slots','a name around','a tensor around','a helper'])
+def looks(code, **around):
+    exec(f'def f(x): return x*{code}', around) # chkstyle: ignore
+    return around['f']
+
+def of_space(k): return looks('cfg.k', cfg=SimpleNamespace(k=k))
+def of_object(k): return looks('o.k', o=Slots(k))
+def of_class(k): return looks('C.k', C=type('C', (), dict(k=k)))
+def of_table(k): return looks('df.k[0]', df=pd.DataFrame(dict(k=[k])))
+def of_module(k):
+    m = ModuleType('helpers')
+    m.k = k
+    return looks('m.k', m=m)
+def classed(k): return type('Made', (), dict(k=k, __call__=lambda self, x: x*self.k))()
+
+@pytest.mark.parametrize('make,a,b', [(keyed, 1, 2), (bound, 'x*2', 'x*3'), (Slots, 1, 2), (lambda k: reads(k=k), 1, 2), (lambda k: reads(k=torch.tensor(k)), 1, 2), (of_space, 1, 2), (of_object, 1, 2), (of_class, 1, 2), (of_table, 1, 2), (of_module, 1, 2), (classed, 1, 2), (helped, None, 'x+1')],
+    ids=['default by name','code of a method','slots','a name around','a tensor around','a namespace around','an object around','a class around','a table around','a module around','a value of its class','a helper'])
 def test_functions_tell_themselves_apart(make, a, b): assert digest(_says(make(a)))==digest(_says(make(a)))!=digest(_says(make(b)))
 
 # embeddings and what is made of them

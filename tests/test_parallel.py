@@ -160,8 +160,8 @@ class PressStop(Callback):
     "The first process is stopped in the `n`th training batch"
     order,run_valid = 200,False
     def __init__(self, n): self.left = n
-    def after_pred(self):
-        self.left -= 1
+    def after_batch(self):
+        self.left -= self.training
         if self.left==0 and os.environ['RANK']=='0': raise KeyboardInterrupt
 
 def test_stops_and_goes_on(birds, tmp_path):

@@ -85,7 +85,7 @@ def test_bundles_keep_every_combination(kw, tmp_path):
     with torch.no_grad():
         for _ in range(2): model(x, **points) # so that running statistics are not those of the beginning
         for p in model.parameters(): p.add_(.01*torch.randn_like(p))
-    b = load_bundle(write_bundle(tmp_path/'b', model, 'abcde'), 'cpu')
+    b = load_bundle(write_bundle(tmp_path/'b', model, list('abcde')), 'cpu')
     for o in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), b.model):
         with torch.inference_mode(): torch.testing.assert_close(o.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-4)
     with torch.no_grad(): # what is explained is what is answered, branch and closer look included
@@ -101,7 +101,7 @@ def test_a_bundle_without_the_new_entries_still_loads(tmp_path, monkeypatch):
     model,made = fine_grained_model('toy_resnet', 3, 'gem', pretrained=False, img_size=64),b.recipe
     monkeypatch.setattr(b, 'recipe', lambda m: {k: v for k,v in made(m).items() if k not in ('options','attend','branch','closer')})
     x = torch.rand(2, 3, 64, 64)
-    with torch.inference_mode(): torch.testing.assert_close(load_bundle(write_bundle(tmp_path/'b', model, 'abc'), 'cpu').model(x), model.eval()(x))
+    with torch.inference_mode(): torch.testing.assert_close(load_bundle(write_bundle(tmp_path/'b', model, list('abc')), 'cpu').model(x), model.eval()(x))
 
 def test_a_copy_with_blocks_between_is_its_own():
     model = fine_grained_model('resnet18', 5, pretrained=False, img_size=64, attend={'layer3': 'se'})

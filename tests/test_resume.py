@@ -310,6 +310,40 @@ def test_code_of_ones_own_that_was_edited_is_named(tmp_path, monkeypatch, kind):
     assert own.count(a)==1
     with pytest.raises(FineGrainedError, match='batch_tfms' if kind=='Flipped' else 'loss'): check_same(was, marks(own.replace(a, b)))
 
+more = '''
+from fastai.callback.core import Callback
+from types import SimpleNamespace
+cfg,THICK = SimpleNamespace(g=1.),3
+class Hidden(torch.nn.Module):
+    k = 1.
+    def __init__(self, t=4.):
+        super().__init__()
+        self._t = t
+    def forward(self, x, y): return F.cross_entropy(x*self._t*self.k, y)
+class Noise(Callback):
+    std = .1
+    def __init__(self, strength=.5): self.amount,self.seen,self.n = strength*2,[],0
+    def before_batch(self):
+        self.n += 1
+        self.seen.append(self.n)
+        self.learn.xb = (self.xb[0]+self.amount*self.std,)
+class Held:
+    g = 2.
+def spaced(x, y): return F.cross_entropy(x*cfg.g*Held.g, y)
+'''
+@pytest.mark.parametrize('kind,a,b', [('Hidden','t=4.','t=2.'), ('Hidden','k = 1.','k = 2.'), ('Noise','strength=.5','strength=.7'), ('Noise','std = .1','std = .2'), ('spaced','g=1.','g=3.'), ('spaced','g = 2.','g = 3.')])
+def test_values_that_ones_own_code_holds_are_compared(tmp_path, monkeypatch, kind, a, b):
+    from fgvc_fast.train.marks import check_same, run_marks
+    def marks(text):
+        made = getattr(own_code(tmp_path, monkeypatch, text), kind)
+        learn = small(None, **{} if kind=='Noise' else dict(loss_func=made if kind=='spaced' else made()))
+        if kind=='Noise': learn.add_cb(made())
+        return run_marks(learn)
+    was = marks(own+more)
+    check_same(was, marks(own+more))
+    assert more.count(a)==1
+    with pytest.raises(FineGrainedError, match='callbacks of your own' if kind=='Noise' else 'loss'): check_same(was, marks(own+more.replace(a, b)))
+
 def test_a_used_object_is_the_same(tmp_path, monkeypatch):
     "What fastai notes on a transform, batch by batch, is no option of it"
     from fgvc_fast.train.marks import check_same, run_marks
@@ -320,6 +354,11 @@ def test_a_used_object_is_the_same(tmp_path, monkeypatch):
     for _ in range(3): learn.dls.one_batch()
     check_same(was, run_marks(learn))
     check_same(was, run_marks(small(None, dls=dict(batch_tfms=[*aug_transforms(), o.Flipped()]))))
+    noisy = small(None)
+    noisy.add_cb(own_code(tmp_path, monkeypatch, own+more).Noise())
+    was = run_marks(noisy)
+    fit(noisy, 1)
+    check_same(was, run_marks(noisy))
 
 def test_code_is_the_same_in_every_process(tmp_path):
     (tmp_path/'own_losses.py').write_text(own)

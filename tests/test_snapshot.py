@@ -189,7 +189,7 @@ class Net(nn.Module):
 
 class Stop(Callback):
     order = 200
-    def before_batch(self):
+    def after_batch(self):
         if self.training and len(self.recorder.losses)==14: raise KeyboardInterrupt
 
 def learner(seed=0):

@@ -6,45 +6,55 @@
 __all__ = ['described', 'run_marks', 'check_same']
 
 # %% ../../nbs/api/40e_train.marks.ipynb #f72e84e5
-import enum, numpy as np, pandas as pd, sys, torch
+import dis, enum, numpy as np, pandas as pd, sys, torch
 from contextlib import suppress
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from fastcore.foundation import L
 from ..core import check, digest, listing
-from ..memory import function_parts, is_own, own_functions
+from ..memory import _frame, _of_torch, class_attrs, function_parts, is_own, own_functions
 from .groups import param_groups
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from torch import nn
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
 
 # %% ../../nbs/api/40e_train.marks.ipynb #f3316e88
 def _name(o): return f'{o.__module__}.{o.__qualname__}'
 def _tensor(o): return f"{tuple(o.shape)} {digest((o.float() if o.is_floating_point() else o).detach().cpu().numpy())}"
 
-
 # %% ../../nbs/api/40e_train.marks.ipynb #e3729de5
 def _function(o, codes, up):
     "A function by name, with what it is given and what it reads; what it does goes to `codes`, if it is of no package"
     code,*given = function_parts(o)
-    if is_own(o): codes.append(code)
+    if code in codes: given.pop() # what it reads has been said
+    elif is_own(o): codes.append(code)
     return f"{_name(o)}{[described(v, codes, up) for v in given if v] or ''}"
 
 # %% ../../nbs/api/40e_train.marks.ipynb #4a90fb5b
 _not_said = {'training','learn','model','cache','device','split_idx'} # changes by itself, or makes no difference
 
+def _set_later(c):
+    "Names of attributes that functions of the class `c` set, but for its `__init__`"
+    fs = [f for b in c.__mro__ for f in vars(b).values() if isinstance(f, FunctionType) and f.__name__!='__init__']
+    return {i.argval for f in fs for i in dis.get_instructions(f.__code__) if i.opname in ('STORE_ATTR','DELETE_ATTR')}
+
 def _options(o):
-    "What `o` was made with, as far as it still says so; of a module, all that is public"
+    "What `o` was made with, as far as it still says so; of a module, all that is public; of a user's own, what is not set later"
+    own = vars(o) if hasattr(o, '__dict__') else {}
+    if isinstance(o, torch.distributions.Distribution): return {k: getattr(o, k) for k in o.arg_constraints}
+    names = {p for c in type(o).__mro__ if isinstance(c.__init__, FunctionType) for p in signature(c.__init__).parameters}
+    res = {k: v for k,v in own.items() if k in names or callable(v) or k in ('given','distrib')}
     if isinstance(o, nn.Module):
         held = dict(o.named_buffers(recurse=False)) | dict(o.named_parameters(recurse=False)) | dict(o.named_children())
-        return {k: v for k,v in (vars(o) | held).items() if k[:1]!='_'}
-    if isinstance(o, torch.distributions.Distribution): return {k: getattr(o, k) for k in o.arg_constraints}
-    if own_functions(type(o)) and all(b is object or b.__module__==type(o).__module__ for b in type(o).__mro__): return {k: v for k,v in vars(o).items() if k[:1]!='_'}
-    names = {p for c in type(o).__mro__ if isinstance(c.__init__, FunctionType) for p in signature(c.__init__).parameters}
-    return {k: v for k,v in vars(o).items() if k in names or callable(v) or k in ('given','distrib')} if hasattr(o, '__dict__') else {}
+        res = {k: v for k,v in (own | held).items() if k[:1]!='_'}
+    if isinstance(o, SimpleNamespace): return own
+    if not is_own(type(o)): return res
+    alone,later = all(b is object or b.__module__==type(o).__module__ for b in type(o).__mro__),_set_later(type(o))
+    return res | {k: v for k,v in own.items() if k not in later|_of_torch and k[:2]!='__' and (alone or not isinstance(v, (list,dict,set)))} | class_attrs(type(o))
 
 def described(o, codes:list, # Code of functions is added here
     up:tuple=() # Ids of what it is part of
@@ -57,8 +67,10 @@ def described(o, codes:list, # Code of functions is added here
     if isinstance(o, nn.Parameter): return f'parameter {tuple(o.shape)}'
     if isinstance(o, torch.Tensor): return f'tensor {_tensor(o)}'
     if isinstance(o, np.ndarray): return f'array {digest(o)}'
-    if isinstance(o, type) or isinstance(o, BuiltinFunctionType): return _name(o)
-    if whole: return type(o).__name__
+    if isinstance(o, (pd.DataFrame,pd.Series,pd.Index)): return f'table {digest(_frame(o))}'
+    if isinstance(o, (ModuleType,BuiltinFunctionType)) or isinstance(o, type) and not is_own(o): return o.__name__ if isinstance(o, ModuleType) else _name(o)
+    if whole or isinstance(o, (Learner,DataLoaders)): return type(o).__name__
+    if isinstance(o, type): return _name(o) + all_of((class_attrs(o), own_functions(o)))
     if isinstance(o, FunctionType): return _function(o, codes, up)
     if isinstance(o, MethodType): return _function(o.__func__, codes, up)
     if isinstance(o, partial): return described(o.func, codes, up) + (f"({all_of(o.args)}; {described(o.keywords, codes, up)})" if o.args or o.keywords else '')
