@@ -85,13 +85,13 @@ def _read_by(f):
         if isinstance(m := around[k], ModuleType) and is_own(m): yield from [(f'{k}.{a}', vars(m)[a]) for a in sorted(names & vars(m).keys()) if _matters(vars(m)[a])]
         elif _matters(m): yield k,m
 
+# %% ../nbs/api/22b_memory.ipynb #e88f8d0f
 def function_parts(f)->list:
     "What the function `f` does, its defaults (two kinds), what it closes over, and what it reads of the names around it"
     held = []
     for c in f.__closure__ or ():
         with suppress(ValueError): held.append(c.cell_contents) # still empty
     return [_code(f.__code__), f.__defaults__, f.__kwdefaults__, held, [*_read_by(f)] if is_own(f) else []]
-
 
 # %% ../nbs/api/22b_memory.ipynb #81b32fe0
 def own_functions(c:type)->list:

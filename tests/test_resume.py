@@ -1,5 +1,5 @@
 "A run that was killed goes on in a new process, from plain files, to the curve of one that was left alone"
-import json, os, signal, subprocess, sys, textwrap
+import json, os, shutil, signal, subprocess, sys, textwrap
 import numpy as np, pandas as pd, pytest
 from fgvc_fast.core import FineGrainedError
 
@@ -42,7 +42,7 @@ def test_killed_and_resumed(tmp_path, kind, kill):
     res,_ = start(tmp_path, kind, tmp_path/'run', kill)
     assert res.returncode==-signal.SIGKILL, res.stderr[-3000:]
     kept = sorted(o.name for o in (tmp_path/'run').iterdir() if o.suffix!='.safetensors')
-    assert kept==['phase_log.csv','snapshot.json'] # no pickle
+    assert kept==['lock','phase_log.csv','snapshot.json'] # no pickle; a lock that nobody holds
     res,again = start(tmp_path, kind, tmp_path/'run', 'resume')
     assert res.returncode==0, res.stderr[-3000:]
     np.testing.assert_allclose(again['losses'], whole['losses'], atol=1e-5)
@@ -87,6 +87,39 @@ def small(folder, **kwargs):
 def birds():
     from fgvc_fast.all import fine_grained_data
     return fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=48, seed=0)
+
+def test_one_run_in_a_folder(tmp_path):
+    "Who would write where another run writes is told so, before anything is read or trained"
+    from filelock import FileLock
+    learn = fit(learner(), 1, folder=tmp_path/'run')
+    was = (tmp_path/'run'/'snapshot.json').read_bytes()
+    (tmp_path/'new').mkdir()
+    for folder,kwargs in ((tmp_path/'run', dict(resume=tmp_path/'run')), (tmp_path/'new', dict(plan=1, folder=tmp_path/'new'))):
+        with FileLock(folder/'lock'), pytest.raises(FineGrainedError, match='Another process trains in'): fit(learn, **kwargs)
+    assert (tmp_path/'run'/'snapshot.json').read_bytes()==was and not (tmp_path/'new'/'snapshot.json').exists()
+    fit(learner(), 1, folder=tmp_path/'new')
+    assert 'lock' not in [o.name for o in (tmp_path/'new').iterdir()]
+    (tmp_path/'run'/'phase_log.csv').unlink()
+    (tmp_path/'run'/'phase_log.csv').mkdir()
+    with pytest.raises(FineGrainedError, match='phase_log.csv.* cannot be written'): fit(learner(), resume=tmp_path/'run')
+
+def test_killed_between_two_phases(tmp_path, monkeypatch):
+    "A run goes on to the same losses from whatever it wrote last, also an average of weights whose phase was over"
+    from fgvc_fast.all import EMA, Phase
+    from fgvc_fast.train.run import PhaseRun
+    write,n = PhaseRun.write,[0]
+    def kept(self, learn):
+        write(self, learn)
+        n[0] += 1
+        shutil.copytree(self.folder, tmp_path/f'{n[0]}')
+    def go(**kwargs):
+        learn = small(None)
+        return fit(learn, **kwargs, cbs=EMA(.5)).phase_log.drop(columns='seconds')
+    with monkeypatch.context() as m:
+        m.setattr(PhaseRun, 'write', kept)
+        whole = go(plan=[Phase('head', 1), Phase('all', 1)], folder=tmp_path/'run')
+    assert n[0]==5 # begun, an epoch; begun, an epoch; the end
+    for i in (2, 4): pd.testing.assert_frame_equal(go(resume=tmp_path/f'{i}'), whole)
 
 def changed(**cols):
     "The birds with other columns: a function of the old one each"

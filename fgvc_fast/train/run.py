@@ -7,7 +7,7 @@ __all__ = ['PhaseRun', 'PhaseWatch', 'NoValid']
 
 # %% ../../nbs/api/41a_train.run.ipynb #89f1fb73
 import numpy as np, pandas as pd, time, torch
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
@@ -15,8 +15,9 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model, get_random_states, one_param, rank_distrib, set_random_states, to_device
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
+from filelock import FileLock, Timeout
 from pathlib import Path
-from ..core import FineGrainedError, check, check_folder, check_number, check_size, listing
+from ..core import FineGrainedError, check, check_folder, check_number, check_size, listing, written_to
 from ..models.body import _pair
 from .finite import FiniteLoss, NonFiniteLoss
 from .frozen import frozen_features
@@ -134,7 +135,7 @@ def write(self:PhaseRun, learn):
     losses = torch.tensor([float(o) for o in self.curves['losses']])
     snap = self.snap | dict(curves=self.snap['curves'] | dict(losses=losses))
     write_snapshot(self.folder, dict(snap=snap, plan=[{k: _no_slice(v) for k,v in asdict(o).items()} for o in self.plan], lr=_no_slice(self.lr), wd=self.wd, stops=self.stops, batches=len(learn.dls.train), marks=self.marks))
-    self.log().to_csv(self.folder/'phase_log.csv', index=False)
+    with written_to(self.folder/'phase_log.csv', 'go on from the snapshot beside it'): self.log().to_csv(self.folder/'phase_log.csv', index=False)
 
 # %% ../../nbs/api/41a_train.run.ipynb #ca0cd9ea
 _damage = ValueError,TypeError,KeyError,IndexError,AttributeError,RuntimeError # what values end in that nobody expects
@@ -291,6 +292,7 @@ def set_up(self:PhaseRun, learn):
     _resize(learn, self.size)
     if self.now.reinit: learn.model.reinit(self.now.reinit)
     learn.create_opt()
+    if hasattr(learn, 'ema'): learn.ema.load_state_dict({}) # that of a phase which was over when it was stopped
     if self.now.views is not None: self.seed = from_all(learn, int(torch.randint(2**62, ())))[0]
     self.epoch,self.wait,self.phase_best,self.smooth,self.scaler = 0,0,_no_best,(0, torch.tensor(0.)),None
     self.save(learn)
@@ -388,6 +390,34 @@ def _new_folder(folder):
     check(not (path/'snapshot.json').exists(), f"there is a run in '{folder}' already: go on with it, learn.fit_phases(resume='{folder}'), or give another folder")
     return path
 
+# %% ../../nbs/api/41a_train.run.ipynb #f095123d
+def _where(learn, resume, folder):
+    "The folder that this call of `fit_phases` will write to, if there is one"
+    if resume is True: return getattr(getattr(learn, '_phase_run', None), 'folder', None)
+    if resume: return check_folder('resume', resume)
+    if (folder := _new_folder(folder)) is not None:
+        with written_to(folder, 'train then'): folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+@contextmanager
+def _alone_in(learn, folder):
+    "Nobody else trains in `folder` meanwhile"
+    lock,mine = None if folder is None else FileLock(folder/'lock'),True
+    if lock and not rank_distrib():
+        try:
+            Path(lock.lock_file).touch()
+            lock.acquire(timeout=0)
+        except Timeout: mine = False
+        except OSError: pass
+    try:
+        check(all(from_all(learn, mine)), f"Another process trains in '{folder}': wait for it, or give another folder")
+        yield
+    finally:
+        if lock and lock.is_locked:
+            with suppress(OSError): Path(lock.lock_file).unlink()
+            lock.release()
+
+
 # %% ../../nbs/api/41a_train.run.ipynb #d4bd4a1e
 @patch
 def fit_phases(self:Learner,
@@ -403,23 +433,24 @@ def fit_phases(self:Learner,
     check(isinstance(resume, (bool,Path)) or isinstance(resume, str) and resume, f"resume={resume!r}: use True, or the folder of a run")
     check(all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in L(cbs)), f"cbs={cbs!r}: give callbacks, as in cbs=[EMA(), Mix(mixup=.4)]")
     _as_lr(lr), check_number('wd', wd, 0, none=True)
-    if resume: run = _resumable(self, plan, cbs, resume, folder)
-    else: run = PhaseRun(_as_plan(self, plan, lr), lr, wd, cbs, _size_of(self), _new_folder(folder))
-    if resume: _same_number('lr', lr, run.lr), _same_number('wd', wd, run.wd)
-    cbs = run.cbs if cbs is None else cbs
-    with self.added_cbs(cbs): # for all phases at once: a loss of `AddLoss` is part of the weights that are kept and loaded
-        marks = _marks(self, run)
-        if resume: check_same(run.at_stop if resume is True else run.marks, marks, 'the run that was stopped' if resume is True else f"the run in '{resume}'")
-        run.cbs,run.marks = cbs,run.marks or marks
-        if resume and run.snap is not None:
-            with nullcontext() if resume is True else _or_as_before(self, resume): run.restore(self)
-        self._phase_run = run
-        try:
-            with _left_tidy(self): run.go(self)
-        except BaseException as e:
-            run.stopped(self, e)
-            if not isinstance(e, KeyboardInterrupt) or processes(self)[1]>1: raise # the others would wait for this one
-        finally: self.phase_log = run.log()
+    with _alone_in(self, _where(self, resume, folder)):
+        if resume: run = _resumable(self, plan, cbs, resume, folder)
+        else: run = PhaseRun(_as_plan(self, plan, lr), lr, wd, cbs, _size_of(self), _new_folder(folder))
+        if resume: _same_number('lr', lr, run.lr), _same_number('wd', wd, run.wd)
+        cbs = run.cbs if cbs is None else cbs
+        with self.added_cbs(cbs): # for all phases at once: a loss of `AddLoss` is part of the weights that are kept and loaded
+            marks = _marks(self, run)
+            if resume: check_same(run.at_stop if resume is True else run.marks, marks, 'the run that was stopped' if resume is True else f"the run in '{resume}'")
+            run.cbs,run.marks = cbs,run.marks or marks
+            if resume and run.snap is not None:
+                with nullcontext() if resume is True else _or_as_before(self, resume): run.restore(self)
+            self._phase_run = run
+            try:
+                with _left_tidy(self): run.go(self)
+            except BaseException as e:
+                run.stopped(self, e)
+                if not isinstance(e, KeyboardInterrupt) or processes(self)[1]>1: raise # the others would wait for this one
+            finally: self.phase_log = run.log()
 
 # %% ../../nbs/api/41a_train.run.ipynb #8ed6a498
 @patch
