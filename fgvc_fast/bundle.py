@@ -559,9 +559,12 @@ def _exchange(a, b):
 def _alone(folder):
     "Nobody else writes the bundle `folder` meanwhile"
     from filelock import FileLock, Timeout
+    check(folder.name, f"'{folder}' is no place for a bundle: give the name of a folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f'.{folder.name}.lock')
+    lock.touch() # or say at once why not
     try:
-        with FileLock(folder.with_name(f'.{folder.name}.lock'), timeout=600): yield
+        with FileLock(lock, timeout=600): yield
     except Timeout as e: raise FineGrainedError(f"Somebody else has been writing '{folder}' for ten minutes: try again, or give another name") from e
 
 def _tidy(folder):

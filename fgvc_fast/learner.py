@@ -21,9 +21,9 @@ from functools import partial
 from itertools import zip_longest
 from .augment.mix import own_loss
 from .core import check, check_choice, check_number, listing
-from .data.block import CropResize
+from .data.block import CropResize, LabelOf
 from .levels import _levels_of
-from .memory import callback_key, question
+from .memory import TrainedOn, _called, callback_key, question, trained_on
 from .metrics import in_top, per_class_accuracy
 from .models.given import GivenPartPool
 from .models.head import LevelHead, heads
@@ -194,7 +194,7 @@ def fine_grained_learner(
     cb,precision = _precision(amp, torch.device(getattr(dls, 'device', 'cpu') or 'cpu'))
     learn = FineGrainedLearner(dls, model.to(dls.device), splitter=to_learner.pop('splitter', _groups), **to_learner)
     if cb: learn.add_cb(cb)
-    learn.add_cbs([SameVocab(dls.vocab), SideLosses(), LossColumns(), DecayWeights(), FiniteLoss()])
+    learn.add_cbs([SameVocab(dls.vocab), TrainedOn(), SideLosses(), LossColumns(), DecayWeights(), FiniteLoss()])
     learn.pretrained = bool(pretrained or weights)
     more = dict(attend=attend, branch=branch, closer=closer or None)
     learn.made_of = dict(arch=_name(arch), pool=_name(pool), head=_name(head), **{k: str(v) for k,v in more.items() if v is not None}, weights=str(weights or ('pretrained' if pretrained else 'random')),
@@ -252,6 +252,8 @@ def _test_loader(learn):
     rows = data['test'].index
     check(len(rows), f"{data.card.get('title') or data.root} has no test split: put one aside before training with `data.split(test=.2)`")
     data._must_be_labelled('test')
+    knows = next((t for o in getattr(learn.dls.valid_ds, 'tls', []) for t in map(_called, o.tfms.fs) if isinstance(t, LabelOf)), None)
+    check(knows is None or [knows(int(i)) for i in rows]==data['test'].label.tolist(), "The labels of the table were changed after these loaders were made of it: make them anew, as `learn.dls = data.dls(...)`")
     return learn.dls.test_dl(rows, with_labels=True)
 
 def _test_key(learn, dl):
@@ -272,6 +274,7 @@ def test(self:Learner)->pd.DataFrame:
     dl,reads = _test_loader(self),getattr(self, '_test_reads', {})
     key,root = _test_key(self, dl),str(self.dls.data.root)
     if getattr(self.dls, 'validates_on', 'valid')=='test': warnings.warn("These loaders validate on the test split (valid='test'): this figure has been chosen by.")
+    if n := trained_on(self, dl): warnings.warn(f'{n:,} of the {len(dl.dataset):,} pictures of the test split were trained on by this learner: the figure says how well they were learned by heart')
     if key in reads: return reads[key][1].copy()
     preds,targs,in5 = _gather(self, dl, lambda scores,targ: (scores.argmax(1), targ, in_top(scores, targ, 5)))
     per_class = per_class_accuracy(preds, targs, len(self.dls.vocab)).nanmean().item()
@@ -279,5 +282,5 @@ def test(self:Learner)->pd.DataFrame:
     res = pd.DataFrame([row | _by_level(self.dls, preds, targs) | dict(pictures=len(targs))], index=['test'])
     self._test_reads = reads | {key: (root, res)}
     n = sum(o==root for o,_ in self._test_reads.values())
-    if n>1: warnings.warn(f"The test split has now been read {n} times, with different weights or cuts. If you choose by it, it is no test any more: choose by the validation split.")
+    if n>1: warnings.warn(f"The test split has now been read {n} times, with different weights or cuts, or with hooks or callbacks of which nobody here knows what they do. If you choose by it, it is no test any more: choose by the validation split.")
     return res.copy()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['weights_checksum', 'is_own', 'function_parts', 'own_functions', 'class_attrs', 'loader_key', 'callback_key',
-           'question', 'learner_key', 'items_of', 'trained_on']
+           'question', 'learner_key', 'items_of', 'TrainedOn', 'trained_on']
 
 # %% ../nbs/api/22b_memory.ipynb #3881ca03
-import numpy as np, os, pandas as pd, re, sys, torch
+import numpy as np, os, pandas as pd, re, sys, torch, warnings
 from contextlib import suppress
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -237,7 +237,24 @@ def items_of(dl)->list:
         return str(o) if isinstance(o, (str,Path)) else id(o)
     return [of(o) for o in items]
 
+def _hashes(dl):
+    "A number for each item of the loader `dl`, the same in every process; 0 for what is no file"
+    items = items_of(dl)
+    return pd.util.hash_array(np.array([o if isinstance(o, str) else '' for o in items], object))*np.array([isinstance(o, str) for o in items], np.uint64)
+
+class TrainedOn(Callback):
+    "Note which files a learner trains on, and warn where it validates on them"
+    order = 30
+    def __init__(self): self.seen,self.told = np.zeros(0, np.uint64),None
+    def before_train(self):
+        if self.epoch==0 and not hasattr(self.learn, 'lr_finder'): self.seen = np.union1d(self.seen, _hashes(self.dls.train))
+    def before_validate(self):
+        if self.dl is not self.dls.valid or self.told is self.dls.valid.dataset: return
+        self.told,n = self.dls.valid.dataset,trained_on(self.learn, self.dl)
+        if n: warnings.warn(f'{n:,} of the {len(self.dl.dataset):,} pictures that this learner validates on were trained on: what comes out says how well they were learned by heart, not how good the model is')
+
 def trained_on(learn, dl)->int:
-    "How many of the items of the loader `dl` are among those that `learn` trains on"
-    known = set(items_of(learn.dls.train))-{None}
-    return sum(o in known for o in items_of(dl))
+    "How many of the items of the loader `dl` are among those that `learn` trains on, or has trained on"
+    known,before = set(items_of(learn.dls.train))-{None},getattr(getattr(learn, 'trained_on', None), 'seen', ())
+    now,hashes = np.array([o in known for o in items_of(dl)], bool),_hashes(dl)
+    return int((now | np.isin(hashes, before) & (hashes>0)).sum())

@@ -89,7 +89,7 @@ def _numbers(learn, net, show):
     elif read is not None:
         o = read.iloc[0]
         rows.append(_row('test', o.pictures, o.top1, o.top5, o.per_class, len(learn.dls.vocab)))
-    elif len(data['test']): notes.append('The test split has not been read with these weights: `learn.test()` before saving does so.')
+    elif len(data['test']): notes.append('The test split has not been read with these weights, or hooks and callbacks of which nobody here knows what they do: `learn.test()` without such, before saving, does so.')
     if data.banner: notes.append(f'The lowest {data.banner} rows of every picture, a banner, were cut off: the model has not learned what to make of one, so cut it off where there is one.')
     return dict(numbers=rows, notes=notes)
 

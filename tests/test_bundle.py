@@ -245,7 +245,7 @@ def test_arguments_of_saving(saved, tmp_path, monkeypatch):
     model,labels = load_bundle(folder, 'cpu').model,list(learn.dls.vocab)
     for folder in (None, 5, '', ' ', 'a\0', b'x', []):
         with pytest.raises(FineGrainedError, match='folder='): learn.save_bundle(folder)
-    for kw in (dict(folder=None), dict(folder=5), dict(model=None), dict(model=nn.Linear(2,2)), dict(labels=None), dict(labels='abcd'), dict(labels=[]), dict(labels=labels[:2]), dict(labels=labels[:3]+labels[:1]), dict(labels=5), dict(size=0), dict(size='64'), dict(size=(64,)), dict(size=(64,-1)), dict(size=2.5),
+    for kw in (dict(folder=None), dict(folder=5), dict(folder='/'), dict(model=None), dict(model=nn.Linear(2,2)), dict(labels=None), dict(labels='abcd'), dict(labels=[]), dict(labels=labels[:2]), dict(labels=labels[:3]+labels[:1]), dict(labels=5), dict(size=0), dict(size='64'), dict(size=(64,)), dict(size=(64,-1)), dict(size=2.5),
             dict(size=10**6), dict(crop='middle'), dict(crop=5), dict(margin=-1), dict(margin='x'), dict(margin=np.nan), dict(margin=None), dict(levels=5), dict(levels=dict(family=5)), dict(levels=dict(family={'a': 1})), dict(stats=5), dict(stats=([0],[1])), dict(stats=([0]*3,[0]*3)), dict(stats=([np.nan]*3,[1]*3)),
             dict(facts=5), dict(facts=dict(nothing=1)), dict(verify=5)):
         with pytest.raises(FineGrainedError): write_bundle(**dict(folder='new', model=model, labels=labels) | kw)

@@ -560,7 +560,7 @@ exceptions = { # 'Class.*': what is written under it
     'called inside of `distrib_ctx`': 'processes from_all',
     'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing in_lines',
     'public because two of our modules need it, and handed only what these have checked: no user calls it':
-        'half_interval written_to is_own function_parts own_functions check_vocab callback_key SameVocab FineGrainedLearner.validation_context in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same',
+        'half_interval written_to is_own function_parts class_attrs own_functions check_vocab callback_key SameVocab FineGrainedLearner.validation_context in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same',
     'a script, whose arguments go to calls of the table': 'main three_ways fresh_process true_parts show_parts part_scores Report Report.*'}
 
 def patched(cls): return {k: f for k in dir(cls) if callable(f := getattr(inspect.getattr_static(cls, k), '__func__', inspect.getattr_static(cls, k))) and str(getattr(f, '__module__', '')).startswith('fgvc_fast') and k[0]!='_'}

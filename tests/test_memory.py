@@ -489,6 +489,36 @@ def test_pictures_that_were_trained_on(birds):
         warnings.simplefilter('error', UserWarning)
         FineGrainedInterpretation.from_learner(learn)
 
+def test_what_was_trained_on_before_other_loaders_came(birds):
+    "The learner warns of pictures that it knows, whatever its training split is now; a search for a rate trains on nothing"
+    def warned(f):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter('always')
+            f()
+        return [str(o.message) for o in seen if 'trained on' in str(o.message)]
+    learn,again = learner(birds),birds.split(valid=.4, seed=9)
+    with learn.no_logging():
+        learn.lr_find(show_plot=False, num_it=3)
+        assert not len(learn.trained_on.seen) and not warned(lambda: learn.fit_phases(1)) and not warned(learn.validate)
+    known = set(birds['train'].path)
+    learn.dls = again.dls(**kw)
+    n = sum(o in known for o in again['valid'].path)
+    assert 0<n<=trained_on(learn, learn.dls.valid)==n
+    said, = warned(learn.validate)
+    assert said.startswith(f'{n} of the {len(again["valid"])} pictures') and not warned(learn.validate) and not warned(learn.test)
+    tested = len(again['test'])
+    learn.dls.data.items['split'] = ['test' if o in known else s for o,s in zip(again.items.path, again.items.split)]
+    said, = warned(learn.test)
+    assert said.startswith(f'{len(known)} of the {len(known)+tested} pictures of the test split')
+
+def test_labels_that_were_changed_in_the_table(birds):
+    learn = learner(birds._new(birds.items.copy()))
+    rows = learn.dls.data['test'].index
+    learn.dls.data.items.loc[rows,'label'] = learn.dls.data['test'].label.to_numpy()[::-1]
+    with pytest.raises(FineGrainedError, match='make them anew'): learn.test()
+    learn.dls = learn.dls.data.dls(**kw)
+    assert learn.test().top1.item()==pytest.approx(truth(learn))
+
 def test_a_temperature_is_not_measured_where_it_was_fitted(birds):
     learn = learner(birds)
     rows = birds['valid'].index
