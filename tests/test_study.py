@@ -494,6 +494,64 @@ def test_what_train_uses_is_part_of_the_study(tmp_path, monkeypatch, line):
     assert body.count(line)==1 and made(tmp_path, monkeypatch, body+'# a remark')==was
     assert made(tmp_path, monkeypatch, body.replace(line, line.replace('1', '2')))!=was
 
+timed = "from functools import wraps\ndef timed(f):\n    @wraps(f)\n    def g(*args): return f(*args)*3\n    return g\nLR = 1\ndef helper(): return 2\n@timed\ndef train(seed): return helper()*LR\n"
+twins = "def make(k):\n    def h(x): return x*k\n    return h\na,b = make(1),make(5)\nf = lambda x: x+1\ng = lambda x: x+2\ndef train(seed): return a(1)+b(2)+f(1)+g(1)\n"
+parts = """from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from fastai.optimizer import SGD as opt
+from torch import nn as lib, no_grad
+N = 1
+@dataclass
+class Cfg:
+    lr: float = .1
+    more: list = field(default_factory=lambda: [3])
+class Kind(Enum): one = 1
+class Model:
+    def rate(self, lr=N): return lr
+    @lru_cache
+    def kept(self): return 7
+@lru_cache
+def cached(): return 5
+@no_grad()
+def still(): return 6
+cfg = Cfg()
+def make(*, lr=N): return lr
+def train(seed): return opt, lib, cfg, Kind.one, Model, cached(), still(), make()
+"""
+@pytest.mark.parametrize('text,old,new', [
+    ('N = 1\ndef train(seed, n=N): return n', 'N = 1', 'N = 2'),
+    (timed, 'LR = 1', 'LR = 2'), (timed, 'return 2', 'return 4'), (timed, '*3', '*4'), (timed, 'helper()*LR', 'helper()+LR'),
+    (twins, 'make(5)', 'make(6)'), (twins, 'make(1),make(5)', 'make(5),make(1)'), (twins, 'x+2', 'x+3'), (twins, 'x+1', 'x+3'),
+    *((parts, *o) for o in (('SGD', 'Adam'), ('torch import nn', 'torch import fx'), ('= .1', '= .2'), ('[3]', '[4]'), ('one = 1', 'one = 2'), ('N = 1', 'N = 2'), ('return 5', 'return 8'), ('return 6', 'return 8'), ('return 7', 'return 8')))])
+def test_code_and_values_that_hide(tmp_path, monkeypatch, text, old, new):
+    "Defaults, decorators, twins of one name, imports under another name"
+    was = made(tmp_path, monkeypatch, text)
+    assert text.replace(old, new)!=text and made(tmp_path, monkeypatch, text)==was!=made(tmp_path, monkeypatch, text.replace(old, new))
+
+def test_two_of_one_name_are_two():
+    from dataclasses import dataclass
+    from fastai.callback.mixup import MixUp as fastai_mixup
+    from fgvc_fast.augment.mix import MixUp
+    from torchvision.models import resnet18
+    import timm
+    assert value_name(resnet18)!=value_name(timm.models.resnet18) and value_name(fastai_mixup)!=value_name(MixUp)=='MixUp'
+    def make(k):
+        def h(): return k
+        return h
+    def cfg(v):
+        @dataclass
+        class Cfg: lr: float = v
+        return Cfg()
+    assert value_name(make(1))==value_name(make(1))!=value_name(make(2)) and value_name(cfg(1))!=value_name(cfg(2))
+
+def test_names_are_the_same_in_every_process(tmp_path):
+    (tmp_path/'exp.py').write_text(parts+timed.replace('train', 'other')+'used = {other, make}, {"a","b","c"}\ndef more(seed, k=frozenset("abc")): return used, train, k\n')
+    go = 'import exp; from fgvc_fast.study.names import _made_of, value_name; print(_made_of(exp.more), value_name([exp.more, exp.opt, exp.Kind.one, exp.cfg]))'
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent.parent), str(tmp_path)]), 'OMP_NUM_THREADS': '1'}
+    a,b = [subprocess.run([sys.executable, '-W', 'ignore', '-c', go], env={**env, 'PYTHONHASHSEED': o}, capture_output=True, text=True, check=True).stdout for o in '13']
+    assert a==b and "'used'" in a
+
 def test_what_has_no_name_is_said(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match='train uses `thing`, and deque has no name'):
         made(tmp_path, monkeypatch, 'from collections import deque\nthing = deque()\ndef train(seed): return thing')
