@@ -1,5 +1,5 @@
 "Studies: nothing is run twice, nothing is lost, and every number is what it says"
-import json, math, os, signal, subprocess, sys, time, weakref
+import errno, json, math, os, signal, subprocess, sys, time, weakref
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.data.all import FineGrainedData, fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.study.names import _made_of, value_name
 from fgvc_fast.study.show import Study
@@ -561,3 +561,53 @@ def test_a_set_in_code_without_source_is_the_same_in_every_process():
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
     a,b = [subprocess.run([sys.executable, '-W', 'ignore', '-c', go], env={**env, 'PYTHONHASHSEED': o}, capture_output=True, text=True, check=True).stdout for o in '13']
     assert a==b and "'a'" in a
+
+# what a disk and a hand do to the table
+
+def test_a_full_disk_loses_no_run(tmp_path, monkeypatch):
+    import fgvc_fast.study.table as table
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    calls.clear()
+    study = Study('s', train, dict(lr=[.01,.1]), 1, tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(table.os, 'fsync', full), m.setattr(table.torch, 'save', full)
+        with pytest.warns(UserWarning, match='could not be put aside'), pytest.raises(FineGrainedError, match=r"s.jsonl' cannot be written .*: make room, and study.run\(\) goes on"): study.run(progress=False)
+    assert len(study.runs)==len(calls)==1 and not study.path.exists() and not [*tmp_path.glob('*.new'), *tmp_path.glob('*.trained')]
+    study.run(progress=False)
+    assert list(calls)==[(.01,0), (.1,0)] and len(lines(study))==3 and not Study('s', train, dict(lr=[.01,.1]), 1, tmp_path).todo()
+
+def test_what_a_full_disk_left_is_written_though_nothing_is_missing(tmp_path, monkeypatch):
+    import fgvc_fast.study.table as table
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    study = Study('s', train, dict(lr=[.01]), 1, tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(table.os, 'fsync', full)
+        with pytest.raises(FineGrainedError, match='make room'): study.run(progress=False)
+    calls.clear()
+    assert len([*tmp_path.glob('*.trained')])==1 and not study.todo()
+    study.run(progress=False)
+    assert not calls and len(lines(study))==2 and not [*tmp_path.glob('*.trained')]
+
+@pytest.mark.parametrize('edit,said', [(dict(valid_top1='x'), "line 3: 'valid_top1' is 'x'"), (dict(device=None), "line 3: 'device' is None"), (dict(seconds=True), "line 3: 'seconds' is True"),
+    *((k, f"line 3: '{k}' is missing") for k in ('device','date','timm','valid_pictures','minutes','key','error')), (3, 'line 3: it is no row'), ('{"key": ', 'line 3: .*Unterminated|line 3: Expecting')])
+def test_an_edited_row_is_said(done, tmp_path, edit, said):
+    head,one,two,*rest = done.path.read_text().splitlines()
+    row = json.loads(two)
+    two = json.dumps(row | edit) if isinstance(edit, dict) else json.dumps({k: v for k,v in row.items() if k!=edit}) if edit in row else str(edit)
+    (tmp_path/'done.jsonl').write_text('\n'.join([head, one, two, *rest]))
+    with pytest.raises(FineGrainedError, match=rf"done.jsonl'.*{said}"): Study('done', train, dict(lr=[.01,.1]), 3, tmp_path)
+
+def test_a_test_split_whose_labels_are_kept_stays_empty(birds, tmp_path, capsys):
+    items = birds.items.copy()
+    items.loc[items.split=='test',['label','family']] = np.nan
+    data = FineGrainedData(items, birds.root, birds.levels)
+    def some(seed):
+        learn = fine_grained_learner(data.dls(size=32, bs=8, num_workers=0, seed=seed), 'test_resnet', pretrained=False)
+        learn.fit(1, 1e-3)
+        return learn
+    study = Study('s', some, [{}], 2, tmp_path).run(progress=False)
+    assert study.runs.error.isna().all() and 'test_top1' not in study.runs and (study.runs.test_pictures==0).all()
+    assert capsys.readouterr().out.count('Not all pictures of the test split have a label')==1
+    study = Study('s', some, [{}], 2, tmp_path)
+    assert not study.todo() and study.summary().valid_top1.notna().all() and 'no test pictures' in study.to_markdown() and 'test top-1' not in study.to_markdown()
+    assert len(study.best())==1
