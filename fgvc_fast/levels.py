@@ -32,6 +32,7 @@ def _check_tree(data):
     for pair in zip(data.levels, data.levels[1:]): _one_parent(data.items[[*pair]].dropna(), *pair)
     return data.items[[*data.levels]].dropna().drop_duplicates().astype(object) # a secret test split says nothing
 
+# %% ../nbs/api/23_levels.ipynb #bd669af5
 class Levels:
     "The tree over the labels of a data set: the names at each level, and what stands above each label"
     def __init__(self, data # `FineGrainedData` with more than one level

@@ -47,6 +47,7 @@ def _theirs(o):
     if home is None: return not isinstance(o, FunctionType)
     return home.split('.')[0] in ('fgvc_fast', *sys.stdlib_module_names) or bool(re.search('site-packages|lib/python3', getattr(sys.modules.get(home), '__file__', None) or ''))
 
+# %% ../../nbs/api/90_study.names.ipynb #cbdf9f6f
 def _wrapped(o): return getattr(o, '__dict__', {}).get('__wrapped__') # the function inside of a decorated one
 
 # %% ../../nbs/api/90_study.names.ipynb #e9a64342
@@ -94,6 +95,7 @@ def _mark(o):
 
 def _call(name, args, kw, mark): return f"{name}({', '.join([*(_name(v, mark) for v in args), *(f'{k}={_name(v, mark)}' for k,v in kw.items())])})"
 
+# %% ../../nbs/api/90_study.names.ipynb #cdfde6de
 def _fields(o):
     "What the dataclass `o` holds; of ours that are as they were made it need not be said"
     ours = type(o).__module__.startswith('fgvc_fast.')
