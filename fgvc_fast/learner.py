@@ -22,7 +22,7 @@ from itertools import zip_longest
 from .augment.mix import own_loss
 from .core import check, check_choice, check_number, listing
 from .data.block import CropResize, LabelOf
-from .levels import _levels_of
+from .levels import _levels_of, _tree_of
 from .memory import TrainedOn, _called, callback_key, question, trained_on
 from .metrics import in_top, per_class_accuracy
 from .models.given import GivenPartPool
@@ -136,7 +136,7 @@ def _with_parts(pool, dls):
 def _parents(head, dls):
     "For each level above the labels the number of each label's group, where `head` needs to know"
     if not _is(head, heads, LevelHead): return
-    tree = _levels_of(dls)
+    tree = _tree_of(dls)
     check(tree is not None, "head='levels' needs the levels above the labels: say which columns hold them, as in `fine_grained_data(df, levels=['family','label'])`")
     return [torch.unique(tree.up[o], return_inverse=True)[1].tolist() for o in tree.levels[:-1]]
 

@@ -27,6 +27,12 @@ def _one_parent(rows, coarse, fine):
     raise FineGrainedError(f"The {fine} '{name}' stands under more than one {coarse}: {listing(two[coarse][two[fine]==name])}{f' ({others:,} more like it)' if others else ''}. "
         f"If one name means two things, tell them apart: `df['{fine}'] = df['{fine}'] + ' (' + df['{coarse}'] + ')'`. If not, rows are wrong: look at `df[df['{fine}']=={name!r}]`")
 
+def _check_tree(data):
+    "The rows of `data` that say what stands above a label, each once; stop unless they make a tree"
+    for pair in zip(data.levels, data.levels[1:]): _one_parent(data.items[[*pair]].dropna(), *pair)
+    return data.items[[*data.levels]].dropna().drop_duplicates().astype(object) # a secret test split says nothing
+
+# %% ../nbs/api/23_levels.ipynb #bd669af5
 class Levels:
     "The tree over the labels of a data set: the names at each level, and what stands above each label"
     def __init__(self, data # `FineGrainedData` with more than one level
@@ -34,8 +40,7 @@ class Levels:
         check(hasattr(data, 'levels') and hasattr(data, 'items'), f'data={type(data).__name__}: give a data set, as `fine_grained_data` makes them')
         self.levels,title = list(data.levels),data.card.get('title') or data.root
         check(len(self.levels)>1, f"{title} has one level only, its labels: say which columns hold the coarser names, coarse → fine, as in `fine_grained_data(df, levels=['family','label'])`")
-        rows = data.items[self.levels].dropna().drop_duplicates().astype(object) # a secret test split says nothing
-        for coarse,fine in zip(self.levels, self.levels[1:]): _one_parent(rows, coarse, fine)
+        rows = _check_tree(data)
         self.vocab = {o: _names(data.items[o]) for o in self.levels}
         lost = sorted(set(self.vocab['label'])-set(rows.label))
         check(not lost, f"The label {listing(lost)} of {title} has no picture, so nothing says what stands above it: take it out before training, with `data.subset(list(data.items.label.dropna().unique()))`")
@@ -143,12 +148,15 @@ def level_metrics(data # `FineGrainedData` with more than one level
     return [_RowMean(f'{o}_accuracy', partial(tree.right, level=o)) for o in tree.levels[:-1]] + [_RowMean('mistake_severity', tree.mistakes)]
 
 # %% ../nbs/api/23_levels.ipynb #9497ef42
-def _levels_of(dls):
-    "The `Levels` of the data set of `dls`; None where it has one level, or (with a warning) where its names make no tree"
+def _tree_of(dls):
+    "The `Levels` of the data set of `dls`; None where it has one level"
     data = getattr(dls, 'data', None)
     if data is None or len(data.levels)<2: return
-    try:
-        tree = Levels(data)
-        check(list(dls.vocab)==tree.vocab['label'], "The classes of the loaders are not the labels of their data set")
-        return tree
+    tree = Levels(data)
+    check(list(dls.vocab)==tree.vocab['label'], "The classes of the loaders are not the labels of their data set")
+    return tree
+
+def _levels_of(dls):
+    "As `_tree_of`; None too (with a warning) where names make no tree"
+    try: return _tree_of(dls)
     except FineGrainedError as e: warnings.warn(f'Nothing is said about levels: {e}')

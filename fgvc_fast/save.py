@@ -6,16 +6,17 @@
 __all__ = []
 
 # %% ../nbs/api/92_save.ipynb #b0788f73
-import copy, numpy as np, torch
+import copy, numpy as np, torch, warnings
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
 from fastai.torch_core import no_random, rank_distrib, to_device
 from fastcore.basics import patch
 from pathlib import Path
 from .bundle import _bar, _may_replace, check_same, recipe, write_bundle
-from .core import check, listing
+from .core import FineGrainedError, check, listing
 from .data.block import CropResize
 from .learner import _name, check_vocab, test_read
+from .levels import _check_tree
 from .metrics import per_class_accuracy, top_k
 
 # %% ../nbs/api/92_save.ipynb #2d5fe9ee
@@ -105,8 +106,11 @@ def _training(learn):
     return {k.replace('_', ' '): v for k,v in res.items() if v is not None}
 
 def _levels(data):
-    "The coarser names of every label of the table `data`, by level"
-    return {lv: dict(zip(data.items.label.astype(str), data.items[lv].astype(str))) for lv in data.levels[:-1]}
+    "The coarser names of every label of the table `data`, by level; none (with a warning) where they make no tree"
+    try: _check_tree(data)
+    except FineGrainedError as e: warnings.warn(f'The bundle says nothing about levels: {e}')
+    else: return {lv: dict(zip(o.label.astype(str), o[lv].astype(str))) for lv in data.levels[:-1] for o in [data.items[['label',lv]].dropna()]}
+    return {}
 
 # %% ../nbs/api/92_save.ipynb #9debb55d
 @patch

@@ -9,7 +9,7 @@ from fastai.vision.augment import Resize, aug_transforms
 from torch import nn
 from fgvc_fast.bundle import Bundle, load_bundle, recipe, write_bundle
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.data.all import FineGrainedData, fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.metrics import top_k
 from fgvc_fast.models.all import fine_grained_model, pools
@@ -541,3 +541,20 @@ def test_pictures_with_a_banner(tmp_path):
     learn = fine_grained_learner(data.dls(size=48, bs=4, num_workers=0), 'toy_resnet')
     folder = learn.save_bundle(tmp_path/'bundle')
     assert 'lowest 12 rows' in (folder/'README.md').read_text()
+
+# levels
+
+def edited(birds, rows, **cols):
+    items = birds.items.copy()
+    for k,v in cols.items(): items.loc[rows(items), k] = v
+    return FineGrainedData(items, birds.root, birds.levels)
+
+def test_a_test_split_without_labels_keeps_no_bundle_away(birds, tmp_path):
+    data = edited(birds, lambda o: o.split=='test', label=np.nan, family=np.nan)
+    levels = load_bundle(save(learner(data), tmp_path/'b'), device='cpu').levels
+    assert levels==dict(family={o.label: o.family for o in birds.items[['label','family']].itertuples()})
+
+def test_a_label_of_two_families_is_said(birds, tmp_path):
+    learn = learner(edited(birds, lambda o: o.index==0, family='Other'))
+    with pytest.warns(UserWarning, match='nothing about levels: The label .* stands under more than one family'): folder = save(learn, tmp_path/'b')
+    assert load_bundle(folder, device='cpu').levels=={}

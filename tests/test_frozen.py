@@ -266,6 +266,11 @@ def test_refused(kind):
         with pytest.raises(FineGrainedError, match=why): fit(learn)
         learn.dls.valid.dataset.stop = None
 
+def test_a_spoiled_body_is_called_spoiled():
+    learn = learner('cnn')
+    with torch.no_grad(): next(learn.model.body.parameters()).fill_(float('nan'))
+    with pytest.raises(FineGrainedError, match='frozen body says nan or inf'): fit(learn)
+
 def test_refused_when_it_comes_with_the_fit():
     learn = learner('cnn')
     with leaves_nothing(learn):

@@ -334,3 +334,9 @@ def test_the_test_keeps_no_scores():
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', scale], capture_output=True, text=True)
     assert res.returncode==0, res.stderr[-3000:]
     assert float(res.stdout.split()[-1]) < 60
+
+def test_the_head_of_levels_says_what_is_wrong_with_them(tmp_path):
+    data = toy_birds(tmp_path, families=2, species=2, per_class=6, size=32)
+    def head(**cols): return fine_grained_learner(FineGrainedData(data.items.assign(**cols), data.root, data.levels).dls(size=32, bs=4, num_workers=0), 'toy_resnet', head='levels')
+    with pytest.raises(FineGrainedError, match='The label Never of .* has no picture'): head(label=pd.Categorical(data.items.label, ['Never',*data.vocab]))
+    with pytest.raises(FineGrainedError, match='stands under more than one family'): head(family=['Other', *data.items.family[1:]])

@@ -1,5 +1,5 @@
 "Studies: nothing is run twice, nothing is lost, and every number is what it says"
-import json, math, os, signal, subprocess, sys, time, weakref
+import errno, json, math, os, signal, subprocess, sys, time, weakref
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.data.all import FineGrainedData, fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.study.names import _made_of, value_name
 from fgvc_fast.study.show import Study
@@ -105,7 +105,7 @@ def test_data_divided_otherwise_are_others(birds):
     assert names[0]==names[1]!=names[2] and repr(birds) in names[0]
 
 def test_an_error_is_a_row_and_is_tried_again(tmp_path, capsys):
-    broken = {1}
+    broken = deque([1]) # not watched, as `calls`
     def some(seed, lr):
         if seed in broken: raise RuntimeError('out of luck')
         return train(seed, lr)
@@ -494,6 +494,64 @@ def test_what_train_uses_is_part_of_the_study(tmp_path, monkeypatch, line):
     assert body.count(line)==1 and made(tmp_path, monkeypatch, body+'# a remark')==was
     assert made(tmp_path, monkeypatch, body.replace(line, line.replace('1', '2')))!=was
 
+timed = "from functools import wraps\ndef timed(f):\n    @wraps(f)\n    def g(*args): return f(*args)*3\n    return g\nLR = 1\ndef helper(): return 2\n@timed\ndef train(seed): return helper()*LR\n"
+twins = "def make(k):\n    def h(x): return x*k\n    return h\na,b = make(1),make(5)\nf = lambda x: x+1\ng = lambda x: x+2\ndef train(seed): return a(1)+b(2)+f(1)+g(1)\n"
+parts = """from dataclasses import dataclass, field
+from enum import Enum
+from functools import lru_cache
+from fastai.optimizer import SGD as opt
+from torch import nn as lib, no_grad
+N = 1
+@dataclass
+class Cfg:
+    lr: float = .1
+    more: list = field(default_factory=lambda: [3])
+class Kind(Enum): one = 1
+class Model:
+    def rate(self, lr=N): return lr
+    @lru_cache
+    def kept(self): return 7
+@lru_cache
+def cached(): return 5
+@no_grad()
+def still(): return 6
+cfg = Cfg()
+def make(*, lr=N): return lr
+def train(seed): return opt, lib, cfg, Kind.one, Model, cached(), still(), make()
+"""
+@pytest.mark.parametrize('text,old,new', [
+    ('N = 1\ndef train(seed, n=N): return n', 'N = 1', 'N = 2'),
+    (timed, 'LR = 1', 'LR = 2'), (timed, 'return 2', 'return 4'), (timed, '*3', '*4'), (timed, 'helper()*LR', 'helper()+LR'),
+    (twins, 'make(5)', 'make(6)'), (twins, 'make(1),make(5)', 'make(5),make(1)'), (twins, 'x+2', 'x+3'), (twins, 'x+1', 'x+3'),
+    *((parts, *o) for o in (('SGD', 'Adam'), ('torch import nn', 'torch import fx'), ('= .1', '= .2'), ('[3]', '[4]'), ('one = 1', 'one = 2'), ('N = 1', 'N = 2'), ('return 5', 'return 8'), ('return 6', 'return 8'), ('return 7', 'return 8')))])
+def test_code_and_values_that_hide(tmp_path, monkeypatch, text, old, new):
+    "Defaults, decorators, twins of one name, imports under another name"
+    was = made(tmp_path, monkeypatch, text)
+    assert text.replace(old, new)!=text and made(tmp_path, monkeypatch, text)==was!=made(tmp_path, monkeypatch, text.replace(old, new))
+
+def test_two_of_one_name_are_two():
+    from dataclasses import dataclass
+    from fastai.callback.mixup import MixUp as fastai_mixup
+    from fgvc_fast.augment.mix import MixUp
+    from torchvision.models import resnet18
+    import timm
+    assert value_name(resnet18)!=value_name(timm.models.resnet18) and value_name(fastai_mixup)!=value_name(MixUp)=='MixUp'
+    def make(k):
+        def h(): return k
+        return h
+    def cfg(v):
+        @dataclass
+        class Cfg: lr: float = v
+        return Cfg()
+    assert value_name(make(1))==value_name(make(1))!=value_name(make(2)) and value_name(cfg(1))!=value_name(cfg(2))
+
+def test_names_are_the_same_in_every_process(tmp_path):
+    (tmp_path/'exp.py').write_text(parts+timed.replace('train', 'other')+'used = {other, make}, {"a","b","c"}\ndef more(seed, k=frozenset("abc")): return used, train, k\n')
+    go = 'import exp; from fgvc_fast.study.names import _made_of, value_name; print(_made_of(exp.more), value_name([exp.more, exp.opt, exp.Kind.one, exp.cfg]))'
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent.parent), str(tmp_path)]), 'OMP_NUM_THREADS': '1'}
+    a,b = [subprocess.run([sys.executable, '-W', 'ignore', '-c', go], env={**env, 'PYTHONHASHSEED': o}, capture_output=True, text=True, check=True).stdout for o in '13']
+    assert a==b and "'used'" in a
+
 def test_what_has_no_name_is_said(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match='train uses `thing`, and deque has no name'):
         made(tmp_path, monkeypatch, 'from collections import deque\nthing = deque()\ndef train(seed): return thing')
@@ -503,3 +561,53 @@ def test_a_set_in_code_without_source_is_the_same_in_every_process():
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
     a,b = [subprocess.run([sys.executable, '-W', 'ignore', '-c', go], env={**env, 'PYTHONHASHSEED': o}, capture_output=True, text=True, check=True).stdout for o in '13']
     assert a==b and "'a'" in a
+
+# what a disk and a hand do to the table
+
+def test_a_full_disk_loses_no_run(tmp_path, monkeypatch):
+    import fgvc_fast.study.table as table
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    calls.clear()
+    study = Study('s', train, dict(lr=[.01,.1]), 1, tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(table.os, 'fsync', full), m.setattr(table.torch, 'save', full)
+        with pytest.warns(UserWarning, match='could not be put aside'), pytest.raises(FineGrainedError, match=r"s.jsonl' cannot be written .*: make room, and study.run\(\) goes on"): study.run(progress=False)
+    assert len(study.runs)==len(calls)==1 and not study.path.exists() and not [*tmp_path.glob('*.new'), *tmp_path.glob('*.trained')]
+    study.run(progress=False)
+    assert list(calls)==[(.01,0), (.1,0)] and len(lines(study))==3 and not Study('s', train, dict(lr=[.01,.1]), 1, tmp_path).todo()
+
+def test_what_a_full_disk_left_is_written_though_nothing_is_missing(tmp_path, monkeypatch):
+    import fgvc_fast.study.table as table
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    study = Study('s', train, dict(lr=[.01]), 1, tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(table.os, 'fsync', full)
+        with pytest.raises(FineGrainedError, match='make room'): study.run(progress=False)
+    calls.clear()
+    assert len([*tmp_path.glob('*.trained')])==1 and not study.todo()
+    study.run(progress=False)
+    assert not calls and len(lines(study))==2 and not [*tmp_path.glob('*.trained')]
+
+@pytest.mark.parametrize('edit,said', [(dict(valid_top1='x'), "line 3: 'valid_top1' is 'x'"), (dict(device=None), "line 3: 'device' is None"), (dict(seconds=True), "line 3: 'seconds' is True"),
+    *((k, f"line 3: '{k}' is missing") for k in ('device','date','timm','valid_pictures','minutes','key','error')), (3, 'line 3: it is no row'), ('{"key": ', 'line 3: .*Unterminated|line 3: Expecting')])
+def test_an_edited_row_is_said(done, tmp_path, edit, said):
+    head,one,two,*rest = done.path.read_text().splitlines()
+    row = json.loads(two)
+    two = json.dumps(row | edit) if isinstance(edit, dict) else json.dumps({k: v for k,v in row.items() if k!=edit}) if edit in row else str(edit)
+    (tmp_path/'done.jsonl').write_text('\n'.join([head, one, two, *rest]))
+    with pytest.raises(FineGrainedError, match=rf"done.jsonl'.*{said}"): Study('done', train, dict(lr=[.01,.1]), 3, tmp_path)
+
+def test_a_test_split_whose_labels_are_kept_stays_empty(birds, tmp_path, capsys):
+    items = birds.items.copy()
+    items.loc[items.split=='test',['label','family']] = np.nan
+    data = FineGrainedData(items, birds.root, birds.levels)
+    def some(seed):
+        learn = fine_grained_learner(data.dls(size=32, bs=8, num_workers=0, seed=seed), 'test_resnet', pretrained=False)
+        learn.fit(1, 1e-3)
+        return learn
+    study = Study('s', some, [{}], 2, tmp_path).run(progress=False)
+    assert study.runs.error.isna().all() and 'test_top1' not in study.runs and (study.runs.test_pictures==0).all()
+    assert capsys.readouterr().out.count('Not all pictures of the test split have a label')==1
+    study = Study('s', some, [{}], 2, tmp_path)
+    assert not study.todo() and study.summary().valid_top1.notna().all() and 'no test pictures' in study.to_markdown() and 'test top-1' not in study.to_markdown()
+    assert len(study.best())==1

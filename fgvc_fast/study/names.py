@@ -6,15 +6,16 @@
 __all__ = ['value_name']
 
 # %% ../../nbs/api/90_study.names.ipynb #22024b72
-import dis, hashlib, inspect, json, numpy as np, re, tokenize, warnings
+import dis, hashlib, inspect, json, numpy as np, re, sys, tokenize, warnings
 from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
 from fastcore.foundation import L
-from functools import partial
+from functools import cached_property, partial
 from io import StringIO
 from itertools import product
 from pathlib import Path
 from textwrap import dedent
-from types import CodeType, FunctionType, SimpleNamespace
+from types import CodeType, FunctionType, MethodType, SimpleNamespace
 from ..core import FineGrainedError, check, listing
 from ..data.table import FineGrainedData
 
@@ -33,13 +34,28 @@ def _const(o):
     if isinstance(o, CodeType): return _compiled(o)
     return sorted(repr(_const(v)) for v in o) if isinstance(o, frozenset) else tuple(map(_const, o)) if isinstance(o, tuple) else o
 
-def _compiled(c): return c.co_code.hex() + repr([_const(o) for o in c.co_consts])
+def _compiled(c): return c.co_code.hex() + repr([c.co_names, *map(_const, c.co_consts)])
+
+# %% ../../nbs/api/90_study.names.ipynb #fb4d0189
+def _home(o): return o.__globals__.get('__name__') if isinstance(o, FunctionType) else getattr(o, '__module__', None)
+
+def _full_name(o): return f"{getattr(o, '__module__', None)}.{getattr(o, '__qualname__', getattr(o, '__name__', type(o).__name__))}"
+
+def _theirs(o):
+    "Is the function or class `o` of a package?"
+    home = _home(o)
+    if home is None: return not isinstance(o, FunctionType)
+    return home.split('.')[0] in ('fgvc_fast', *sys.stdlib_module_names) or bool(re.search('site-packages|lib/python3', getattr(sys.modules.get(home), '__file__', None) or ''))
+
+# %% ../../nbs/api/90_study.names.ipynb #cbdf9f6f
+def _wrapped(o): return getattr(o, '__dict__', {}).get('__wrapped__') # the function inside of a decorated one
 
 # %% ../../nbs/api/90_study.names.ipynb #e9a64342
 def _methods(c):
     "The functions of the class `c`, also those inside of properties, class methods and static ones"
     for o in vars(c).values():
-        for f in (o.fget, o.fset) if isinstance(o, property) else (getattr(o, '__func__', o),):
+        for f in (o.fget, o.fset) if isinstance(o, property) else (o.func,) if isinstance(o, cached_property) else (getattr(o, '__func__', o),):
+            f = f if isinstance(f, FunctionType) else _wrapped(f)
             if isinstance(f, FunctionType): yield f
 
 def _own_classes(c): return [b for b in c.__mro__ if b.__module__==c.__module__]
@@ -48,15 +64,16 @@ def _plain_attrs(c):
     "What the class `c` holds besides methods, as far as it has a name"
     for k,v in vars(c).items():
         if k[:2]=='__' or isinstance(v, (FunctionType,property,classmethod,staticmethod)): continue
-        try: yield f'{k} = {value_name(v)}'
+        try: yield f'{k} = {_name(v, _plain_mark)}'
         except FineGrainedError: pass
 
 # %% ../../nbs/api/90_study.names.ipynb #a061c77e
 def _code(o):
     "The code of the function or class `o`"
     if isinstance(o, type): return '\n'.join(v for c in _own_classes(o) for v in (*map(_code, _methods(c)), *_plain_attrs(c))) # notebooks keep the source of functions only
-    try: return _bare(inspect.getsource(o))
-    except (OSError, TypeError): return _compiled(o.__code__) if hasattr(o, '__code__') else ''
+    own = [_compiled(o.__code__)]*(o.__name__=='<lambda>') # others may stand in the same line
+    try: return '\n'.join([_bare(inspect.getsource(o.__code__)), *own]) # of `o` itself, not of what it wraps
+    except (OSError, TypeError): return _compiled(o.__code__)
 
 # %% ../../nbs/api/90_study.names.ipynb #6b785284
 def _digest(s, n=8): return hashlib.sha256(s.encode()).hexdigest()[:n]
@@ -68,62 +85,117 @@ def _digest_data(data):
     return _digest('\n'.join([*tables, repr(data.banner)*bool(data.banner)]))
 
 # %% ../../nbs/api/90_study.names.ipynb #d2ecf054
-def _call(name, args, kw): return f"{name}({', '.join([*map(value_name, args), *(f'{k}={value_name(v)}' for k,v in kw.items())])})"
+def _plain_mark(o):
+    "What tells a function or class from others of its name; those of Python and of this package need nothing"
+    return '' if _full_name(o).startswith(('None.','builtins.','fgvc_fast.')) else f' #{_digest(_full_name(o))}'
+
+def _mark(o):
+    "As `_plain_mark`, and of what is your own all that it depends on"
+    return _plain_mark(o) if _theirs(o) and _theirs(inspect.unwrap(o)) else f' #{_digest(repr(_Uses(o).parts()))}'
+
+def _call(name, args, kw, mark): return f"{name}({', '.join([*(_name(v, mark) for v in args), *(f'{k}={_name(v, mark)}' for k,v in kw.items())])})"
+
+# %% ../../nbs/api/90_study.names.ipynb #cdfde6de
+def _fields(o):
+    "What the dataclass `o` holds; of ours that are as they were made it need not be said"
+    ours = type(o).__module__.startswith('fgvc_fast.')
+    return {f.name: getattr(o, f.name) for f in fields(o) if not ours or f.default is MISSING or getattr(o, f.name)!=f.default}
+
+# %% ../../nbs/api/90_study.names.ipynb #702ea4a5
+def _name(o, mark):
+    "As `value_name`, where `mark` says what stands behind the name of a function or class"
+    if isinstance(o, np.generic): o = o.item()
+    if isinstance(o, Enum): return f'{_name(type(o), mark)}.{o.name}={_name(o.value, mark)}'
+    if o is None or isinstance(o, (bool,int,float,str,slice,range)): return repr(o)
+    if isinstance(o, Path): return repr(o.as_posix())
+    if isinstance(o, (list,tuple,L)): return f"[{', '.join(_name(v, mark) for v in o)}]"
+    if isinstance(o, (set,frozenset)): return f"{{{', '.join(sorted(_name(v, mark) for v in o))}}}"
+    if isinstance(o, dict): return f"{{{', '.join(sorted(f'{_name(k, mark)}: {_name(v, mark)}' for k,v in o.items()))}}}"
+    if isinstance(o, partial): return _call(_name(o.func, mark), o.args, dict(sorted(o.keywords.items())), mark)
+    if isinstance(o, FineGrainedData): return f"{o!r} #{_digest_data(o)}"
+    if isinstance(o, SimpleNamespace): return _call('SimpleNamespace', (), dict(sorted(vars(o).items())), mark)
+    if is_dataclass(o) and not isinstance(o, type): return _call(_name(type(o), mark), (), _fields(o), mark)
+    name = getattr(o, '__name__', '')
+    if name and name!='<lambda>' and (isinstance(o, type) or callable(o) and not hasattr(getattr(o, '__self__', None), '__dict__')): return name + mark(_wrapped(o) if not isinstance(o, (type,FunctionType)) and _wrapped(o) else o)
+    raise FineGrainedError(f"{'A lambda' if name=='<lambda>' else f'An object of {type(o).__name__}'} has no name that would be the same tomorrow: give a function with a name, or a `partial` that makes it (as `partial(Mix, mixup=.4)`), or name it yourself, as in dict(arch={{'mine': ...}})")
 
 def value_name(o)->str:
     "What to call the value `o`: the same in every process, and different for different options"
-    if isinstance(o, np.generic): o = o.item()
-    if o is None or isinstance(o, (bool,int,float,str,slice,range)): return repr(o)
-    if isinstance(o, Path): return repr(o.as_posix())
-    if isinstance(o, (list,tuple,L)): return f"[{', '.join(map(value_name, o))}]"
-    if isinstance(o, dict): return f"{{{', '.join(sorted(f'{value_name(k)}: {value_name(v)}' for k,v in o.items()))}}}"
-    if isinstance(o, partial): return _call(value_name(o.func), o.args, dict(sorted(o.keywords.items())))
-    if isinstance(o, FineGrainedData): return f"{o!r} #{_digest_data(o)}"
-    if isinstance(o, SimpleNamespace): return _call('SimpleNamespace', (), dict(sorted(vars(o).items())))
-    if is_dataclass(o) and not isinstance(o, type): return _call(type(o).__name__, (), {f.name: getattr(o, f.name) for f in fields(o) if f.default is MISSING or getattr(o, f.name)!=f.default})
-    name = getattr(o, '__name__', '')
-    if name and name!='<lambda>' and (isinstance(o, type) or callable(o) and not hasattr(getattr(o, '__self__', None), '__dict__')): return name + (f' #{_digest(_code(o))}' if o.__module__=='__main__' else '')
-    raise FineGrainedError(f"{'A lambda' if name=='<lambda>' else f'An object of {type(o).__name__}'} has no name that would be the same tomorrow: give a function with a name, or a `partial` that makes it (as `partial(Mix, mixup=.4)`), or name it yourself, as in dict(arch={{'mine': ...}})")
+    return _name(o, _mark)
 
 # %% ../../nbs/api/90_study.names.ipynb #666452b4
 def _names_in(code):
     "Names of globals that the compiled `code` looks up"
     for i in dis.get_instructions(code):
-        if i.opname=='LOAD_GLOBAL': yield i.argval
+        if i.opname in ('LOAD_GLOBAL','LOAD_NAME','LOAD_FROM_DICT_OR_GLOBALS'): yield i.argval # the last two: in the body of a class
     for c in code.co_consts:
         if isinstance(c, CodeType): yield from _names_in(c)
 
-def _around(f, codes, values):
-    "Gather the code of `f` and of what it uses of the same file, and the plain values that it takes from outside"
-    codes[f.__qualname__] = _code(f)
-    cells = {k: c.cell_contents for k,c in zip(f.__code__.co_freevars, f.__closure__ or ()) if c!=type(c)()}
-    used = {k: f.__globals__[k] for k in _names_in(f.__code__) if k in f.__globals__} | cells
-    for k,o in used.items():
-        own = getattr(o, '__module__', None)==f.__module__
-        if isinstance(o, FunctionType) and own:
-            if o.__qualname__ not in codes: _around(o, codes, values)
-        elif isinstance(o, type) and own:
-            if o.__qualname__ not in codes: _around_class(o, codes, values)
-        elif not inspect.ismodule(o) and not hasattr(o, '__name__'):
-            for g in _inside(o):
-                if getattr(g, '__module__', None)!=f.__module__ or g.__qualname__ in codes: continue
-                (_around_class if isinstance(g, type) else _around)(g, codes, values)
-            try: values[k] = value_name(o)
-            except FineGrainedError: warnings.warn(f'{f.__name__} uses `{k}`, and {type(o).__name__} has no name that would be the same tomorrow: where it changes, the study takes the old rows for new ones. Hand it in as an option')
+def _cells(f): return {k: c.cell_contents for k,c in zip(f.__code__.co_freevars, f.__closure__ or ()) if c!=type(c)()}
 
-def _around_class(c, codes, values):
-    codes[c.__qualname__] = _code(c)
-    for m in (m for b in _own_classes(c) for m in _methods(b)):
-        if m.__module__==c.__module__ and m.__qualname__ not in codes and m.__code__.co_filename!='<string>': _around(m, codes, values) # what a dataclass writes looks at nothing else
+def _defaults(f):
+    "The defaults of the function `f`, which may have been read from somewhere else"
+    names = f.__code__.co_varnames[:f.__code__.co_argcount]
+    return dict(zip(reversed(names), reversed(f.__defaults__ or ()))) | (f.__kwdefaults__ or {})
 
 # %% ../../nbs/api/90_study.names.ipynb #b7bf7366
 def _inside(o):
-    "Functions and classes that a `partial` or a collection holds"
+    "Functions and classes that `o` is, holds or is of"
     if isinstance(o, partial): o = [o.func, *o.args, *o.keywords.values()]
+    elif isinstance(o, MethodType): o = [o.__func__, o.__self__]
     elif isinstance(o, dict): o = [*o.values()]
     elif isinstance(o, SimpleNamespace): o = [*vars(o).values()]
-    elif not isinstance(o, (list,tuple,L)): return [o] if isinstance(o, (FunctionType,type)) else []
+    elif isinstance(o, (FunctionType,type)): return [o]
+    elif _wrapped(o): return _inside(_wrapped(o)) # as of `lru_cache`
+    elif not isinstance(o, (list,tuple,L)): return [o if hasattr(o, '__name__') else type(o)]
     return [f for v in o for f in _inside(v)]
+
+# %% ../../nbs/api/90_study.names.ipynb #9c3e7910
+def _used(o):
+    "What the function or class `o` uses: of which kind, under which name, and what it is"
+    if isinstance(o, FunctionType):
+        for k,v in _cells(o).items(): yield 'cell',k,v
+        for k,v in _defaults(o).items(): yield 'default',k,v
+        for k in _names_in(o.__code__):
+            if k in o.__globals__: yield 'global',k,o.__globals__[k]
+        return
+    for c in _own_classes(o):
+        for f in _methods(c):
+            if f.__code__.co_filename!='<string>': yield 'code','',f # what a dataclass writes looks at nothing else
+        for v in (*(v for k,v in vars(c).items() if k[:2]!='__'), *(f.default_factory for f in getattr(c, '__dataclass_fields__', {}).values())): yield 'code','',v
+
+# %% ../../nbs/api/90_study.names.ipynb #a756650d
+class _Uses:
+    "The code of the function or class `o` and of what it uses of the same file, and the plain values that they take from outside"
+    def __init__(self, o):
+        self.codes,self.values = {},{} # by what they belong to: several may share a name
+        self.look(o)
+
+    def look(self, o, whole=True):
+        "Take up the code of `o`, once, and what it uses; its name alone unless `whole`, and with it what was put into it"
+        whole = whole and isinstance(o, (FunctionType,type)) and not (_wrapped(o) and _theirs(o))
+        if (id(o),whole) in self.codes: return
+        self.codes[id(o),whole] = [_code(o) if whole else _full_name(o), o]
+        if _wrapped(o): self.meet(o, 'code', '', _wrapped(o))
+        if not whole and (_theirs(o) or isinstance(o, type)): return
+        for kind,k,v in _used(o) if isinstance(o, (FunctionType,type)) else ():
+            if not whole and kind!='cell': continue
+            said = self.meet(o, kind, k, v)
+            if kind=='default': self.codes[id(o),whole][0] += f'{k} = {said}'
+            elif said is not None: self.values[k, id(o) if kind=='cell' else id(o.__globals__)] = said
+
+    def meet(self, o, kind, k, v):
+        "The name of the value `v` that `o` uses; code in it is followed in the same file, and where it was put into `o`"
+        for g in _inside(v): self.look(g, _home(g)==_home(o) or kind!='global' and not _theirs(g))
+        if kind=='code' or hasattr(v, '__name__') and not isinstance(v, MethodType) or _wrapped(v): return
+        try: return _name(v, _plain_mark)
+        except FineGrainedError: warnings.warn(f'{o.__name__} uses `{k}`, and {type(v).__name__} has no name that would be the same tomorrow: where it changes, the study takes the old rows for new ones. Hand it in as an option')
+
+    def parts(self):
+        "All code in order, and the values by name"
+        values = {}
+        for (k,_),v in self.values.items(): values[k] = f'{values[k]}, {v}' if k in values else v # two closures of one function
+        return sorted(v for v,_ in self.codes.values()),values
 
 # %% ../../nbs/api/90_study.names.ipynb #91c06aea
 def _made_of(train):
@@ -135,11 +207,10 @@ def _made_of(train):
         given |= given.pop(rest, {})
         f = f.func
     check(isinstance(f, FunctionType), f'train must be a function (seed, **setting) that returns a trained learner, or a `partial` of one, not {type(f).__name__}')
-    codes,values = {},{}
-    _around(f, codes, values)
+    codes,values = _Uses(f).parts()
     try: given = {k: value_name(v) for k,v in given.items()}
     except FineGrainedError as e: raise FineGrainedError(f'An option of {f.__name__}: {e}') from None
-    return dict(train=f.__name__, code=_digest('\n'.join(codes[k] for k in sorted(codes))), **values | given)
+    return dict(train=f.__name__, code=_digest('\n'.join(codes)), **values | given)
 
 # %% ../../nbs/api/90_study.names.ipynb #e222fdfc
 class _Setting:

@@ -64,7 +64,7 @@ def _about(self:Study):
     bad = f', {len(runs)-len(ok)} with an error (study.runs.error; study.run() tries again)'*(len(ok)<len(runs))
     if not len(ok): return f'{self.name}: 0 of {n} runs{bad}'
     counts = {s: ok[f'{s}_pictures'].dropna().astype(int).unique() for s in ('valid','test') if f'{s}_pictures' in ok}
-    on = ' and '.join(f"{' or '.join(f'{o:,}' for o in v)} {s} pictures" for s,v in counts.items() if len(v))
+    on = ' and '.join(f"{' or '.join(f'{o:,}' if o else 'no' for o in v)} {s} pictures" for s,v in counts.items() if len(v))
     by = ', '.join(f"{k} {' and '.join(ok[k].unique())}" for k in _versions())
     return f"{self.name}: {len(ok)} of {n} runs{bad}{' with '*bool(_given(self.made_of))}{_given(self.made_of)}; mean ± standard deviation over seeds, on {on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}"
 

@@ -17,10 +17,11 @@ from fastcore.basics import noop, patch
 from fastprogress import fastprogress
 from filelock import FileLock, Timeout
 from importlib.metadata import version
+from numbers import Real
 from torch.nn import functional as F
 from torch.utils.data import Subset
 from .. import __version__
-from ..core import FineGrainedError, check, check_folder, check_number
+from ..core import FineGrainedError, check, check_folder, check_number, written_to
 from ..metrics import in_top
 from .names import _digest, _made_of, _settings
 
@@ -58,7 +59,8 @@ def measure(learn:Learner, # A trained one
         for split,dl in (('train', _still(learn.dls, most)), ('valid', learn.dls.valid)):
             learn.validate(dl=dl, cbs=(seen := _Scores()))
             res |= seen.row(split)
-        if data is not None and len(data['test']):
+        if data is not None and data['test'].label.isna().any(): res['test_pictures'] = 0 # as a publisher keeps them
+        elif data is not None and len(data['test']):
             with learn.added_cbs(seen := _Scores()): learn.test()
             if not hasattr(seen, 'n'): learn.validate(dl=learn.dls.test_dl(data['test'].index, with_labels=True), cbs=(seen := _Scores())) # read before, with these weights
             res |= seen.row('test')
@@ -101,8 +103,11 @@ def _put_aside(done, fn):
     try:
         fn.parent.mkdir(parents=True, exist_ok=True)
         done['learn'].opt = None # nobody trains it on
-        torch.save(done | dict(versions=_versions()), new := fn.with_name(fn.name+'.new'), pickle_module=cloudpickle)
-        os.replace(new, fn)
+        new = fn.with_name(fn.name+'.new')
+        try:
+            torch.save(done | dict(versions=_versions()), new, pickle_module=cloudpickle)
+            os.replace(new, fn)
+        finally: new.unlink(missing_ok=True)
     except Exception as e: warnings.warn(f'The trained learner could not be put aside ({type(e).__name__}: {_short(str(e))}): a stop while it is measured would train it again')
 
 def _trained(fn):
@@ -143,6 +148,7 @@ class Study:
         check(self.seeds and all(isinstance(o, int) and not isinstance(o, bool) for o in self.seeds) and len(set(self.seeds))==len(self.seeds), f'seeds={seeds!r}: give how many, or a list of different whole numbers')
         self.made_of,self.settings,self._here = _made_of(train),_settings(settings),_device(default_device())
         for o in self.settings: _callable_with(train, o)
+        self._unwritten = {}
         self._read()
 
 def _callable_with(train, setting):
@@ -151,34 +157,64 @@ def _callable_with(train, setting):
     except TypeError as e: raise FineGrainedError(f'train cannot be called with seed and {setting}: {e}') from None
 
 # %% ../../nbs/api/90a_study.table.ipynb #68355515
+_measured = [f'{s}_{k}' for s in ('train','valid','test') for k in ('top1','top5','loss','pictures')]
+
+def _flaw(row):
+    "What keeps `row` from being a row of a study, if something does"
+    if not isinstance(row, dict): return 'it is no row of a study'
+    kinds = dict(key=str, setting=dict, seed=int, error=(str,type(None)), device=str, date=str, seconds=Real)
+    if row.get('error') is None: kinds |= dict.fromkeys(_versions(), str) | dict.fromkeys(('epochs','minutes','parameters',*_measured[:None if row.get('test_pictures') else 8]), Real)
+    for k,kind in kinds.items():
+        if k not in row: return f"'{k}' is missing"
+        if not isinstance(row[k], kind) or isinstance(row[k], bool): return f"'{k}' is {row[k]!r}"
+
+def _lines(path):
+    "The first line of the file `path`, and the rows by the number of their line"
+    try: lines = path.read_text(encoding='utf-8').splitlines()
+    except ValueError as e: raise FineGrainedError(f"'{path}' is no table of a study ({e}): move it away, or give another name") from None
+    res = {}
+    for i,o in enumerate(lines, 1):
+        try: res[i] = json.loads(o)
+        except ValueError as e: raise FineGrainedError(f"'{path}' is no table of a study (line {i}: {e}): move it away, or give another name") from None
+    return res.pop(1, None),res
+
+# %% ../../nbs/api/90a_study.table.ipynb #9b83bde9
 @patch
 def _read(self:Study):
-    "Take over the rows of the file, if it is of this study"
-    self.rows = {}
-    if not self.path.exists(): return
+    "Take over the rows of the file, if it is of this study, and what could not be written to it"
+    if not self.path.exists():
+        self.rows = dict(self._unwritten)
+        return
     check(self.path.is_file(), f"'{self.path}' is no file: move it away, or give the study another name")
-    try: head,*rows = [json.loads(o) for o in self.path.read_text(encoding='utf-8').splitlines()]
-    except ValueError as e: raise FineGrainedError(f"'{self.path}' is no table of a study ({e}): move it away, or give another name") from None
+    head,rows = _lines(self.path)
     texts = isinstance(head, dict) and isinstance(head.get('made_of'), dict) and all(isinstance(o, str) for o in head['made_of'].values())
     check(texts, f"'{self.path}' does not begin as the table of a study: move it away, or give another name")
     was,now = head['made_of'],self.made_of
     said = [f'the code of {now["train"]} has changed' if k=='code' else f'{k} was {_short(was.get(k))} and is {_short(now.get(k))}' for k in dict.fromkeys([*was, *now]) if was.get(k)!=now.get(k)]
     check(not said, f"'{self.path}' holds runs of another '{self.name}': {'; '.join(said)}. Give the study another name, or delete the file to begin anew")
-    check(all(isinstance(o, dict) and {'key','setting','seed','error'}<=o.keys() and isinstance(o['setting'], dict) for o in rows), f"'{self.path}' has lines that are no rows of a study: move it away, or give another name")
-    self.rows = {o['key']: o for o in rows}
+    for i,o in rows.items():
+        flaw = _flaw(o)
+        check(flaw is None, f"'{self.path}', line {i}: {flaw}. Delete the line, and its run is done again, or move the file away")
+    self.rows = {o['key']: o for o in rows.values()} | self._unwritten
 
 def _short(s, n=120): return 'not given' if s is None else s if len(s)<=n else f'{s[:n//2]} … {s[-n//2:]}'
 
 @patch
 def _keep(self:Study, row):
-    "Put `row` into the file, the whole of it in one step"
-    self.rows[row['key']] = row
-    self.path.parent.mkdir(parents=True, exist_ok=True)
+    "Put `row` into the file, the whole of it in one step, and delete what was put aside for it"
+    self.rows[row['key']] = self._unwritten[row['key']] = row
     new = self.path.with_suffix('.new')
-    with new.open('w', encoding='utf-8') as f:
-        for o in (dict(study=self.name, made_of=self.made_of), *self.rows.values()): f.write(json.dumps(o)+'\n')
-        f.flush(), os.fsync(f.fileno())
-    os.replace(new, self.path)
+    with written_to(self.path, 'study.run() goes on: what is trained is not lost while this study is there'):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with new.open('w', encoding='utf-8') as f:
+                for o in (dict(study=self.name, made_of=self.made_of), *self.rows.values()): f.write(json.dumps(o)+'\n')
+                f.flush(), os.fsync(f.fileno())
+            os.replace(new, self.path)
+        finally: new.unlink(missing_ok=True)
+    for o in self._unwritten.values():
+        if o['error'] is None: self._aside(o['key']).unlink(missing_ok=True)
+    self._unwritten = {}
 
 # %% ../../nbs/api/90a_study.table.ipynb #f490cbad
 @patch
@@ -254,29 +290,42 @@ def _aside(self:Study, key): return self.path.with_name(f'{self.name}.{key}.trai
 
 @patch
 def _go(self:Study, bar):
-    n = len(self.settings)*len(self.seeds)
+    n,said = len(self.settings)*len(self.seeds),False
+    for row in [*self._unwritten.values()]: self._keep(row) # there was no room
     for setting,seed in self.todo():
         start = time.perf_counter()
         def say(what): bar.say(n-len(self.todo()), f'{n-len(self.todo())} of {n} runs · left: {self.left(time.perf_counter()-start)} · {setting}, seed {seed}: {what}')
         say('starts')
         row = self._try(setting, seed, say)
         self._keep(row)
-        if row['error'] is None: self._aside(row['key']).unlink(missing_ok=True)
+        if row.get('test_pictures')==0 and not said: said = bar.line('Not all pictures of the test split have a label, so its columns stay empty') or True
         if row['error']: bar.line(f"{setting}, seed {seed}: {_short(row['error'], 300)}")
     bar.say(n-len(self.todo()), f'{n-len(self.todo())} of {n} runs')
+
+# %% ../../nbs/api/90a_study.table.ipynb #5d8e562a
+@patch
+def _read_again(self:Study):
+    "Take over what others have done since, and stop where the runs would be of something else by now"
+    was,self.made_of = self.made_of,_made_of(self.train)
+    try: self._read()
+    except FineGrainedError:
+        self.made_of = was
+        raise
+    check(not self.rows or self.made_of==was, f"What the runs of '{self.name}' depend on has changed since it was made: make it anew")
 
 # %% ../../nbs/api/90a_study.table.ipynb #52159863
 @patch
 def run(self:Study, progress:bool=True # Show a bar
     )->Study:
     "Do the runs that are missing. Stop it whenever you like: what is finished is kept, and another `run` goes on"
-    self.path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(self.path.with_suffix('.lock'))
-    try: lock.acquire(timeout=0)
-    except Timeout: raise FineGrainedError(f"Another process is running '{self.name}' in {self.path.parent}: wait for it, or give the study another name") from None
+    with written_to(self.path, 'study.run() goes on'):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try: lock.acquire(timeout=0)
+        except Timeout: raise FineGrainedError(f"Another process is running '{self.name}' in {self.path.parent}: wait for it, or give the study another name") from None
     bar = None
     try:
-        self._read() # what others have done since
+        self._read_again()
         bar = _Bar(len(self.settings)*len(self.seeds), progress)
         self._go(bar)
     except KeyboardInterrupt: bar.line(f"Stopped with {len(self.todo())} runs missing; those that are finished are in {self.path}. study.run() goes on")

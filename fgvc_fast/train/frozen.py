@@ -107,6 +107,7 @@ def _check_steady(model, x, rows=False):
     "Stop where what is kept of `model` (a copy) would be random in training"
     def answers(): return _sees(model, x, rows).values()
     plain = [*answers()]
+    check(all(o.isfinite().all() for o in plain), 'The frozen body says nan or inf of pictures, so no head can learn from it: its weights are spoiled, build the learner with others')
     model.train()
     for m in model.modules():
         if hasattr(m, 'running_mean'): m.eval()
