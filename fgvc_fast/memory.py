@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['weights_checksum', 'is_own', 'function_parts', 'own_functions', 'class_attrs', 'loader_key', 'callback_key',
-           'question', 'learner_key', 'items_of', 'TrainedOn', 'trained_on']
+           'question', 'learner_key', 'items_of', 'trained_on', 'TrainedOn']
 
 # %% ../nbs/api/22b_memory.ipynb #3881ca03
 import numpy as np, os, pandas as pd, re, sys, torch, warnings
@@ -242,6 +242,13 @@ def _hashes(dl):
     items = items_of(dl)
     return pd.util.hash_array(np.array([o if isinstance(o, str) else '' for o in items], object))*np.array([isinstance(o, str) for o in items], np.uint64)
 
+# %% ../nbs/api/22b_memory.ipynb #1fbc2bf8
+def trained_on(learn, dl)->int:
+    "How many of the items of the loader `dl` are among those that `learn` trains on, or has trained on"
+    known,before = set(items_of(learn.dls.train))-{None},getattr(getattr(learn, 'trained_on', None), 'seen', ())
+    now,hashes = np.array([o in known for o in items_of(dl)], bool),_hashes(dl)
+    return int((now | np.isin(hashes, before) & (hashes>0)).sum())
+
 class TrainedOn(Callback):
     "Note which files a learner trains on, and warn where it validates on them"
     order = 30
@@ -252,9 +259,3 @@ class TrainedOn(Callback):
         if self.dl is not self.dls.valid or self.told is self.dls.valid.dataset: return
         self.told,n = self.dls.valid.dataset,trained_on(self.learn, self.dl)
         if n: warnings.warn(f'{n:,} of the {len(self.dl.dataset):,} pictures that this learner validates on were trained on: what comes out says how well they were learned by heart, not how good the model is')
-
-def trained_on(learn, dl)->int:
-    "How many of the items of the loader `dl` are among those that `learn` trains on, or has trained on"
-    known,before = set(items_of(learn.dls.train))-{None},getattr(getattr(learn, 'trained_on', None), 'seen', ())
-    now,hashes = np.array([o in known for o in items_of(dl)], bool),_hashes(dl)
-    return int((now | np.isin(hashes, before) & (hashes>0)).sum())

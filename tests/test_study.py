@@ -611,3 +611,16 @@ def test_a_test_split_whose_labels_are_kept_stays_empty(birds, tmp_path, capsys)
     study = Study('s', some, [{}], 2, tmp_path)
     assert not study.todo() and study.summary().valid_top1.notna().all() and 'no test pictures' in study.to_markdown() and 'test top-1' not in study.to_markdown()
     assert len(study.best())==1
+
+def test_a_value_that_changes_after_the_study_was_made(tmp_path):
+    "One object never mixes runs of two programs: it says what has changed, and keeps what it has"
+    more = 0
+    def train(seed, k):
+        if seed==1 and not more: raise KeyboardInterrupt
+        return learner()
+    study = Study('s', train, dict(k=[1]), seeds=2, folder=tmp_path).run(progress=False)
+    was,rows = study.made_of,dict(study.rows)
+    assert len(rows)==1
+    more = 3
+    with pytest.raises(FineGrainedError, match='more was 0 and is 3'): study.run(progress=False)
+    assert study.made_of==was and study.rows==rows
