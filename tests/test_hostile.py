@@ -422,6 +422,7 @@ call('FineGrainedInterpretation.plot_per_class', 'A', interp('plot_per_class'), 
 call('FineGrainedInterpretation.plot_confusion_matrix', 'A', interp('plot_confusion_matrix'), it({}), most=whole(1))
 call('FineGrainedInterpretation.plot_confused_pairs', 'A', interp('plot_confused_pairs'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against)
 call('FineGrainedInterpretation.plot_pair', 'A', interp('plot_pair'), lambda w: dict(one=w.dls.vocab[0], other=w.dls.vocab[1], k=1), one=name_of('pair'), other=name_of('pair'), k=count, method=method, against=against)
+call('FineGrainedInterpretation.top_losses', 'A', interp('top_losses'), it({}), k=whole(1, none=True), largest=look, items=look)
 call('FineGrainedInterpretation.plot_top_losses', 'A', interp('plot_top_losses'), it(dict(k=1)), k=count, largest=look, method=method, ncols=count, against=against)
 call('FineGrainedInterpretation.calibration', 'A', interp('calibration'), it({}), bins=count)
 call('FineGrainedInterpretation.ece', 'A', interp('ece'), it({}), bins=count)
