@@ -556,7 +556,7 @@ exceptions = { # 'Class.*': what is written under it
         'balanced_order share_of FineGrainedDL.share TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer LayerView Neighbours Prototypes CamReport FineGrainedModel Stage '
         'Robustness FeatureDL FrozenNorms Parallel SpreadRates PhaseRun PhaseRun.* PhaseWatch model_card Known ToyResNet toy_resnet',
     'callbacks without arguments of their own': 'FiniteLoss CPUAutocast SideLosses LossColumns DecayWeights SameStatistics NoValid',
-    'all of it goes to what it wraps, which checks it': 'FineGrainedLearner wandb_log TwoStreams.stage_index',
+    'all of it goes to what it wraps, which checks it': 'FineGrainedLearner FineGrainedLearner.predict wandb_log TwoStreams.stage_index',
     'what a callback said of itself, given back when a run goes on: a run is tried whole': 'EMA.load_state_dict L2SP.load_state_dict',
     'called inside of `distrib_ctx`': 'processes from_all',
     'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing in_lines',

@@ -11,6 +11,7 @@ from ..core import check, check_choice, check_number
 from ..interpret.cam import _load
 from ..interpret.score import _truth, disc_masks
 from ..levels import _levels_of
+from ..metrics import _check_answers, _no_answers
 from ..models.asked import _evaluating
 from .train import PixelModel
 
@@ -80,7 +81,10 @@ def occlusion(
         for x in _load(learn, rows)[1]:
             x,at = net.to_pixels(x.to(dev)),slice(done, done+len(x))
             done += len(x)
-            for k,d in hidden.items(): said.setdefault(k, []).append(net(hide(x, d[at])).argmax(1).cpu())
+            for k,d in hidden.items():
+                scores = net(hide(x, d[at]))
+                _check_answers(_no_answers(scores), len(x))
+                said.setdefault(k, []).append(scores.argmax(1).cpu())
     tree = _levels_of(learn.dls)
     res = pd.DataFrame([tree.accuracy(torch.cat(o), targs) if tree else dict(label=(torch.cat(o)==targs).float().mean().item()) for o in said.values()], index=pd.Index(said, name='hidden'))
     if tree and len(tree.levels)>1:
