@@ -123,6 +123,11 @@ def _mean_over(rows, targs, k, ref, ref_targs, f, files=None):
         total,n = total+f(hits[some], r[some]).double().sum().item(),n+some.sum().item()
     return total/n if n else float('nan')
 
+# %% ../nbs/api/21_embed.ipynb #f494cdc5
+def _any(hits, r): return hits.any(1)
+def _in_r(hits, r): return hits & (torch.arange(hits.shape[1], device=hits.device)<r[:,None])
+def _share_in_r(hits, r): return _in_r(hits, r).sum(1)/r
+
 # %% ../nbs/api/21_embed.ipynb #5b134e25
 def recall_at_k(rows, targs, # (n, nf) and their class numbers (n,)
     k:int=1, # Neighbours
@@ -131,10 +136,6 @@ def recall_at_k(rows, targs, # (n, nf) and their class numbers (n,)
     "Share of rows with one of their class among the `k` nearest"
     check_number('k', k, 1, whole=True)
     return _mean_over(rows, targs, k, ref, ref_targs, _any)
-
-def _any(hits, r): return hits.any(1)
-def _in_r(hits, r): return hits & (torch.arange(hits.shape[1], device=hits.device)<r[:,None])
-def _share_in_r(hits, r): return _in_r(hits, r).sum(1)/r
 
 def r_precision(rows, targs, # (n, nf) and their class numbers (n,)
     ref=None, ref_targs=None # Rows and class numbers to look among; `None`: the rows themselves, each without itself

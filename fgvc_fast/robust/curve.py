@@ -47,6 +47,7 @@ def _batches(learn, dl, n):
         done += len(x)
         yield x.to(dev),y[:len(x)].as_subclass(torch.Tensor).to(dev)
 
+# %% ../../nbs/api/62_robust.curve.ipynb #f7064dd0
 def robustness(
     learn, # Whose model
     attack=('fgsm','pgd'), # Names from `attacks`, or functions like them; PGD is always among them

@@ -61,6 +61,7 @@ def _hidden_and_control(learn, data, rows, part, grow):
     check(keep.any(), 'There is no picture in which the part and another can both be seen')
     return [i for i,k in zip(rows, keep) if k],*(np.where(np.arange(3)==2, grow*o[keep], o[keep]) for o in (discs, control))
 
+# %% ../../nbs/api/63_robust.occlude.ipynb #df693890
 def occlusion(
     learn, # Of a `fine_grained_learner` whose data set knows parts
     part=None, # Name of the part that counts, or one for each row (a Series); None: column `differs`
