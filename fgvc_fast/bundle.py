@@ -21,6 +21,7 @@ from uuid import uuid4
 from . import __version__
 from .core import FineGrainedError, check, check_choice, check_number, check_size, listing, written_to
 from .data.image import _open, centre_region, fit_aspect, is_one_picture, picture_suffixes, read_image, to_picture, upright_box, upright_size
+from .metrics import _check_answers, _no_answers
 from .models.head import heads
 from .models.model import FineGrainedModel, Normalise, fine_grained_model
 from .models.pool import pools
@@ -206,6 +207,7 @@ def predict(self:Bundle,
             done += [names[i] for i in idx]
             probs.append(p.cpu())
     _say(skipped, len(items), one)
+    _check_answers(sum(map(_no_answers, probs)), len(done))
     return self._table(done, probs, k, skipped)
 
 def _say(skipped, n, one):

@@ -63,6 +63,8 @@ losses.update({k: partial(metric_loss, k) for k in metric_losses})
 def _check_rows(name, o, nf=None):
     ok = isinstance(o, torch.Tensor) and o.ndim==2 and nf in (None,o.shape[1])
     check(ok, f"{name}={type(o).__name__} of shape {tuple(getattr(o, 'shape', ()))}: give rows, a tensor (n, {nf or 'nf'})")
+    bad = (~o.isfinite().all(1)).sum().item()
+    check(not bad, f"{name}: {bad:,} of {len(o):,} rows hold NaN or infinity, and are near nothing. Did training diverge, or are there damaged pictures among them?")
 
 def _check_targs(rows, targs, ref, ref_targs):
     "Stop unless each row has a class number"
@@ -71,6 +73,7 @@ def _check_targs(rows, targs, ref, ref_targs):
         ok = isinstance(t, torch.Tensor) and t.ndim==1 and len(t)==len(o) and not t.is_floating_point() and t.dtype!=torch.bool and (not len(t) or bool(t.min()>=0))
         check(ok, f"{name}={type(t).__name__} of shape {tuple(getattr(t, 'shape', ()))}: give {len(o)} class numbers, from 0 up")
 
+# %% ../nbs/api/21_embed.ipynb #31ecb6e0
 def nearest(
     rows, # (n, nf) whose neighbours are looked for
     k:int=5, # How many (at most as many as there are)
@@ -81,31 +84,49 @@ def nearest(
     check_number('k', k, 1, whole=True), check_number('chunk', chunk, 1, whole=True)
     _check_rows('rows', rows)
     if ref is not None: _check_rows('ref', ref, rows.shape[1])
+    yield from _near(rows, k, ref, chunk)
+
+def _near(rows, k, ref=None, chunk=1024, files=None):
+    "`nearest`; with `files`, numbers (n,) and (m,), a row of the same file is none: its cosine is -inf"
     q = F.normalize(_wide(rows))
     r = q if ref is None else F.normalize(_wide(ref))
     for i in range(0, len(q), chunk):
         sim = q[i:i+chunk] @ r.T
         if ref is None: sim.diagonal(i).fill_(-torch.inf) # nobody is their own neighbour
+        if files is not None: sim.masked_fill_(files[0][i:i+chunk,None]==files[-1], -torch.inf)
         yield sim.topk(min(k, len(r) - int(ref is None)), 1)
 
 # %% ../nbs/api/21_embed.ipynb #0aadb722
-def _hits(rows, targs, k, ref, ref_targs):
+def _others(targs, own, ref, files):
+    "For each row how many of its class there are to be found among classes `own`: not itself, and none of the same file"
+    n = own.bincount(minlength=int(targs.max())+1)[targs]
+    if files is None: return n - int(ref is None)
+    step = 1+max(o.max() for o in files)
+    at = torch.cat([own*step+files[-1], targs*step+files[0]]).unique(return_inverse=True)[1]
+    return n - at[:len(own)].bincount(minlength=int(at.max())+1)[at[len(own):]]
+
+def _hits(rows, targs, k, ref, ref_targs, files):
     "For some rows at a time: which of the `k` nearest are of their class (b, k), and of how many (b,)"
     own = targs if ref is None else ref_targs
-    r,done = own.bincount(minlength=int(targs.max())+1)[targs] - int(ref is None),0
-    for _,i in nearest(rows, r.max().clamp(min=1).item() if k is None else k, ref):
+    r,done = _others(targs, own, ref, files),0
+    for cos,i in _near(rows, r.max().clamp(min=1).item() if k is None else k, ref, files=files):
         b = slice(done, done+len(i))
         done = b.stop
-        yield own[i]==targs[b,None],r[b]
+        yield (own[i]==targs[b,None]) & (cos>-torch.inf),r[b]
 
-def _mean_over(rows, targs, k, ref, ref_targs, f):
+def _mean_over(rows, targs, k, ref, ref_targs, f, files=None):
     "The mean of `f(hits, how many there are)` over the rows for which there is something to find"
     _check_targs(rows, targs, ref, ref_targs)
     total = n = 0
-    for hits,r in _hits(rows, targs, k, ref, ref_targs):
+    for hits,r in _hits(rows, targs, k, ref, ref_targs, files):
         some = r>0
         total,n = total+f(hits[some], r[some]).double().sum().item(),n+some.sum().item()
     return total/n if n else float('nan')
+
+# %% ../nbs/api/21_embed.ipynb #f494cdc5
+def _any(hits, r): return hits.any(1)
+def _in_r(hits, r): return hits & (torch.arange(hits.shape[1], device=hits.device)<r[:,None])
+def _share_in_r(hits, r): return _in_r(hits, r).sum(1)/r
 
 # %% ../nbs/api/21_embed.ipynb #5b134e25
 def recall_at_k(rows, targs, # (n, nf) and their class numbers (n,)
@@ -114,15 +135,13 @@ def recall_at_k(rows, targs, # (n, nf) and their class numbers (n,)
     )->float:
     "Share of rows with one of their class among the `k` nearest"
     check_number('k', k, 1, whole=True)
-    return _mean_over(rows, targs, k, ref, ref_targs, lambda hits,r: hits.any(1))
-
-def _in_r(hits, r): return hits & (torch.arange(hits.shape[1], device=hits.device)<r[:,None])
+    return _mean_over(rows, targs, k, ref, ref_targs, _any)
 
 def r_precision(rows, targs, # (n, nf) and their class numbers (n,)
     ref=None, ref_targs=None # Rows and class numbers to look among; `None`: the rows themselves, each without itself
     )->float:
     "Share of a row's R nearest that are of its class, of which there are R"
-    return _mean_over(rows, targs, None, ref, ref_targs, lambda hits,r: _in_r(hits, r).sum(1)/r)
+    return _mean_over(rows, targs, None, ref, ref_targs, _share_in_r)
 
 # %% ../nbs/api/21_embed.ipynb #0914762d
 def _ap_at_r(hits, r):
@@ -141,11 +160,22 @@ def knn_accuracy(rows, targs, # (n, nf) and their class numbers (n,)
     ref=None, ref_targs=None # Of other pictures; None: one another
     )->float:
     "Share of rows whose class is that of most of the `k` nearest"
+    check_number('k', k, 1, whole=True)
     _check_targs(rows, targs, ref, ref_targs)
-    own,right,done = targs if ref is None else ref_targs,0,0
-    for _,i in nearest(rows, k, ref):
-        votes = torch.zeros(len(i), int(own.max())+1, dtype=torch.float64, device=i.device)
+    return _vote(rows, targs, k, ref, ref_targs)
+
+def _vote(rows, targs, k, ref=None, ref_targs=None, files=None):
+    own,right,n,done = targs if ref is None else ref_targs,0,0,0
+    for cos,i in _near(rows, k, ref, files=files):
+        votes,there = torch.zeros(len(i), int(own.max())+1, dtype=torch.float64, device=i.device),cos>-torch.inf
         worth = 1 + .5**torch.arange(1, i.shape[1]+1, device=i.device, dtype=torch.float64) # nearer ones break a tie, and cannot outvote
-        said = votes.scatter_add(1, own[i], worth.expand(len(i), -1)).argmax(1)
-        right,done = right+(said==targs[done:done+len(i)]).sum().item(),done+len(i)
-    return right/done if done else float('nan')
+        said,some = votes.scatter_add(1, own[i], worth*there).argmax(1),there.any(1)
+        right,n = right+((said==targs[done:done+len(i)]) & some).sum().item(),n+some.sum().item()
+        done += len(i)
+    return right/n if n else float('nan')
+
+def _measures(rows, targs, ks, ref=None, ref_targs=None, files=None):
+    "All four by name, in which a row of the same of `files` is no neighbour"
+    def mean(k, f): return _mean_over(rows, targs, k, ref, ref_targs, f, files)
+    res = {f'recall@{k}': mean(k, _any) for k in ks} | {'mAP@R': mean(None, _ap_at_r), 'R-precision': mean(None, _share_in_r)}
+    return res | {f'{ks[-1]}-NN accuracy': _vote(rows, targs, ks[-1], ref, ref_targs, files)}

@@ -24,7 +24,7 @@ from .core import check, check_choice, check_number, listing
 from .data.block import CropResize, LabelOf
 from .levels import _levels_of, _tree_of
 from .memory import TrainedOn, _called, callback_key, question, trained_on
-from .metrics import in_top, per_class_accuracy
+from .metrics import _check_answers, _no_answers, in_top, per_class_accuracy
 from .models.given import GivenPartPool
 from .models.head import LevelHead, heads
 from .models.model import fine_grained_model
@@ -221,8 +221,9 @@ def summary_card(self:Learner)->pd.DataFrame:
 class _Gather(Callback):
     "Keeps of each picture what `few` says of its scores (and of its label), and not the scores"
     def __init__(self, few): self.few = few
-    def before_validate(self): self.done,self.got = 0,None
+    def before_validate(self): self.done,self.got,self.bad = 0,None,0
     def after_pred(self):
+        self.bad = self.bad + _no_answers(self.pred.detach())
         said = self.few(self.pred.detach().float(), *self.yb)
         if self.got is None: self.got = [torch.empty(self.dl.n, *o.shape[1:], dtype=o.dtype) for o in said]
         to = slice(self.done, self.done+len(said[0]))
@@ -235,6 +236,7 @@ def _gather(learn, dl, few):
     learn.get_preds(dl=dl, with_preds=False, with_targs=False, reorder=False, cbs=gather)
     check(gather.done, 'There are no pictures in this loader')
     check(gather.done==len(gather.got[0]), f'This process saw {gather.done:,} of {len(gather.got[0]):,} pictures: ask outside of `distrib_ctx`, where one process sees all')
+    _check_answers(gather.bad, gather.done)
     return gather.got
 
 # %% ../nbs/api/42_learner.ipynb #9e24c4b7
@@ -284,3 +286,15 @@ def test(self:Learner)->pd.DataFrame:
     n = sum(o==root for o,_ in self._test_reads.values())
     if n>1: warnings.warn(f"The test split has now been read {n} times, with different weights or cuts, or with hooks or callbacks of which nobody here knows what they do. If you choose by it, it is no test any more: choose by the validation split.")
     return res.copy()
+
+# %% ../nbs/api/42_learner.ipynb #06588032
+@patch
+def predict(self:FineGrainedLearner,
+    item, # A row of the data set, a path or a picture
+    rm_type_tfms=None, # As fastai's
+    with_input=False # As fastai's
+    ):
+    "As fastai's: the name, its number and the probabilities; an error where they are NaN"
+    res = Learner.predict(self, item, rm_type_tfms, with_input)
+    if torch.is_tensor(p := res[-1]): _check_answers(_no_answers(p[None]), 1)
+    return res

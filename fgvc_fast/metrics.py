@@ -6,6 +6,7 @@
 __all__ = ['in_top', 'top_k', 'per_class_accuracy']
 
 # %% ../nbs/api/22_metrics.ipynb #82e7f5ea
+import torch
 from .core import check, check_number
 from torch import Tensor
 
@@ -41,3 +42,13 @@ def per_class_accuracy(preds:Tensor, # (n, classes) scores, or (n,) class number
     if preds.ndim==2: n,preds = preds.shape[1],preds.argmax(1)
     right,seen = targs[preds==targs].bincount(minlength=n),targs.bincount(minlength=n)
     return right/seen
+
+# %% ../nbs/api/22_metrics.ipynb #57175345
+def _no_answers(*scores):
+    "Of how many rows any of `scores` (n, ...) is no answer: NaN is in it, or its highest is infinite"
+    return torch.stack([~o.flatten(1).amax(1).isfinite() for o in scores]).any(0).sum()
+
+def _check_answers(bad, n):
+    "Stop where what the network says of `bad` of `n` pictures is no answer"
+    bad = int(bad)
+    check(not bad, f"What the network says of {bad:,} of {n:,} pictures is NaN or infinite, and no figure can be made of that. If it is all of them, its weights are NaN or far too large: train anew at a lower rate, or load others. If it is some, look for damaged ones with `data.check()`. In fp16, try amp='bf16' or None")

@@ -17,7 +17,7 @@ from .core import FineGrainedError, check, listing
 from .data.block import CropResize
 from .learner import _name, check_vocab, test_read
 from .levels import _check_tree
-from .metrics import per_class_accuracy, top_k
+from .metrics import _check_answers, _no_answers, per_class_accuracy, top_k
 
 # %% ../nbs/api/92_save.ipynb #2d5fe9ee
 def _cut(dl):
@@ -77,6 +77,7 @@ def _measure(net, dl, split, show):
     "What `net` gets right of the pictures of the loader `dl`"
     res = [(net(b[0]).cpu(), b[-1].cpu()) for b in _bar(dl, show)]
     preds,targs = [torch.cat([torch.as_tensor(t) for t in o]) for o in zip(*res)]
+    _check_answers(_no_answers(preds), len(preds))
     return _row(split, len(targs), top_k(preds, targs, 1), top_k(preds, targs, 5), per_class_accuracy(preds, targs).nanmean().item(), preds.shape[1])
 
 def _row(split, pictures, top1, top5, per_class, n): return dict(split=split, pictures=int(pictures), top_1=top1) | ({'top_5': top5} if n>5 else {}) | dict(per_class=per_class)

@@ -1,8 +1,9 @@
 "Measures of embeddings against a slow loop and pytorch-metric-learning; neighbours, prototypes, and batches with several of a class"
 import math
-import numpy as np, pytest, torch
-from fgvc_fast.all import (balanced_order, fine_grained_data, fine_grained_learner, knn_accuracy, map_at_r, metric_loss, nearest, r_precision, recall_at_k)
+import numpy as np, pandas as pd, pytest, torch
+from fgvc_fast.all import (FineGrainedData, balanced_order, fine_grained_data, fine_grained_learner, knn_accuracy, map_at_r, metric_loss, nearest, r_precision, recall_at_k)
 from fgvc_fast.core import FineGrainedError
+from fgvc_fast.embed import _measures
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -157,3 +158,37 @@ def test_prototypes_are_class_means(learn, data):
     said = birds.predict(files)
     assert said.label.tolist()==['Nobody']*2 and (said.farther>0).all()
     with pytest.raises(FineGrainedError, match='knows that class already'): learn.prototypes({learn.dls.vocab[0]: files})
+
+def test_no_file_is_its_own_neighbour(learn, data, tmp_path):
+    "However it is called: its row, another row of it, its path, a link to it"
+    i = int(learn.dls.train_ds.items[0])
+    (link := tmp_path/'link.jpg').symlink_to(data.path(i).resolve())
+    for o in (i, data.path(i), str(data.path(i)), link): assert i not in learn.retrieve(o, 400).df['item'].tolist()
+    one,many = learn.retrieve(i, 3).df,learn.retrieve(i, 10**6).df
+    assert len(many)==len(learn.dls.train_ds)-1 and many['item'].tolist()[:3]==one['item'].tolist()
+    half = data.items.assign(split=['train' if o==i or o%2 else 'valid' for o in data.items.index])
+    twice = FineGrainedData(pd.concat([half, half], ignore_index=True), data.root, data.levels) # a row for each of two boxes
+    own,learn.dls = learn.dls,twice.dls(64, bs=8, num_workers=0)
+    try:
+        df = learn.retrieve(i, 5).df
+        assert i%len(data.items) not in (df['item']%len(data.items)).tolist() and (df.cosine<1-1e-6).all()
+        (v,vy),(t,ty) = learn.embeddings('valid'),learn.embeddings()
+        files = torch.tensor([int(o)%len(data.items) for o in learn.dls.valid_ds.items])
+        cos = (v@v.T).masked_fill(files[:,None]==files, -2)
+        got = learn.retrieval_metrics((1,)).iloc[0]
+        np.testing.assert_allclose(got['recall@1'], (vy[cos.argmax(1)]==vy).double().mean(), atol=1e-6)
+        assert got['recall@1']<1
+    finally: learn.dls = own
+
+def test_files_are_left_out_of_all_measures():
+    "As if, for each row, the others of its file were not there"
+    rows,y,files = torch.randn(30, 3),torch.randint(3, (30,)),torch.randint(9, (30,))
+    some = [(i, (files!=files[i]).nonzero()[:,0]) for i in range(30)]
+    one_by_one = [_measures(rows[i:i+1], y[i:i+1], (1,4), rows[o], y[o]) for i,o in some]
+    for k,v in _measures(rows, y, (1,4), files=[files]).items(): np.testing.assert_allclose(v, np.nanmean([o[k] for o in one_by_one]))
+    for k,v in _measures(rows, y, (1,4), rows, y, files=[files,files]).items(): np.testing.assert_allclose(v, np.nanmean([o[k] for o in one_by_one]))
+
+@pytest.mark.parametrize('t', (0, 1))
+def test_a_row_without_neighbours(t):
+    y = torch.tensor([t])
+    assert all(math.isnan(f(torch.randn(1, 4), y)) for f in (knn_accuracy, recall_at_k, r_precision, map_at_r))

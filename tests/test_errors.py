@@ -120,6 +120,7 @@ def test_every_method_of_fastais_interpretation(ours, cls, split, capsys):
         torch.testing.assert_close(p, preds[[0,2]], atol=1e-5, rtol=1e-5)
         assert torch.equal(t, targs[[0,2]])
     assert len(it.top_losses()[0])==n and len(it.top_losses(2, largest=False)[0])==2
+    if cls is FineGrainedInterpretation: assert len(it.top_losses(n+1)[0])==len(it.top_losses(10**6, items=True)[2])==n
     for show,shown in ((lambda: it.plot_top_losses(4), 4), (lambda: it.plot_top_losses(4, largest=False), 4), (lambda: it.plot_top_losses(range(1,3)), 2), (lambda: it.plot_top_losses([0,2]), 2), (lambda: it.show_results([0,3]), 2), (lambda: it.show_results(torch.tensor([1])), 1), (lambda: it.show_results(0), 1)):
         show()
         assert sum(len(ax.images)>0 for ax in plt.gcf().get_axes())==shown

@@ -117,16 +117,57 @@ def test_the_rate_finder_and_fastais_own_go_on():
     assert ended and not equal(weights(learn), was)
 
 class CPUHalf(MixedPrecision):
-    order = MixedPrecision.order
+    order,scale = MixedPrecision.order,2.**60
     def before_fit(self):
         super().before_fit()
-        self.autocast,self.learn.scaler = torch.autocast('cpu', torch.float16),torch.amp.GradScaler('cpu', init_scale=2.**60, enabled=True)
+        self.autocast,self.learn.scaler = torch.autocast('cpu', torch.float16),torch.amp.GradScaler('cpu', init_scale=self.scale, enabled=True)
 
 def test_skipped_steps_of_float16_are_no_nan():
     learn,steps = learner(),[]
     learn.add_cb(CPUHalf(AMPMode.BF16))
     with learn.no_logging(): learn.fit(20, 1e-3, cbs=Callback(after_step=lambda self: steps.append(1)))
     assert 0<len(steps)<=80 and learn.scaler is None
+
+def half(learn):
+    learn.add_cb(cb := CPUHalf(AMPMode.BF16))
+    cb.scale = 2.**16
+    return learn
+
+class NoSlope(Callback):
+    "A loss that is 0 and has no slope"
+    def after_loss(self): self.learn.loss_grad = self.loss_grad + (self.pred-self.pred).abs().sqrt().sum()
+
+@pytest.mark.parametrize('how', ['fit', 'phases'])
+def test_a_gradient_that_no_scale_helps(how):
+    "Of 17 skipped steps the scale is below 1; the loss that is shown is well all the time"
+    learn = half(learner())
+    was = weights(learn)
+    with learn.no_logging(), pytest.raises(NonFiniteLoss, match='at whatever loss scale, so that the last 17 steps were skipped, in batch 1 of epoch 4'):
+        if how=='fit': learn.fit(9, 1e-2, cbs=NoSlope())
+        else: learn.fit_phases([Phase('all', 9, lr=1e-2)], cbs=NoSlope())
+    assert all(torch.equal(v, was[k]) for k,v in learn.model.named_parameters())
+    with learn.no_logging(): learn.fit(1, 1e-2) # the next begins with a scale of its own
+    assert not equal(weights(learn), was)
+
+def test_too_short_to_know():
+    learn = half(learner())
+    with learn.no_logging(), pytest.warns(UserWarning, match='Nothing was learned.* in all 8 steps'): learn.fit(2, 1e-2, cbs=NoSlope())
+
+@pytest.mark.parametrize('amp', [True, False])
+def test_a_side_loss_that_is_nan(amp):
+    "It is named, in the batch in which it is, although the loss that is shown is well"
+    from fgvc_fast.all import AddLoss, fine_grained_data, fine_grained_learner
+    data = fine_grained_data('toy_birds', families=2, species=2, per_class=8, size=48, seed=0)
+    learn = fine_grained_learner(data.dls(32, bs=8, num_workers=0), 'toy_resnet', amp=None)
+    learn.remove_cb(learn.progress)
+    if amp: half(learn)
+    seen = []
+    def mine(x, y):
+        seen.append(1)
+        return x.sum()*(math.nan if len(seen)>1 else 1)
+    was = weights(learn)
+    with learn.no_logging(), pytest.raises(NonFiniteLoss, match="the loss 'mine' is NaN or infinite in batch 2 of epoch 0"): learn.fit(2, 1e-3, cbs=AddLoss(mine))
+    assert equal(weights(learn), was)
 
 def test_fit_phases_brings_it_along():
     learn = learner(cbs=False)

@@ -422,6 +422,7 @@ call('FineGrainedInterpretation.plot_per_class', 'A', interp('plot_per_class'), 
 call('FineGrainedInterpretation.plot_confusion_matrix', 'A', interp('plot_confusion_matrix'), it({}), most=whole(1))
 call('FineGrainedInterpretation.plot_confused_pairs', 'A', interp('plot_confused_pairs'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against)
 call('FineGrainedInterpretation.plot_pair', 'A', interp('plot_pair'), lambda w: dict(one=w.dls.vocab[0], other=w.dls.vocab[1], k=1), one=name_of('pair'), other=name_of('pair'), k=count, method=method, against=against)
+call('FineGrainedInterpretation.top_losses', 'A', interp('top_losses'), it({}), k=whole(1, none=True), largest=look, items=look)
 call('FineGrainedInterpretation.plot_top_losses', 'A', interp('plot_top_losses'), it(dict(k=1)), k=count, largest=look, method=method, ncols=count, against=against)
 call('FineGrainedInterpretation.calibration', 'A', interp('calibration'), it({}), bins=count)
 call('FineGrainedInterpretation.ece', 'A', interp('ece'), it({}), bins=count)
@@ -555,7 +556,7 @@ exceptions = { # 'Class.*': what is written under it
         'balanced_order share_of FineGrainedDL.share TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer LayerView Neighbours Prototypes CamReport FineGrainedModel Stage '
         'Robustness FeatureDL FrozenNorms Parallel SpreadRates PhaseRun PhaseRun.* PhaseWatch model_card Known ToyResNet toy_resnet',
     'callbacks without arguments of their own': 'FiniteLoss CPUAutocast SideLosses LossColumns DecayWeights SameStatistics NoValid',
-    'all of it goes to what it wraps, which checks it': 'FineGrainedLearner wandb_log TwoStreams.stage_index',
+    'all of it goes to what it wraps, which checks it': 'FineGrainedLearner FineGrainedLearner.predict wandb_log TwoStreams.stage_index',
     'what a callback said of itself, given back when a run goes on: a run is tried whole': 'EMA.load_state_dict L2SP.load_state_dict',
     'called inside of `distrib_ctx`': 'processes from_all',
     'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing in_lines',

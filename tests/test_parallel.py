@@ -1,7 +1,7 @@
 "Two processes on one machine (gloo): what they read, compute, stop at and write is what one process would"
 import gc, multiprocessing, os, pickle, socket, traceback, weakref
 import numpy as np, pytest, torch
-from fastai.basics import Callback, accuracy, set_seed
+from fastai.basics import Callback, CancelStepException, accuracy, set_seed
 from fastai.metrics import Dice, F1Score
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.bundle import load_bundle
@@ -265,10 +265,20 @@ class Poison(Callback):
     def __init__(self, n): self.left = n
     def before_batch(self):
         self.left -= 1
-        if self.left==0 and os.environ['RANK']=='1': self.learn.xb = (self.xb[0].index_fill(0, torch.tensor([0]), float('nan')),)
+        if self.left==0 and os.environ['RANK']=='1': self.spoil()
+    def spoil(self): self.learn.xb = (self.xb[0].index_fill(0, torch.tensor([0]), float('nan')),)
 
+class PoisonedStep(Poison):
+    "What is stepped on is NaN, and all that is shown is well: float16 would skip the step"
+    def spoil(self): self.now = True
+    def after_loss(self):
+        if self.__dict__.pop('now', False): self.learn.loss_grad = self.loss_grad*float('nan')
+    def before_step(self):
+        if any(p.grad is not None and p.grad.isnan().any() for p in self.model.parameters()): raise CancelStepException
+
+@pytest.mark.parametrize('poison', [Poison,PoisonedStep])
 @pytest.mark.parametrize('n', [5,8]) # within an epoch; its last batch
-def test_nan_in_one_process(birds, tmp_path, n):
+def test_nan_in_one_process(birds, tmp_path, n, poison):
     "What one process met stops both, with the weights of the last good epoch in each, and leaves a learner that trains"
     def once():
         learn,kept = learner(birds, 6, head=plain_head),[]
@@ -276,7 +286,7 @@ def test_nan_in_one_process(birds, tmp_path, n):
             order = 200
             def after_epoch(self): kept.append(state(self.learn))
         with learn.no_logging(), learn.distrib_ctx(cpu=True):
-            try: learn.fit(3, 1e-3, cbs=[Poison(n),Keep()])
+            try: learn.fit(3, 1e-3, cbs=[poison(n),Keep()])
             except FineGrainedError as e: said = str(e)
             else: said = 'nothing'
             w = state(learn)

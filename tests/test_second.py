@@ -165,3 +165,12 @@ def test_seeds():
     (lambda: CovPool(8, iters=0), 'iters=0'), (lambda: BilinearPool(8, streams=(4,5)), r'streams=\(4, 5\).*together the 8'), (lambda: CompactPool(8, streams=(8,)), 'streams'), (lambda: BilinearPool(8, streams=(8,0)), 'streams')])
 def test_options_that_cannot_be(make, said):
     with pytest.raises(FineGrainedError, match=said): make()
+
+@pytest.mark.parametrize('pool', (CovPool, BilinearPool))
+@pytest.mark.parametrize('C', (6, 40), ids=('narrow', 'wide'))
+def test_a_gradient_asked_for_inside_autocast(pool, C):
+    "As of attacks and maps in mixed precision: the way back is as exact as the way there"
+    x,o = torch.randn(2, C, 5, 5, requires_grad=True),pool(C).eval()
+    want, = torch.autograd.grad(o(x).sum(), x)
+    with torch.autocast('cpu', torch.bfloat16): got, = torch.autograd.grad(o(x).sum(), x)
+    torch.testing.assert_close(got, want, rtol=.05, atol=.05*want.abs().max().item())

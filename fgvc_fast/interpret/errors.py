@@ -282,6 +282,17 @@ def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method, again
     for ax in axs: ax.axis('off')
     self._draw(axs, idxs, [f'{say.get(self.preds[o].item(), "another")}, {self.probs[o]:.0%} sure' for o in idxs], method, against)
 
+# %% ../../nbs/api/52_interpret.errors.ipynb #f147f072
+@patch
+def top_losses(self:FineGrainedInterpretation,
+    k:int=None, # How many, at most as many as there are pictures; None: all
+    largest:bool=True, # Largest losses, or smallest
+    items:bool=False # Items of the loader too?
+    ):
+    "The `k` largest losses and the pictures' numbers, as fastai's"
+    if k is not None: k = min(check_number('k', k, 1, whole=True), len(self.losses))
+    return Interpretation.top_losses(self, k, largest, items)
+
 # %% ../../nbs/api/52_interpret.errors.ipynb #bfdc447e
 def _which(k, n):
     "Stop unless `k` is a number of pictures, or a list or range of places among `n`"
@@ -302,7 +313,7 @@ def plot_top_losses(self:FineGrainedInterpretation,
     check_number('ncols', ncols, 1, whole=True)
     _which(k, len(self.losses))
     self._as_asked()
-    idxs = self.top_losses(min(k, len(self.losses)) if isinstance(k, Integral) else None, largest)[1]
+    idxs = self.top_losses(k if isinstance(k, Integral) else None, largest)[1]
     if not isinstance(k, Integral): idxs = idxs[list(k)]
     ncols = min(ncols, len(idxs))
     nrows = -(-len(idxs)//ncols)

@@ -13,6 +13,7 @@ from ..core import check, check_number, in_plot, listing
 from .cam import _load, _shown, draw_cam
 from .layers import _as_it_is, _runnable
 from ..memory import question
+from ..metrics import _check_answers, _no_answers
 from ..models.model import FineGrainedModel
 from numbers import Integral
 from torch import nn
@@ -43,7 +44,10 @@ def _batches(self:FeatureHierarchy, items):
     dev = next(self.model.parameters()).device
     for x in _load(self.learn, items)[1]:
         x = x.as_subclass(torch.Tensor).to(dev)
-        with _as_it_is(self.model, dev): yield x,self.model.body.see(self.model.norm(x), stages=range(len(self.stages)))[1]['stages']
+        with _as_it_is(self.model, dev):
+            ms = self.model.body.see(self.model.norm(x), stages=range(len(self.stages)))[1]['stages']
+            _check_answers(_no_answers(*ms), len(x))
+            yield x,ms
 
 @patch
 def maps(self:FeatureHierarchy, items # As `cam`
@@ -228,6 +232,7 @@ def receptive_fields(self:FeatureHierarchy, items=None # As `cam`; None: the fir
         with _as_it_is(self.model, dev), torch.enable_grad():
             for k,m in zip(self.stages, self.model.body.see(self.model.norm(x), stages=range(len(self.stages)))[1]['stages']):
                 g, = torch.autograd.grad(m[:,:,m.shape[2]//2,m.shape[3]//2].sum(), x, retain_graph=True)
+                _check_answers(_no_answers(g), len(x))
                 res[k] = res[k] + g.abs().sum((0,1)).cpu()
     return {k: o/o.max().clamp(min=1e-12) for k,o in res.items()}
 

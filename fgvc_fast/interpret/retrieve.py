@@ -6,7 +6,7 @@
 __all__ = ['Neighbours', 'Prototypes']
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #718be60c
-import pandas as pd, torch
+import os, pandas as pd, torch
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
 from fastai.learner import Learner
@@ -18,10 +18,10 @@ from PIL import Image
 from torch.nn import functional as F
 from weakref import WeakKeyDictionary
 from ..core import check, check_number, in_lines, listing
-from ..embed import knn_accuracy, map_at_r, nearest, r_precision, recall_at_k
+from ..embed import _measures, _near
 from .cam import _shown
 from ..learner import _gather, check_vocab
-from ..memory import callback_key, learner_key, question
+from ..memory import callback_key, items_of, learner_key, question
 from ..models.model import FineGrainedModel
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #68fb275b
@@ -66,6 +66,19 @@ def embeddings(self:Learner,
     check(isinstance(split, str) and split in ('train','valid'), f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
     return tuple(o.clone() for o in _kept(self, split)) # what is done to them stays with the user
 
+# %% ../../nbs/api/54_interpret.retrieve.ipynb #d8f0c258
+def _file(o):
+    "What tells the item `o` (see `items_of`) from others: of a file, however it is called, where it lies on the disk"
+    if not isinstance(o, str): return object() if o is None else o
+    try: st = os.stat(o)
+    except (OSError, ValueError): return o
+    return (st.st_dev,st.st_ino) if st.st_ino else os.path.realpath(o)
+
+def _file_numbers(*dls):
+    "For each of `dls` a number for each item (n,), the same for rows of the same file"
+    at = {}
+    return [torch.tensor([at.setdefault(_file(o), len(at)) for o in items_of(dl)]) for dl in dls]
+
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #03dc6fba
 class Neighbours:
     "The training pictures nearest to one"
@@ -103,10 +116,9 @@ def retrieve(self:Learner,
     check(isinstance(item, (str,Path,Integral,Image.Image,bytes)), f'retrieve looks for the neighbours of one picture: give a path, a picture or a row of the data set, not {type(item).__name__}')
     check_number('k', k, 1, whole=True)
     (rows,targs),items = _kept(self),self.dls.train.dataset.items
-    own = [i for i,o in enumerate(items) if isinstance(o, Integral) and isinstance(item, Integral) and o==item] # a training picture is no neighbour of its own
-    query = _embed(self, [item])
-    (cos,i), = nearest(query, k+len(own), rows)
-    keep = [(c,j) for c,j in zip(cos[0].tolist(), i[0].tolist()) if j not in own][:k]
+    dl = _loader(self, [item])
+    (cos,i), = _near(_rows_of(self, dl)[0], k, rows, files=_file_numbers(dl, self.dls.train))
+    keep = [(c,j) for c,j in zip(cos[0].tolist(), i[0].tolist()) if c>-torch.inf]
     return Neighbours(self, item, pd.DataFrame(dict(item=[items[j] for _,j in keep], label=[self.dls.vocab[targs[j]] for _,j in keep], cosine=[c for c,_ in keep])))
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #63bb327f
@@ -118,8 +130,8 @@ def retrieval_metrics(self:Learner,
     check(isinstance(ks, (tuple,list)) and len(ks), f'ks={ks!r}: give numbers of neighbours, as (1, 5)')
     for k in ks: check_number('ks: k', k, 1, whole=True)
     v,t = _kept(self, 'valid'),_kept(self)
-    def row(*ref): return {f'recall@{k}': recall_at_k(*v, k, *ref) for k in ks} | {'mAP@R': map_at_r(*v, *ref), 'R-precision': r_precision(*v, *ref), f'{ks[-1]}-NN accuracy': knn_accuracy(*v, ks[-1], *ref)}
-    return pd.DataFrame([row(), row(*t)], index=['among one another', 'among training pictures'])
+    files = _file_numbers(self.dls.valid, self.dls.train)
+    return pd.DataFrame([_measures(*v, ks, files=files[:1]), _measures(*v, ks, *t, files=files)], index=['among one another', 'among training pictures'])
 
 # %% ../../nbs/api/54_interpret.retrieve.ipynb #9c0eafa4
 class Prototypes:

@@ -12,7 +12,7 @@ from ..core import check, check_number, in_lines
 from .cam import _look, _shown, draw_cam
 from .errors import FineGrainedInterpretation
 from .layers import asked_against
-from .retrieve import _embed, _kept
+from .retrieve import _file_numbers, _kept, _loader, _rows_of
 from numbers import Integral
 
 # %% ../../nbs/api/55_interpret.why.ipynb #21fb7f05
@@ -20,15 +20,15 @@ from numbers import Integral
 def _nearest_of(self:FineGrainedInterpretation, idxs, classes):
     "For each picture `idxs` the nearest training picture of each of `classes` (n, m), as items of the loaders"
     rows,targs = _kept(self.learn)
-    own,items = _embed(self.learn, [self.dl.items[i] for i in idxs]),self.dls.train.dataset.items
-    res = []
-    for i,row,cs in zip(idxs, own, classes):
-        here = self.dl.items[i]
+    dl,items,res = _loader(self.learn, [self.dl.items[i] for i in idxs]),self.dls.train.dataset.items,[]
+    files,known = _file_numbers(dl, self.dls.train)
+    for file,row,cs in zip(files, _rows_of(self.learn, dl)[0], classes):
         res.append([])
         for c in cs:
             at = (targs==c).nonzero()[:,0]
             check(len(at), f"There is no training picture of '{self.vocab[c]}'")
-            if len(at)>1: at = at[[items[j] is not here and items[j]!=here for j in at.tolist()]] # not itself
+            others = at[known[at]!=file] # not itself, unless there is nothing else
+            if len(others): at = others
             res[-1].append(items[at[(rows[at]@row).argmax()].item()])
     return res
 

@@ -287,6 +287,8 @@ def _fit(net, sd, convert, spare, path):
         'of another shape': [f'{k} {tuple(sd[k].shape)} for {tuple(own[k].shape)}' for k in sd if k in own and sd[k].shape!=own[k].shape]}
     said = '; '.join(f'{len(v)} {what} ({listing(v, 3)})' for what,v in bad.items() if v)
     check(not said, f"'{path}' does not fit the model: {said}. Is it the same architecture, built with the same arguments?")
+    mad = next((k for k,v in sd.items() if own[k].is_floating_point() and own[k].isfinite().all() and not v.to(own[k].dtype).isfinite().all()), None)
+    check(mad is None, f"'{path}': {mad} holds NaN or infinity, so the model would answer nothing. Written by a training that diverged, or damaged on the way: fetch it again, or give other weights")
     net.load_state_dict(sd, strict=False)
 
 # %% ../../nbs/api/10_models.body.ipynb #7d251ce7

@@ -8,6 +8,7 @@ __all__ = ['signed_sqrt', 'BilinearPool', 'CompactPool', 'newton_schulz', 'CovPo
 # %% ../../nbs/api/11b_models.second.ipynb #fa0f7ddd
 import torch
 from fastcore.basics import patch
+from functools import wraps
 from numbers import Integral
 from torch import nn
 from torch.autograd import Function
@@ -15,6 +16,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from ..core import check, check_number
 from .pool import pools
+
+# %% ../../nbs/api/11b_models.second.ipynb #985880fd
+def _apart(backward):
+    "`backward` in the precision of its `forward`, also where somebody asks for a gradient inside autocast"
+    @wraps(backward)
+    def apart(ctx, g):
+        with torch.autocast(g.device.type, enabled=False): return backward(ctx, g)
+    return apart
 
 # %% ../../nbs/api/11b_models.second.ipynb #0b2bd37b
 class _Gram(Function):
@@ -27,6 +36,7 @@ class _Gram(Function):
         return x @ x.mT
 
     @staticmethod
+    @_apart
     def backward(ctx, g):
         x, = ctx.saved_tensors
         res = torch.empty_like(x)
@@ -193,6 +203,7 @@ class _Spectral(Function):
 
     @staticmethod
     @once_differentiable
+    @_apart
     def backward(ctx, g):
         res = torch.empty_like(g)
         for lam,y,dy,v,tr,g,out in zip(*ctx.saved_tensors, g, res):

@@ -9,6 +9,7 @@ __all__ = ['Robustness', 'robustness', 'plot_robustness']
 import pandas as pd, torch
 from fastcore.basics import patch
 from ..core import check, check_choice, check_number, half_interval, in_lines
+from ..metrics import _check_answers, _no_answers
 from ..models.asked import _evaluating
 from .attack import attacks
 from .corrupt import corrupt, corruptions
@@ -46,6 +47,7 @@ def _batches(learn, dl, n):
         done += len(x)
         yield x.to(dev),y[:len(x)].as_subclass(torch.Tensor).to(dev)
 
+# %% ../../nbs/api/62_robust.curve.ipynb #f7064dd0
 def robustness(
     learn, # Whose model
     attack=('fgsm','pgd'), # Names from `attacks`, or functions like them; PGD is always among them
@@ -78,7 +80,9 @@ def robustness(
     dl = learn.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl
     right,total,shown = {},0,[]
     def count(kind, strength, x, y):
-        with torch.no_grad(): said = net(x).argmax(1)
+        with torch.no_grad(): scores = net(x)
+        _check_answers(_no_answers(scores), len(x))
+        said = scores.argmax(1)
         right[kind,strength] = right.get((kind,strength), 0) + (said==y).sum().item()
         return said
     with _evaluating(learn.model):

@@ -11,6 +11,7 @@ from ..core import check, check_choice, check_number
 from ..interpret.cam import _load
 from ..interpret.score import _truth, disc_masks
 from ..levels import _levels_of
+from ..metrics import _check_answers, _no_answers
 from ..models.asked import _evaluating
 from .train import PixelModel
 
@@ -60,6 +61,7 @@ def _hidden_and_control(learn, data, rows, part, grow):
     check(keep.any(), 'There is no picture in which the part and another can both be seen')
     return [i for i,k in zip(rows, keep) if k],*(np.where(np.arange(3)==2, grow*o[keep], o[keep]) for o in (discs, control))
 
+# %% ../../nbs/api/63_robust.occlude.ipynb #df693890
 def occlusion(
     learn, # Of a `fine_grained_learner` whose data set knows parts
     part=None, # Name of the part that counts, or one for each row (a Series); None: column `differs`
@@ -80,7 +82,10 @@ def occlusion(
         for x in _load(learn, rows)[1]:
             x,at = net.to_pixels(x.to(dev)),slice(done, done+len(x))
             done += len(x)
-            for k,d in hidden.items(): said.setdefault(k, []).append(net(hide(x, d[at])).argmax(1).cpu())
+            for k,d in hidden.items():
+                scores = net(hide(x, d[at]))
+                _check_answers(_no_answers(scores), len(x))
+                said.setdefault(k, []).append(scores.argmax(1).cpu())
     tree = _levels_of(learn.dls)
     res = pd.DataFrame([tree.accuracy(torch.cat(o), targs) if tree else dict(label=(torch.cat(o)==targs).float().mean().item()) for o in said.values()], index=pd.Index(said, name='hidden'))
     if tree and len(tree.levels)>1:

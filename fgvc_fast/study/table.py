@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 from .. import __version__
 from ..core import FineGrainedError, check, check_folder, check_number, written_to
-from ..metrics import in_top
+from ..metrics import _check_answers, _no_answers, in_top
 from .names import _digest, _made_of, _settings
 
 # %% ../../nbs/api/90a_study.table.ipynb #21e4ba33
@@ -31,11 +31,13 @@ class _Scores(Callback):
     def before_validate(self): self.sums,self.n = [],0
     def after_pred(self):
         scores,targ = self.pred.detach().float(),self.y
-        self.sums.append(torch.stack([(scores.argmax(1)==targ).sum(), in_top(scores, targ).sum(), F.cross_entropy(scores, targ, reduction='sum')]))
+        self.sums.append(torch.stack([(scores.argmax(1)==targ).sum(), in_top(scores, targ).sum(), F.cross_entropy(scores, targ, reduction='sum'), _no_answers(scores)]))
         self.n += len(targ)
     def row(self, split):
         "What came of it, under the names of `split`"
-        top1,top5,loss = (torch.stack(self.sums).double().cpu().sum(0)/self.n).tolist()
+        *sums,bad = torch.stack(self.sums).double().cpu().sum(0).tolist()
+        _check_answers(bad, self.n)
+        top1,top5,loss = (o/self.n for o in sums)
         return {f'{split}_top1': top1, f'{split}_top5': top5, f'{split}_loss': loss, f'{split}_pictures': self.n}
 
 def _still(dls, most):

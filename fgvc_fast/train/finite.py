@@ -6,7 +6,7 @@
 __all__ = ['NonFiniteLoss', 'FiniteLoss']
 
 # %% ../../nbs/api/40b_train.finite.ipynb #643ddd05
-import math, torch
+import math, torch, warnings
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.torch_core import get_model
@@ -22,11 +22,13 @@ class NonFiniteLoss(FineGrainedError):
         self.msg = msg
     def __str__(self): return self.msg # without what fastai puts before errors of callbacks
 
+# %% ../../nbs/api/40b_train.finite.ipynb #bfaa5177
 class FiniteLoss(Callback):
     "Stop at the first loss that is NaN or infinite, with the weights of the last epoch in which none was"
     order = 1000 # after all others: what they swap is back, and what they clean up is clean
     def before_fit(self):
         self.good,self.err,self.whole,self.was = None,None,0,{}
+        self.zero,self.steps,self.skipped = 0.,0,0
         t = getattr(get_model(self.model), 'temperature', None)
         if t is not None: self.was = dict(temperature=t.detach().clone()) # that of a calibration, which a training takes back
     def before_train(self):
@@ -38,14 +40,20 @@ class FiniteLoss(Callback):
         fresh = self.opt_func(self.splitter(self.model), lr=self.lr) # as it would be without what this fit was given
         for k in bad: self.opt.set_hyper(k, fresh.hypers[-1][k])
         self._stop(f"{', '.join(f'{k}={v}' for k,v in bad.items())}: the optimiser needs a finite number")
+    def after_loss(self):
+        if self.training: self.zero = self.zero + 0*self.loss_grad.detach() # NaN from the first that is NaN or infinite
+    def before_step(self): self.steps,self.skipped = self.steps+1,0 # nobody has skipped this one
+    def after_cancel_step(self): self.skipped += 1
     def after_batch(self):
         if self.good is None or not self.training or processes(self.learn)[1]>1: return
         loss = self.recorder.smooth_loss.val if hasattr(self.learn, 'recorder') else self.loss
         if loss is not None and not math.isfinite(loss): self._stop(self._where(f'the loss is {float(self.loss.detach()):g} in batch {self.iter+1}'))
+        if said := self._ill(): self._stop(self._where(f'{said} in batch {self.iter+1}'))
     def after_train(self):
         if self.good is None: return
         most = torch.stack([p.detach().abs().max().float() for p in self.model.parameters() if p.numel()]).max()
-        if not all(from_all(self.learn, math.isfinite(most))): self._stop(self._where('weights are no numbers any more after the last batch'))
+        said = [o for o in from_all(self.learn, self._ill() if math.isfinite(most) else 'weights are no numbers any more') if o]
+        if said: self._stop(self._where(f'{said[0]} after the last batch'))
     def after_validate(self):
         if self.good is None or not hasattr(self.learn, 'recorder') or not self.recorder.valid_metrics: return
         loss = self.recorder.loss.value
@@ -54,7 +62,7 @@ class FiniteLoss(Callback):
         if self.good is not None: self.good,self.whole = self._weights(),self.epoch+1
     def after_fit(self):
         good,err,self.good,self.err = self.good,self.err,None,None
-        if err is None: return
+        if err is None: return None if good is None else self._warn()
         get_model(self.model).load_state_dict(good() if callable(good) else good)
         self.opt.clear_state()
         self.opt.zero_grad()
@@ -75,6 +83,20 @@ def _stop(self:FiniteLoss, msg):
     self.err = NonFiniteLoss(msg)
     raise CancelFitException # so that all callbacks come to their orderly end; the error follows
 
+# %% ../../nbs/api/40b_train.finite.ipynb #a9097708
+@patch
+def _ill(self:FiniteLoss):
+    "What is wrong with the steps of this epoch, if anything is"
+    if not math.isfinite(self.zero):
+        bad = [k for cb in self.learn.cbs if isinstance(sums := getattr(cb, 'sums', None), dict) for k,(total,_) in sums.items() if not math.isfinite(total)]
+        return f"the loss '{bad[0]}' is NaN or infinite" if bad else 'what is learned (`learn.loss_grad`) is NaN or infinite'
+    scaler = getattr(self.learn, 'scaler', None)
+    if self.skipped and scaler is not None and scaler.is_enabled() and scaler.get_scale()<1: return f'the gradient is NaN or infinite at whatever loss scale, so that the last {self.skipped} steps were skipped,'
+
+@patch
+def _warn(self:FiniteLoss):
+    if self.skipped and not self.steps: warnings.warn(f'Nothing was learned: the gradient was NaN or infinite in all {self.skipped} steps, which were skipped. float16 may still be looking for its loss scale: train for longer. If that does not help, {self._try()}')
+
 # %% ../../nbs/api/40b_train.finite.ipynb #8841d7af
 @patch
 def _where(self:FiniteLoss, what):
@@ -86,8 +108,12 @@ def _where(self:FiniteLoss, what):
 
 @patch
 def _why(self:FiniteLoss):
-    std,h = getattr(getattr(get_model(self.model), 'norm', None), 'std', None),self.opt.hypers[-1]
+    std = getattr(getattr(get_model(self.model), 'norm', None), 'std', None)
     if std is not None and not (std.isfinite() & (std>0)).all(): return f'The model divides pictures by std={std.flatten().tolist()}: give other `stats`'
     if any(isinstance(o, torch.Tensor) and o.is_floating_point() and not o.isfinite().all() for o in self.xb): return 'The pictures of this batch hold NaN or infinity: look for damaged files with `data.check()`, and at your transforms'
-    half = any(isinstance(o, MixedPrecision) and o.amp_mode==AMPMode.FP16 for o in self.learn.cbs)
-    return f"Try a lower rate (lr={h['lr']:.2g}){', amp=None or bf16' if half else ''}, less wd (wd={h.get('wd') or 0:g}), and see whether `stats` and a loss of your own divide by 0"
+    return 'T'+self._try()[1:]
+
+@patch
+def _try(self:FiniteLoss):
+    h,half = self.opt.hypers[-1],any(isinstance(o, MixedPrecision) and o.amp_mode==AMPMode.FP16 for o in self.learn.cbs)
+    return f"try a lower rate (lr={h['lr']:.2g}){', amp=None or bf16' if half else ''}, less wd (wd={h.get('wd') or 0:g}), and see whether `stats` and a loss of your own divide by 0"
