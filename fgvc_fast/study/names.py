@@ -6,7 +6,7 @@
 __all__ = ['value_name']
 
 # %% ../../nbs/api/90_study.names.ipynb #22024b72
-import dis, hashlib, inspect, json, numpy as np, re, sys, tokenize, warnings
+import dis, hashlib, inspect, json, numpy as np, re, tokenize, warnings
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from fastcore.foundation import L
@@ -18,6 +18,7 @@ from textwrap import dedent
 from types import CodeType, FunctionType, MethodType, SimpleNamespace
 from ..core import FineGrainedError, check, listing
 from ..data.table import FineGrainedData
+from ..memory import is_own
 
 # %% ../../nbs/api/90_study.names.ipynb #5823e655
 def _bare(src):
@@ -43,9 +44,8 @@ def _full_name(o): return f"{getattr(o, '__module__', None)}.{getattr(o, '__qual
 
 def _theirs(o):
     "Is the function or class `o` of a package?"
-    home = _home(o)
-    if home is None: return not isinstance(o, FunctionType)
-    return home.split('.')[0] in ('fgvc_fast', *sys.stdlib_module_names) or bool(re.search('site-packages|lib/python3', getattr(sys.modules.get(home), '__file__', None) or ''))
+    if not isinstance(o, (FunctionType,type)): o = type(o)
+    return not is_own(o)
 
 # %% ../../nbs/api/90_study.names.ipynb #cbdf9f6f
 def _wrapped(o): return getattr(o, '__dict__', {}).get('__wrapped__') # the function inside of a decorated one
