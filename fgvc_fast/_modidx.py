@@ -2184,6 +2184,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fgvc_fast.train.marks.run_marks': ('api/train.marks.html#run_marks', 'fgvc_fast/train/marks.py')},
             'fgvc_fast.train.parallel': { 'fgvc_fast.train.parallel.FineGrainedLearner': ( 'api/train.parallel.html#finegrainedlearner',
                                                                                            'fgvc_fast/train/parallel.py'),
+                                          'fgvc_fast.train.parallel.FineGrainedLearner._do_one_batch': ( 'api/train.parallel.html#finegrainedlearner._do_one_batch',
+                                                                                                         'fgvc_fast/train/parallel.py'),
                                           'fgvc_fast.train.parallel.FineGrainedLearner.distrib_ctx': ( 'api/train.parallel.html#finegrainedlearner.distrib_ctx',
                                                                                                        'fgvc_fast/train/parallel.py'),
                                           'fgvc_fast.train.parallel.FineGrainedLearner.validation_context': ( 'api/train.parallel.html#finegrainedlearner.validation_context',

@@ -35,6 +35,14 @@ def test_wrong_options_of_others(data, tmp_path):
 def test_any_batch_size(data, bs):
     for kw in ({}, dict(balanced=True), dict(per_class=1)): assert len(list(loaders(data, bs=bs, **kw).train))>=1
 
+def test_batches_of_one_where_batch_norm_has_one_value(data):
+    "One error that says what to do; two are enough"
+    def fit(bs):
+        learn = fine_grained_learner(loaders(data, bs=bs, aug='none'), 'toy_resnet')
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    with pytest.raises(FineGrainedError, match='batch of 1 picture leaves batch norm .* bs=2'): fit(1)
+    fit(2)
+
 def test_two_pictures_of_each_class(data):
     "Balanced, several of a class, and plain"
     two = data['train'].groupby('label').head(2).index
