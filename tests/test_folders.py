@@ -189,6 +189,8 @@ def test_no_header_line(photos, text):
 
 def test_other_files(photos):
     with pytest.raises(FineGrainedError, match='is not written in UTF-8 .M.xf6we'): csv_of(photos, 'path,label\n0.jpg,Möwe\n', 'latin-1')
+    for code in ('utf-16-le','utf-16-be','utf-32','utf-32-le'):
+        with pytest.raises(FineGrainedError, match='t.csv holds bytes of 0, as text in UTF-16'): csv_of(photos, 'path,label\n0.jpg,Möwe\n1.jpg,a\n', code)
     for fn,msg in {'x.zip':'is an archive: unpack it', 'x.tar.gz':'is an archive', 'x.xlsx':'is no CSV', 'x.jpg':'is a picture', 'x.json':'is no CSV'}.items():
         (photos/fn).write_bytes(b'PK\x03\x04\xff\xfe\x00')
         with pytest.raises(FineGrainedError, match=msg): fine_grained_data(photos/fn)

@@ -2,7 +2,7 @@
 import os
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
-from fastai.vision.all import LabelSmoothingCrossEntropy
+from fastai.vision.all import LabelSmoothingCrossEntropy, Normalize, RandomResizedCropGPU, imagenet_stats
 from fgvc_fast.all import FineGrainedData, FineGrainedError, fine_grained_learner
 from fgvc_fast.data.all import toy_birds
 from fgvc_fast.data.loader import balanced_order, share_of
@@ -34,6 +34,14 @@ def test_wrong_options_of_others(data, tmp_path):
 @pytest.mark.parametrize('bs', [1, 2, 1000])
 def test_any_batch_size(data, bs):
     for kw in ({}, dict(balanced=True), dict(per_class=1)): assert len(list(loaders(data, bs=bs, **kw).train))>=1
+
+def test_batches_of_one_where_batch_norm_has_one_value(data):
+    "One error that says what to do; two are enough"
+    def fit(bs):
+        learn = fine_grained_learner(loaders(data, bs=bs, aug='none'), 'toy_resnet')
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    with pytest.raises(FineGrainedError, match='batch of 1 picture leaves batch norm .* bs=2'): fit(1)
+    fit(2)
 
 def test_two_pictures_of_each_class(data):
     "Balanced, several of a class, and plain"
@@ -94,7 +102,7 @@ def test_one_picture_in_many_forms(data):
         for o in (torch.from_numpy(x).permute(2,0,1)/255, data.path(0).read_bytes()): learn.show_cam(o)
         with pytest.raises(FineGrainedError, match='from 0 to 1'): _load(learn, torch.rand(1, 3, 48, 48)*255)
 
-# Weights, and where files go
+# Weights
 
 def test_weighted(data):
     "fastai's way to draw rare classes more often knows the data set, and draws by the weights"
@@ -106,6 +114,67 @@ def test_weighted(data):
     assert dls.test_dl([0]).one_batch()[0].shape==(1,3,32,32)
     for bad in (None, [1,2], ['x']*len(data), [nan]*len(data), [-1]*len(data), [0]*len(data)):
         with pytest.raises(FineGrainedError, match='wgts'): block.weighted_dataloaders(data, bad)
+
+def test_weighted_loaders_repeat_and_know_their_options(data):
+    "A seed is heeded, in one process and in several; what is no option, or would not be heeded, is an error"
+    block,w = data.block(32, cache=False, device='cpu'),np.arange(len(data))%3+1.
+    def drawn(**kw): return torch.cat([y for dls in [block.weighted_dataloaders(None, w, bs=6, num_workers=0, **kw)] for _ in range(2) for _,y in dls.train])
+    assert torch.equal(drawn(seed=1), drawn(seed=1)) and not torch.equal(drawn(seed=1), drawn(seed=2))
+    many = block.weighted_dataloaders(None, np.where(np.arange(len(data))==data['train'].index[0], 3, 1), bs=6, num_workers=0, seed=1).train
+    n = 0
+    for _ in range(300):
+        many.randomize()
+        n += (many.get_idxs()==0).sum()
+    assert .8 < n/300/(3*len(many.items)/(len(many.items)+2)) < 1.2, 'as often as its weight says'
+    for bad in (dict(seeed=1), dict(balanced=True), dict(per_class=2), dict(balance=True), dict(nmu_workers=2)):
+        for f in (drawn, block.dataloaders):
+            with pytest.raises(FineGrainedError, match=f'no option {next(iter(bad))}'): f(**bad)
+    for bad in (dict(shuffle=False), dict(n=5)):
+        with pytest.raises(FineGrainedError, match='leave .shuffle'): drawn(**bad)
+    assert len(block.dataloaders(bs=4, num_workers=0, val_bs=2, shuffle=False, drop_last=False, seed=3, pin_memory=False).loaders)==2
+
+# Rows of one file
+
+def test_a_path_of_several_rows(data, tmp_path):
+    "Which one is meant, nobody knows: an error where it matters, by whatever link the path leads there"
+    it = data.items[['path','label','split','x0','y0','x1','y1']].head(6)
+    moved,named = it.assign(x0=0., y0=0., x1=9., y1=9.),it.assign(label=it.label.map(lambda o: next(v for v in data.vocab if v!=o)))
+    (tmp_path/'link').symlink_to(data.root)
+    def asked(other, link=False, **kw):
+        d = FineGrainedData(pd.concat([it, other], ignore_index=True).assign(split=['train']*10+['valid']*2), data.root, valid=0)
+        return loaders(d, crop='box' if 'box' in kw else None).test_dl([tmp_path/'link'/it.path[0] if link else d.path(0)], with_labels='labels' in kw).one_batch()
+    for link in (False,True):
+        for other,kw in ((named, dict(labels=1)), (moved, dict(box=1)), (named, dict(labels=1, box=1))):
+            with pytest.raises(FineGrainedError, match='stands in the rows 0, 6 of the table, which differ in'): asked(other, link, **kw)
+        for other,kw in ((named, {}), (named, dict(box=1)), (moved, dict(labels=1)), (it, dict(labels=1, box=1))): assert asked(other, link, **kw)[0].shape==(1,3,32,32)
+    boxed = loaders(data, crop='box')
+    assert torch.equal(boxed.test_dl([tmp_path/'link'/data.items.path[3]]).one_batch()[0], boxed.test_dl([3]).one_batch()[0]), 'cut to its box, by whatever way'
+
+# Another size
+
+def test_another_size_keeps_what_was_set_by_hand(data):
+    dls = loaders(data, seed=3, flip=.4)
+    for dl in dls.loaders: dl.bs = 4
+    dls.add_tfms([Normalize.from_stats(*imagenet_stats, cuda=False)], 'after_batch')
+    cut = dls.train.after_item.fs[0]
+    cut.flip,cut.min_scale,dls.train.drop_last = 0.,.5,False
+    new = dls.resized(48).resized(40)
+    other = new.train.after_item.fs[0]
+    assert (other.size,other.flip,other.min_scale)==((40,40),0.,.5) and new.train.drop_last is False and [o.bs for o in new.loaders]==[4,4] and new.train.seed==3
+    assert [[type(t) for t in o.after_batch.fs] for o in new.loaders]==[[type(t) for t in o.after_batch.fs] for o in dls.loaders]
+    x = new.valid.one_batch()[0]
+    assert x.shape[-1]==40 and x.min()<-.5, 'normalised'
+    assert loaders(data).resized(48).made==loaders(data).made, 'nothing was set, so nothing is'
+
+@pytest.mark.parametrize('way', ['pictures','size','cut'])
+def test_another_size_that_cannot_be(data, way):
+    dls = loaders(data)
+    if way=='pictures': dls.loaders[0] = dls.train.new(dls.train.dataset.__class__(dls.train.dataset.items[:6], tls=[o.__class__(o.items[:6], o.tfms, do_setup=False) for o in dls.train.dataset.tls], n_inp=1))
+    if way=='size': dls.add_tfms([RandomResizedCropGPU(32)], 'after_batch')
+    if way=='cut': dls.train.after_item.fs = dls.train.after_item.fs[1:]
+    with pytest.raises(FineGrainedError, match='another size|has a size of its own'): dls.resized(48)
+
+# Where files go
 
 def test_nothing_is_written_to_the_data(data, tmp_path, monkeypatch):
     "To load, train, find a rate, save and export takes no place among the pictures"

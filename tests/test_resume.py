@@ -164,6 +164,19 @@ def test_another_training_is_refused_by_name(run):
         with pytest.raises(FineGrainedError, match=what): fit(learn, resume=run, cbs=cbs)
         assert all(torch.equal(v, was[n]) for n,v in learn.model.state_dict().items()) and learn.dls is dls and [o.name for o in learn.cbs]==names and not hasattr(learn, '_phase_run'), k
 
+def test_other_weights_of_the_loaders_are_refused(tmp_path):
+    from fgvc_fast.all import fine_grained_learner
+    data = birds()
+    def weighted(w):
+        learn = fine_grained_learner(data.block(32).weighted_dataloaders(None, w, bs=8, num_workers=0, seed=1), 'toy_resnet')
+        learn.remove_cb(learn.progress)
+        return learn
+    w = np.arange(len(data))%3+1.
+    fit(weighted(w), 2, folder=tmp_path/'run')
+    with pytest.raises(FineGrainedError, match='wgts of the loaders'): fit(weighted(w[::-1]), resume=tmp_path/'run')
+    with pytest.raises(FineGrainedError, match='wgts of the loaders'): fit(small(None), resume=tmp_path/'run')
+    fit(weighted(w*2), resume=tmp_path/'run') # which says the same
+
 def test_rates_are_those_of_the_run(tmp_path):
     fit(small(None), 2, lr=1e-3, wd=.1, folder=tmp_path/'run')
     with pytest.raises(FineGrainedError, match='lr=0.001 of the run'): fit(small(None), resume=tmp_path/'run', lr=1e-2)

@@ -15,9 +15,10 @@ def many(tmp_path_factory):
     (root/'photos').mkdir()
     for i,o in enumerate(files): Image.new('RGB', (16,16), (i%256, i//256, 7)).save(root/'photos'/o)
     names = [f'Class number {o:05d} of many' for o in range(classes)]
-    for o in names: (root/o).symlink_to('photos')
     items = pd.DataFrame(dict(path=[f'{c}/{o}' for c in names for o in files], label=np.repeat(names, len(files))))
-    return FineGrainedData(items.sample(frac=1, random_state=0), root)
+    data = FineGrainedData(items.sample(frac=1, random_state=0), root)
+    for o in names: (root/o).symlink_to('photos') # not before: by way of links a file would be one, however many paths it has
+    return data
 
 def loaders(data, **kwargs): return data.dls(16, bs=50, aug='none', cache=False, device='cpu', **kwargs)
 

@@ -1,5 +1,6 @@
 "Few-shot parts, long tails, other names, two data sets in one, labels that look the same"
 import numpy as np, os, pandas as pd, pytest, warnings
+from contextlib import nullcontext
 from PIL import Image
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data import block # chkstyle: ignore (now data sets have `dls`)
@@ -287,6 +288,46 @@ def test_one_file_written_in_two_ways(tmp_path, way):
     one,two = (FineGrainedData(pd.DataFrame(dict(path=p, label='a')), tmp_path/'r', valid=0) for p in (plain, [f'{tmp_path}/r/{o}' for o in plain]))
     assert two.items.path.tolist()==[f'{tmp_path}/r/{o}' for o in plain], 'a table of whole paths alone stays as it is'
     assert one.merge(two).items.path.nunique()==12
+
+@pytest.mark.parametrize('way', ['absolute','relative','file','merge'])
+def test_one_file_by_way_of_a_link(tmp_path, way):
+    "Whoever has all paths whole, or relative through a linked folder, or a link to the file itself; two roots that are one"
+    (tmp_path/'r'/'a').mkdir(parents=True)
+    (tmp_path/'other').symlink_to(tmp_path/'r')
+    (tmp_path/'r'/'b').mkdir()
+    for i in range(12):
+        Image.new('RGB', (8,8), (i,0,0)).save(tmp_path/'r'/'a'/f'{i}.png')
+        (tmp_path/'r'/'b'/f'link {i}.png').symlink_to(f'../a/{i}.png')
+    def rows(f): return [f(i) for i in range(12)]
+    def made(paths, root, split='train'): return FineGrainedData(pd.DataFrame(dict(path=paths, label='a', split=split)), root, valid=0)
+    if way=='merge':
+        plain = rows('a/{}.png'.format)
+        with pytest.warns(UserWarning, match='12 files stand in more than one split'): data = made(plain, tmp_path/'r').merge(made(plain, tmp_path/'other', 'test'))
+    else:
+        ways = dict(absolute=(f'{tmp_path}/r/a/{{}}.png', f'{tmp_path}/other/a/{{}}.png'), relative=('r/a/{}.png','other/a/{}.png'), file=('r/a/{}.png','r/b/link {}.png'))[way]
+        paths = rows(ways[0].format)+rows(ways[1].format)
+        data = made(paths, tmp_path).split(.3)
+        assert made(paths[12:], tmp_path).items.path.tolist()==paths[12:], 'who has one way of writing keeps it'
+    assert len(set(data.groups))==12 and data.items.path.nunique()==12
+    assert way=='merge' or data.items.split.groupby(data.groups).nunique().max()==1 and (data.items.split=='valid').any()
+
+# Columns by other names
+
+@pytest.mark.parametrize('new', [dict(split='Split'), dict(split=' SPLIT '), dict(x0='X0', y0='Y0', x1='X1', y1='Y1'), dict(is_valid='Is_Valid')])
+def test_columns_in_another_case(new):
+    df = pd.DataFrame(dict(path=['0.jpg','1.jpg','2.jpg'], label=['a','b','a'], x0=0., y0=0., x1=[5.,6,7], y1=9.))
+    df = df.assign(is_valid=[False,True,False]) if 'is_valid' in new else df.assign(split=['train','valid','test'])
+    want = FineGrainedData(df, valid=0).items
+    pd.testing.assert_frame_equal(FineGrainedData(df.rename(columns=new), valid=0).items[want.columns], want)
+    with pytest.raises(FineGrainedError, match='drop one'): FineGrainedData(pd.concat([df.rename(columns=new), df[[*new]].rename(columns=str.upper).rename(columns=lambda o: f'{o}  ')], axis=1), valid=0)
+
+@pytest.mark.parametrize('values,wrong', [(['train','train','test'], True), (['Training','val',None], True), (['dev','dev','dev'], True), (['train']*3, False), (['train','test','tree'], False), ([0,1,2], False), ([None]*3, False)])
+def test_a_split_by_another_name(values, wrong):
+    "It would be passed over, and the test trained on"
+    df = pd.DataFrame(dict(path=['0.jpg','1.jpg','2.jpg'], label=['a','b','a'], subset=values))
+    for known in (dict(split='train'), dict(is_valid=False)): FineGrainedData(df.assign(**known), valid=0)
+    FineGrainedData(df[['path']].assign(label=[str(o) for o in values]), valid=0) # names of classes
+    with pytest.raises(FineGrainedError, match="Column 'subset' says .*rename") if wrong else nullcontext(): FineGrainedData(df, valid=0)
 
 # What check says
 

@@ -7,9 +7,10 @@ __all__ = ['random_region', 'TensorParts', 'CropResize', 'Strings', 'PictureOf',
            'FineGrainedLoaders', 'FineGrainedBlock']
 
 # %% ../../nbs/api/06_data.block.ipynb #24f659d0
-import math, numpy as np, os, pandas as pd, random, re, torch
+import inspect, math, numpy as np, os, pandas as pd, random, re, torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
-from fastai.data.core import DataLoaders, Datasets
+from fastai.data.core import DataLoaders, Datasets, FilteredBase, TfmdDL
+from fastai.data.load import DataLoader
 from fastai.data.transforms import Categorize, IntToFloatTensor, ToTensor
 from fastai.torch_core import TensorBase, TensorCategory, TensorImage, default_device
 from fastai.vision.augment import AffineCoordTfm, RandomResizedCropGPU, RandTransform, aug_transforms
@@ -27,7 +28,7 @@ from .cache import Presized, open_cache
 from .image import centre_region, fit_aspect, is_one_picture
 from .lazy import BoxedFile, LazyImage, _pixels, open_lazily
 from .loader import FineGrainedDL
-from .table import FineGrainedData
+from .table import FineGrainedData, _led_to, _real_paths
 
 # %% ../../nbs/api/06_data.block.ipynb #e9c589df
 def random_region(region, min_scale:float, # Least share of the area, (0,1]
@@ -249,19 +250,42 @@ class ToFloat(IntToFloatTensor):
         finally: torch.set_num_threads(n)
 
 # %% ../../nbs/api/06_data.block.ipynb #cd38652b
+def _rows_of_paths(data, items, cols):
+    "`items` with the row of each path that is one of the table's, whatever links lead to it; an error where its rows differ in the columns `cols`"
+    rows = {}
+    for i,o in enumerate(_real_paths(data.items.path.array, data.root)): rows.setdefault(o, []).append(i)
+    def row_of(o):
+        own = rows.get(_led_to(o), []) if isinstance(o, (str,Path)) else []
+        check(len(own)<2 or not cols or len(data.items.loc[own, cols].drop_duplicates())==1, f"{o} stands in the rows {listing(own)} of the table, which differ in {listing(cols)}: give the number of the one that is meant")
+        return own[0] if own else o
+    return [row_of(o) for o in items]
+
 def _test_items(data, items, labelled, boxed=False):
     "The list of `items` to look at, or one clear error"
     check(not is_one_picture(items) and hasattr(items, '__iter__') and not isinstance(items, (dict,pd.DataFrame)), f"{type(items).__name__}: give a list of rows, paths or pictures, even of one")
     items = [int(o) if isinstance(o, (int,np.integer)) or getattr(o, 'ndim', None)==0 and getattr(o.dtype, 'kind', 'f') in 'iuf' and float(o).is_integer() else o for o in items]
     if data is None: return items
-    if (labelled or boxed) and any(isinstance(o, (str,Path)) for o in items):
-        rows = {os.path.abspath(os.path.join(data.root, o)): i for i,o in enumerate(data.items.path)}
-        items = [rows.get(os.path.abspath(o), o) if isinstance(o, (str,Path)) else o for o in items]
+    if (labelled or boxed or data.banner) and any(isinstance(o, (str,Path)) for o in items):
+        items = _rows_of_paths(data, items, ['label']*labelled + ['x0','y0','x1','y1']*boxed)
     bad = [o for o in items if isinstance(o, int) and not 0<=o<len(data)]
     check(not bad, f"There is no row {listing(bad)}: the table has rows 0 to {len(data)-1}")
     bare = [o for o in items if isinstance(o, int) and pd.isna(data.items.label.iat[o])] if labelled else []
     check(not bare, f"Row {listing(bare)} has no label: leave it, or `with_labels`, out")
     return items
+
+def _put_as(dls, res):
+    "Into the new loaders `res` what was put into `dls` by hand since they were made: transforms, batch size, order, device"
+    check(len(dls.loaders)==2 and all(type(a) is type(b) and np.array_equal(a.items, b.items) for a,b in zip(dls.loaders, res.loaders)),
+        "These loaders deal other pictures, or in another way, than `data.dls` made them to, so nobody knows how to make others of another size: leave `size` out")
+    sized = sorted({t.name for a in dls.loaders for k in ('after_item','before_batch','after_batch') for t in getattr(a, k).fs if not isinstance(t, CropResize) and getattr(t, 'size', None) is not None})
+    check(not sized, f"{listing(sized)} among the transforms has a size of its own, which would stay: leave it, or `size`, out")
+    for a,b in zip(dls.loaders, res.loaders):
+        was,cut = [next((t for t in o.after_item.fs if isinstance(t, CropResize)), None) for o in (a,b)]
+        if was is not None: cut.more = was.more
+        for k in ('after_item','before_batch','after_batch'): getattr(b, k).fs = L(cut if isinstance(t, CropResize) else t for t in getattr(a, k).fs)
+        for k in ('bs','shuffle','drop_last','seed','balance','per_class','wgts'): setattr(b, k, getattr(a, k))
+        b.fake_l.num_workers = a.fake_l.num_workers
+    res.to(dls.device)
 
 class FineGrainedLoaders(DataLoaders):
     "fastai `DataLoaders` that know their data set and can draw boxes"
@@ -284,7 +308,14 @@ class FineGrainedLoaders(DataLoaders):
         ):
         "Loaders of the same pictures at another `size`, else as these"
         check(self.made, "These loaders were not made by `data.dls(size)` alone, so nobody knows how to make others of another size")
-        return self.data.dls(size, **self.made)
+        cut = next((t for t in self.train.after_item.fs if isinstance(t, CropResize)), None)
+        check(cut is not None, "`CropResize` was taken out of these loaders, so nobody knows how to make others of another size")
+        res = self.data.dls(size, **self.made)
+        made = next(t for t in res.train.after_item.fs if isinstance(t, CropResize))
+        own = {k: getattr(cut, k) for k in ('crop','margin','min_scale','flip','light') if getattr(cut, k)!=getattr(made, k)} # set by hand
+        if own: res = self.data.dls(size, **{**self.made, **own})
+        _put_as(self, res)
+        return res
 
     def show_batch(self, b=None, max_n:int=9, boxes:bool=False, **kwargs):
         "Show `max_n` training pictures as the model sees them, with their `boxes` if asked"
@@ -316,6 +347,14 @@ def _keep_places(block):
     moving = [t.name for t in block.batch_tfms if isinstance(t, (AffineCoordTfm, RandomResizedCropGPU))]
     check(not moving, f"{listing(moving)} would move the pictures of a batch and not their parts: leave it out of `batch_tfms`, or `parts` out (`min_scale`, `flip` and `margin` move both; `aug_transforms(do_flip=False, max_rotate=0., max_zoom=1., max_warp=0.)` moves nothing)")
 
+_options = {o for f in (FilteredBase.dataloaders, DataBlock.dataloaders, TfmdDL.__init__, DataLoader.__init__, FineGrainedDL.__init__) for o in inspect.signature(f).parameters}-{'self','kwargs','source','dataset','balance','per_class'}
+
+def _known_options(kwargs):
+    "Stop at an option that no loader of fastai's or ours has"
+    bad = [o for o in kwargs if o.removeprefix('val_') not in _options]
+    ours = " (`data.dls(block=block, balanced=True)`, or `per_class=4`, deals balanced batches)" if {'balance','balanced','per_class'} & {*bad} else ''
+    check(not bad, f"There is no option {listing(bad)} of loaders: use fastai's, such as bs, num_workers, device or drop_last, or `seed`{ours}")
+
 class FineGrainedBlock(DataBlock):
     "A fastai `DataBlock` over the rows of one data set"
     def datasets(self, source, verbose=False):
@@ -326,6 +365,7 @@ class FineGrainedBlock(DataBlock):
     def dataloaders(self, source=None, **kwargs):
         "The `FineGrainedLoaders` of this block's data set; `kwargs` as fastai's (`bs`, `num_workers`, `device`, ...)"
         self._may_load(source)
+        _known_options(kwargs)
         return self._known(super().dataloaders(self.data, **kwargs))
 
     def weighted_dataloaders(self, source, # None, or this block's data set
@@ -339,7 +379,10 @@ class FineGrainedBlock(DataBlock):
         rows = self.get_items(None)
         train = wgts[rows[self.splitter(rows)[0]]]
         check(np.isfinite(train).all() and (train>=0).all() and train.any(), "wgts must be finite, not below 0, and not all 0 in train")
-        return self._known(super().weighted_dataloaders(self.data, wgts[rows], bs=check_number('bs', bs, 1, whole=True), **kwargs))
+        check(kwargs.get('shuffle', True) and not {'n','dl_type'} & {*kwargs}, "wgts say what is drawn: leave `shuffle`, `n` and `dl_type` out")
+        res = self.dataloaders(bs=check_number('bs', bs, 1, whole=True), **kwargs)
+        res.train.wgts = train/train.sum()
+        return res
 
     def _may_load(self, source):
         check(source is None or source is self.data, "This block belongs to another data set: make one with `data.block(...)`")

@@ -163,8 +163,9 @@ def naming(fn):
 
 def _how_written(fn):
     "Encoding, separator and columns of the CSV `fn`"
-    with open(fn, 'rb') as f: head = f.read(4)
-    code = 'utf-16' if head[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
+    with open(fn, 'rb') as f: head = f.read(1000)
+    code = 'utf-16' if head[:2] in (b'\xff\xfe', b'\xfe\xff') and head[2:4]!=b'\0\0' else 'utf-8-sig'
+    check(code=='utf-16' or fn.suffix.lower() in _archives or b'\0' not in head, f"{fn} holds bytes of 0, as text in UTF-16 (without the mark at its start) or UTF-32 does: save it as CSV UTF-8, or read it with its encoding, `fine_grained_data(pd.read_csv('{fn.name}', encoding='utf-16-le', dtype=str), root=...)`")
     line = pd.read_csv(fn, sep='\x01', header=None, nrows=1, dtype=str, encoding=code, encoding_errors='surrogateescape', quoting=csv.QUOTE_NONE, keep_default_na=False).iat[0,0]
     cols = {o: next(csv.reader([line], delimiter=o, skipinitialspace=True)) for o in ',;\t|'}
     sep = max(cols, key=lambda o: len(cols[o]))

@@ -17,24 +17,23 @@ picture_suffixes = frozenset('.jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .t
 raster_formats = 'JPEG','PNG','WEBP','GIF','BMP','TIFF','AVIF','HEIF','JXL','JPEG2000','PPM' # by Pillow's names
 
 # %% ../../nbs/api/00_data.image.ipynb #83941139
-def _to_8bit(x, stretch=True):
-    "The numbers `x` as bytes: 16 bits divided by 257, floats up to 1 (or a hair more) times 255, what fits as it is, anything else by its own range"
+def _to_8bit(x, holes=True):
+    "The numbers `x` as bytes: 16 bits divided by 257, floats up to 1 (or a tenth more) times 255, what fits as it is; with `holes` a NaN is as dark as the darkest"
     if x.dtype==np.uint8: return x
     if x.dtype==bool: return x.view(np.uint8)*np.uint8(255)
     if x.dtype.kind=='u' and x.dtype.itemsize==2: return (x.astype(np.uint32)*255+32895>>16).astype(np.uint8) # x/257, rounded
     good = np.isfinite(x)
     check(good.any(), 'no pixel is a finite number')
-    check(stretch or good.all(), 'some pixels are NaN or infinite')
+    check(holes or good.all(), 'some pixels are NaN or infinite')
     some = x if good.all() else x[good]
     lo,hi = some.min(),some.max()
     if some is not x: x = np.nan_to_num(x, nan=lo, posinf=hi, neginf=lo)
-    check(stretch or x.dtype.kind!='f' or not 1.1<hi<16, f'floats up to {hi:.4g}, neither 0 to 1 nor 0 to 255')
-    if x.dtype.kind=='f' and 0<=lo and hi<=1.1: x = x*np.float32(255) # resizing by splines goes over 1
-    elif x.dtype.kind!='f' and 0<=lo and 255<hi<2**16: x = x/257
-    elif lo<0 or hi>255:
-        check(stretch, f'values from {lo:.4g} to {hi:.4g}, where 0 to 1 or 0 to 255 are needed')
-        x = (x-float(lo))/max(float(hi)-float(lo), 1e-9)*255
+    if x.dtype.kind=='f': top = 1 if hi<=1.1 else 255 if 16<=hi<=1.1*255 else 0 # resizing by splines goes over, and under 0
+    else: top = 255 if hi<=255 else 65535 if hi<65536 else 0
+    check(top and hi>=0 and lo>=-.1*top, f'values from {lo:.4g} to {hi:.4g}, where 0 to 1 or 0 to 255 are needed')
+    x = x*np.float32(255) if top==1 else x/257 if top==65535 else x
     return x.round().clip(0, 255).astype(np.uint8)
+
 
 # %% ../../nbs/api/00_data.image.ipynb #bbcd3cdb
 def to_rgb(im:Image.Image # Any mode that Pillow can open
@@ -130,7 +129,9 @@ def _decoded(im, fn):
         res = to_rgb(im)
         res.load()
         return res
-    except Exception as e: raise _unreadable(fn, f"is {'too large' if math.prod(im.size)>_largest else 'damaged'} ({e})") from e # plug-ins raise whatever they like
+    except Exception as e: # plug-ins raise whatever they like
+        large,ours = math.prod(im.size)>_largest,isinstance(e, FineGrainedError)
+        raise _unreadable(fn, f"is {'too large' if large else 'no picture as it stands' if ours else 'damaged'} ({e})", 'rewrite' if ours and not large else 'replace') from e
 
 _turns = dict(zip(range(2, 9), [getattr(Image.Transpose, o) for o in 'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split()]))
 

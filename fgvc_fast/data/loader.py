@@ -87,7 +87,7 @@ class _Rows(np.ndarray):
 # %% ../../nbs/api/05_data.loader.ipynb #5b7ecb5c
 class FineGrainedDL(TfmdDL):
     "A fastai `TfmdDL` whose batches repeat for a `seed`, and may be `balance`d"
-    key,quick,_sooner,whole,places,rank,ranks = 0,None,None,None,None,0,1
+    key,quick,_sooner,whole,places,rank,ranks,wgts = 0,None,None,None,None,0,1,None # `wgts` (n,): how often to draw each picture in training
     def __init__(self, dataset,
         seed:int=None, # The same batches for the same seed, whatever the number of workers; None: other ones each time
         balance=None,  # (n,) class numbers: training batches in which all classes come equally often
@@ -102,7 +102,7 @@ class FineGrainedDL(TfmdDL):
     def new(self, dataset=None, cls=None, **kwargs):
         if cls is None: kwargs = {'seed': self.seed, **kwargs}
         res = super().new(dataset, cls, **kwargs)
-        if dataset is None: res.balance,res.per_class,res.quick = self.balance,self.per_class,self.quick
+        if dataset is None: res.balance,res.per_class,res.quick,res.wgts = self.balance,self.per_class,self.quick,self.wgts
         return res
 
     def wif(self): gc.freeze() # in a worker, collecting garbage would write to every object of the parent, and so copy it
@@ -121,6 +121,7 @@ class FineGrainedDL(TfmdDL):
     def _order(self, n):
         if not self.shuffle: return np.arange(n)
         rng = np.random.default_rng(self.key)
+        if self.wgts is not None: return rng.choice(n, n, p=self.wgts[:n]/self.wgts[:n].sum())
         return rng.permutation(n) if self.balance is None else balanced_order(self.balance[:n], rng, self.per_class)
 
     def sample(self):

@@ -53,6 +53,23 @@ _yes = dict.fromkeys(('true','1','1.0','yes','t','y'), True) | dict.fromkeys(('f
 
 def _lower(c): return c.astype(object).map(lambda o: str(o).strip().lower())
 
+def _any_case(items):
+    "`items` whose columns split, is_valid and of boxes are called so, in whatever case they were written"
+    plain = {o: str(o).strip().lower() for o in items.columns}
+    lost = [c for c in ('split','is_valid',*_box) if c not in items]
+    near = {c: [o for o,p in plain.items() if p==c] for c in lost}
+    for c,o in near.items(): require(len(o)<2, f"The table has the columns {listing(map(repr, o))}, and both may be its '{c}': drop one")
+    return items.rename(columns={o[0]: c for c,o in near.items() if o})
+
+def _no_other_split(items, known):
+    "Stop where a column of another name says what is for training and what is not; `known` columns are something else"
+    if 'split' in items or 'is_valid' in items: return
+    for c in items.columns.difference(known, sort=False):
+        o = items[c].dropna()
+        if not len(o) or str(o.iloc[0]).strip().lower() not in split_names: continue
+        said = {split_names.get(str(v).strip().lower()) for v in o.unique()}
+        require(None in said or said=={'train'}, f"Column '{shown(c)}' says {listing(map(repr, map(str, o.unique())))}, as a split does, but would not be one: call it so, `df.rename(columns={{'{shown(c)}': 'split'}})`, or drop it")
+
 def _split_column(items):
     "'train', 'valid' or 'test' for each row: what the columns split (as people write it) and fastai's is_valid say"
     split = items['split'] if 'split' in items else pd.Series('train', items.index)
@@ -121,6 +138,40 @@ def _from_root(c, root):
         return name if known[d]=='.' else os.path.join(known[d], name)
     return c.map(short, na_action='ignore')
 
+def _led_to(o):
+    try: return os.path.realpath(o)
+    except ValueError: return os.path.abspath(o) # of no name that a file can have
+
+def _real_folder(o, known):
+    "The folder `o` without links; `known` remembers those that folders lie in"
+    up,name = os.path.split(o.rstrip('/') or '/')
+    if up not in known: known[up] = _led_to(up)
+    at = os.path.join(known[up], name)
+    return _led_to(at) if name in ('','.','..') or os.path.islink(at) else at
+
+def _real_paths(paths, root, twice=False):
+    "Each of the texts `paths` from `root` as the file that it leads to, whatever links lie on the way; with `twice` None, if no file can be written in two ways. A folder is looked up once, a file only if it is a link itself"
+    number,known = {},{}
+    def each(): return (o for i in range(0, len(paths), 50_000) for o in np.asarray(paths[i:i+50_000], object)) # a million texts at once would take more than the table
+    at = np.fromiter((number.setdefault(o[:o.rfind('/')+1], len(number)) for o in each()), np.int32, len(paths))
+    real = [os.path.join(_real_folder(os.path.join(root, o), known), '') for o in number]
+    links = {o: _links(o) for o in set(real)}
+    if twice and len(links)==len(real) and not any(links.values()): return None
+    def whole(i, name): return _led_to(real[i]+name) if name in links[real[i]] else real[i]+name
+    return [whole(i, o[o.rfind('/')+1:]) for i,o in zip(at, each())]
+
+def _links(folder):
+    "Names of the links in `folder`"
+    try:
+        with os.scandir(folder) as it: return {o.name for o in it if o.is_symlink()}
+    except (OSError, ValueError): return set() # none there, or not for us to see
+
+def _one_way(c, root):
+    "The paths `c`, each file written as in its first row"
+    some = c.dropna()
+    real = _real_paths(some.array, root, twice=True)
+    return c if real is None else some.groupby(np.array(real, object), sort=False).transform('first').reindex(c.index)
+
 def _paths(c, root):
     "The column of paths `c` as text: `~` is the home folder, Windows' backslashes are slashes where no file has them in its name, and one file is not written in two ways"
     kind = pd.api.types.infer_dtype(c, skipna=True)
@@ -132,6 +183,7 @@ def _paths(c, root):
     if '\\' in raw and os.sep=='/' and not os.path.lexists(root/next(o for o in c.dropna() if '\\' in o)): c = c.str.replace('\\', '/')
     odd = raw.count('\n/'),raw.count('\n../')
     if any(odd) and max(odd)<c.notna().sum(): c = _from_root(c, root)
+    c = _one_way(c, root)
     try: raw.encode()
     except UnicodeEncodeError: return c.astype(object) # arrow's strings hold UTF-8 alone
     return c if c.dtype=='str' else c.astype(str).where(c.notna())
@@ -142,7 +194,8 @@ def _checked(items, levels, root):
     twice = items.columns[items.columns.duplicated()]
     require(not len(twice), f"The table has the column {listing(map(shown, twice))} twice: drop one")
     for c in ('path', *levels): _column_there(items, c)
-    items = items.reset_index(drop=True).copy()
+    items = _any_case(items.reset_index(drop=True).copy())
+    _no_other_split(items, {'path',*levels})
     items['split'] = _split_column(items)
     items = items.drop(columns='is_valid', errors='ignore')
     items['path'] = _paths(items.path, root)

@@ -117,7 +117,7 @@ def _loader(dls, codes):
     "What decides which batches the training loader deals, but not where, how fast, or in which size"
     dl,made = dls.train,getattr(dls, 'made', None)
     balance = getattr(dl, 'balance', None)
-    res = {k: getattr(dl, k, None) for k in ('bs','shuffle','drop_last','seed')} | dict(balanced=balance is not None, per_class=getattr(dl, 'per_class', 1))
+    res = {k: getattr(dl, k, None) for k in ('bs','shuffle','drop_last','seed')} | dict(balanced=balance is not None, per_class=getattr(dl, 'per_class', 1), wgts=None if getattr(dl, 'wgts', None) is None else digest(np.asarray(dl.wgts)))
     pipes = [list(getattr(getattr(dl, k, None), 'fs', ())) for k in ('after_item','before_batch','after_batch')]
     if made is None: return res | dict(tfms=described(pipes, codes))
     cut = next((o for o in pipes[0] if type(o).__name__=='CropResize'), None)

@@ -147,6 +147,11 @@ class _Unwound(ContextManagers):
 
 class FineGrainedLearner(Learner):
     "A fastai `Learner` that trains in several processes as it would in one"
+    def _do_one_batch(self):
+        try: super()._do_one_batch()
+        except ValueError as e:
+            check('more than 1 value per channel' not in str(e), f"A training batch of {len(self.xb[0])} picture leaves batch norm a single value of each channel, and nothing to measure: make the loaders with bs=2 or more, and drop_last=True where the last batch may be of one")
+            raise
     def validation_context(self, cbs=None, inner=False): return _Unwound(super().validation_context(cbs, inner).default)
     @contextmanager
     def distrib_ctx(self,
