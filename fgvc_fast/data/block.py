@@ -273,6 +273,7 @@ def _test_items(data, items, labelled, boxed=False):
     check(not bare, f"Row {listing(bare)} has no label: leave it, or `with_labels`, out")
     return items
 
+# %% ../../nbs/api/06_data.block.ipynb #6ddbc795
 def _put_as(dls, res):
     "Into the new loaders `res` what was put into `dls` by hand since they were made: transforms, batch size, order, device"
     check(len(dls.loaders)==2 and all(type(a) is type(b) and np.array_equal(a.items, b.items) for a,b in zip(dls.loaders, res.loaders)),
@@ -287,6 +288,7 @@ def _put_as(dls, res):
         b.fake_l.num_workers = a.fake_l.num_workers
     res.to(dls.device)
 
+# %% ../../nbs/api/06_data.block.ipynb #3ca3601b
 class FineGrainedLoaders(DataLoaders):
     "fastai `DataLoaders` that know their data set and can draw boxes"
     data = parts = made = None # the data set; the names of the points in its batches; what `FineGrainedData.dls` was told

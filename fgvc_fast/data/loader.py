@@ -118,12 +118,6 @@ class FineGrainedDL(TfmdDL):
         if not self.indexed or self.n is None: return super().get_idxs()
         return self._order(self.n) if self.whole is None else self._order(self.whole.n)[self.places%self.whole.n]
 
-    def _order(self, n):
-        if not self.shuffle: return np.arange(n)
-        rng = np.random.default_rng(self.key)
-        if self.wgts is not None: return rng.choice(n, n, p=self.wgts[:n]/self.wgts[:n].sum())
-        return rng.permutation(n) if self.balance is None else balanced_order(self.balance[:n], rng, self.per_class)
-
     def sample(self):
         if self.seed is None: return super().sample()
         at = itertools.count() if self.places is None else self.places
@@ -152,6 +146,15 @@ class FineGrainedDL(TfmdDL):
                 try: b = next(batches)
                 except StopIteration: return
             yield b
+
+# %% ../../nbs/api/05_data.loader.ipynb #c81d52b7
+@patch
+def _order(self:FineGrainedDL, n):
+    "Positions of an epoch of `n` pictures"
+    if not self.shuffle: return np.arange(n)
+    rng = np.random.default_rng(self.key)
+    if self.wgts is not None: return rng.choice(n, n, p=self.wgts[:n]/self.wgts[:n].sum())
+    return rng.permutation(n) if self.balance is None else balanced_order(self.balance[:n], rng, self.per_class)
 
 # %% ../../nbs/api/05_data.loader.ipynb #993ceb70
 @patch

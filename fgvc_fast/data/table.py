@@ -70,6 +70,7 @@ def _no_other_split(items, known):
         said = {split_names.get(str(v).strip().lower()) for v in o.unique()}
         require(None in said or said=={'train'}, f"Column '{shown(c)}' says {listing(map(repr, map(str, o.unique())))}, as a split does, but would not be one: call it so, `df.rename(columns={{'{shown(c)}': 'split'}})`, or drop it")
 
+# %% ../../nbs/api/01_data.table.ipynb #8abe5988
 def _split_column(items):
     "'train', 'valid' or 'test' for each row: what the columns split (as people write it) and fastai's is_valid say"
     split = items['split'] if 'split' in items else pd.Series('train', items.index)
@@ -138,6 +139,7 @@ def _from_root(c, root):
         return name if known[d]=='.' else os.path.join(known[d], name)
     return c.map(short, na_action='ignore')
 
+# %% ../../nbs/api/01_data.table.ipynb #5eeeddf7
 def _led_to(o):
     try: return os.path.realpath(o)
     except ValueError: return os.path.abspath(o) # of no name that a file can have
@@ -149,6 +151,13 @@ def _real_folder(o, known):
     at = os.path.join(known[up], name)
     return _led_to(at) if name in ('','.','..') or os.path.islink(at) else at
 
+def _links(folder):
+    "Names of the links in `folder`"
+    try:
+        with os.scandir(folder) as it: return {o.name for o in it if o.is_symlink()}
+    except (OSError, ValueError): return set() # none there, or not for us to see
+
+# %% ../../nbs/api/01_data.table.ipynb #99ce11a7
 def _real_paths(paths, root, twice=False):
     "Each of the texts `paths` from `root` as the file that it leads to, whatever links lie on the way; with `twice` None, if no file can be written in two ways. A folder is looked up once, a file only if it is a link itself"
     number,known = {},{}
@@ -159,12 +168,6 @@ def _real_paths(paths, root, twice=False):
     if twice and len(links)==len(real) and not any(links.values()): return None
     def whole(i, name): return _led_to(real[i]+name) if name in links[real[i]] else real[i]+name
     return [whole(i, o[o.rfind('/')+1:]) for i,o in zip(at, each())]
-
-def _links(folder):
-    "Names of the links in `folder`"
-    try:
-        with os.scandir(folder) as it: return {o.name for o in it if o.is_symlink()}
-    except (OSError, ValueError): return set() # none there, or not for us to see
 
 def _one_way(c, root):
     "The paths `c`, each file written as in its first row"
