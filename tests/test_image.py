@@ -271,6 +271,15 @@ def test_numbers_of_no_known_scale(x, tmp_path):
     Image.fromarray(x.reshape(4,4).astype(np.float32 if x.dtype.kind=='f' else np.int32)).save(tmp_path/'a.tif')
     with pytest.raises(FineGrainedError, match='a.tif is no picture as it stands .values from'): read_image(tmp_path/'a.tif')
 
+@pytest.mark.parametrize('hot', [20., 200.])
+def test_a_hot_pixel(hot, tmp_path):
+    "One value far above a scale of 0 to 1 would turn the rest black"
+    x = np.random.default_rng(0).random((20,20)).astype(np.float32)
+    x[3,4] = hot
+    Image.fromarray(x).save(tmp_path/'a.tif')
+    with pytest.raises(FineGrainedError, match='a.tif is no picture as it stands .nearly all values lie between 0 and 1, and 1 reach'): read_image(tmp_path/'a.tif')
+    assert np.asarray(to_picture(np.where(x>1, hot, 0.).astype(np.float32)))[3,4].tolist()==[hot]*3, 'a star in the night'
+
 @pytest.mark.parametrize('mode', 'RGB RGBA L LA La RGBa P PA 1 CMYK YCbCr HSV LAB I F I;16 I;16B I;16L I;16N RGBX'.split())
 def test_every_mode(mode):
     im = to_picture(Image.new(mode, (5,4)))

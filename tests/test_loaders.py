@@ -152,6 +152,12 @@ def test_a_path_of_several_rows(data, tmp_path):
 
 # Another size
 
+def test_another_size_goes_on_with_the_epochs(data):
+    "Loaders of a seed deal other batches in the next phase, those that they would have dealt"
+    def orders(dls, n): return [[b[1].tolist() for b in dls.train] for _ in range(n)]
+    whole,dls = orders(loaders(data, seed=1), 4),loaders(data, seed=1)
+    assert orders(dls, 2)+orders(dls.resized(40), 2)==whole
+
 def test_another_size_keeps_what_was_set_by_hand(data):
     dls = loaders(data, seed=3, flip=.4)
     for dl in dls.loaders: dl.bs = 4

@@ -284,7 +284,7 @@ def _put_as(dls, res):
         was,cut = [next((t for t in o.after_item.fs if isinstance(t, CropResize)), None) for o in (a,b)]
         if was is not None: cut.more = was.more
         for k in ('after_item','before_batch','after_batch'): getattr(b, k).fs = L(cut if isinstance(t, CropResize) else t for t in getattr(a, k).fs)
-        for k in ('bs','shuffle','drop_last','seed','balance','per_class','wgts'): setattr(b, k, getattr(a, k))
+        for k in ('bs','shuffle','drop_last','seed','balance','per_class','wgts','rng'): setattr(b, k, getattr(a, k)) # with `rng` the epochs go on, where a seed would deal the first again
         b.fake_l.num_workers = a.fake_l.num_workers
     res.to(dls.device)
 

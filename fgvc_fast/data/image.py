@@ -31,6 +31,7 @@ def _to_8bit(x, holes=True):
     if x.dtype.kind=='f': top = 1 if hi<=1.1 else 255 if 16<=hi<=1.1*255 else 0 # resizing by splines goes over, and under 0
     else: top = 255 if hi<=255 else 65535 if hi<65536 else 0
     check(top and hi>=0 and lo>=-.1*top, f'values from {lo:.4g} to {hi:.4g}, where 0 to 1 or 0 to 255 are needed')
+    if x.dtype.kind=='f' and top==255 and (few := some[some<=1.1]).size>.99*some.size: check((few%1==0).mean()>.5, f'nearly all values lie between 0 and 1, and {some.size-few.size:,} reach up to {hi:.4g}')
     x = x*np.float32(255) if top==1 else x/257 if top==65535 else x
     return x.round().clip(0, 255).astype(np.uint8)
 
