@@ -229,9 +229,9 @@ def learner_key(learn)->str:
 # %% ../nbs/api/22b_memory.ipynb #53db4a53
 def items_of(dl)->list:
     "What the items of the loader `dl` are: names of files where they are rows of a table or paths, else the pictures themselves; `None` where nobody knows"
-    items,tls = getattr(dl.dataset, 'items', None),getattr(dl.dataset, 'tls', [])
+    items,tls = [getattr(getattr(dl, 'dataset', None), k, None) for k in ('items','tls')]
     if items is None: return []
-    table = next((t for o in tls for t in map(_called, o.tfms.fs) if isinstance(t, PictureOf)), None)
+    table = next((t for o in tls or () for t in map(_called, o.tfms.fs) if isinstance(t, PictureOf)), None)
     def of(o):
         if isinstance(o, (int,np.integer)): return None if table is None else os.path.join(table.root, table.paths[o])
         return str(o) if isinstance(o, (str,Path)) else id(o)
@@ -256,6 +256,6 @@ class TrainedOn(Callback):
     def before_train(self):
         if self.epoch==0 and not hasattr(self.learn, 'lr_finder'): self.seen = np.union1d(self.seen, _hashes(self.dls.train))
     def before_validate(self):
-        if self.dl is not self.dls.valid or self.told is self.dls.valid.dataset: return
-        self.told,n = self.dls.valid.dataset,trained_on(self.learn, self.dl)
-        if n: warnings.warn(f'{n:,} of the {len(self.dl.dataset):,} pictures that this learner validates on were trained on: what comes out says how well they were learned by heart, not how good the model is')
+        if self.dl is not self.dls.valid or self.told is self.dl: return
+        self.told,n = self.dl,trained_on(self.learn, self.dl)
+        if n: warnings.warn(f'{n:,} of the {len(items_of(self.dl)):,} pictures that this learner validates on were trained on: what comes out says how well they were learned by heart, not how good the model is')

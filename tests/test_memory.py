@@ -511,6 +511,17 @@ def test_what_was_trained_on_before_other_loaders_came(birds):
     said, = warned(learn.test)
     assert said.startswith(f'{len(known)} of the {len(known)+tested} pictures of the test split')
 
+def test_loaders_of_which_nothing_is_known(birds):
+    "Whatever deals batches can train and validate; nothing is noted of it"
+    class Same:
+        def __init__(self, dl): self.batches,self.device,self.bs = list(dl),'cpu',dl.bs
+        def __len__(self): return len(self.batches)
+        def __iter__(self): return iter(self.batches)
+    learn = learner(birds)
+    learn.dls.loaders = [Same(o) for o in learn.dls.loaders]
+    with learn.no_logging(): learn.fit(1)
+    assert not len(learn.trained_on.seen) and trained_on(learn, learn.dls.valid)==0
+
 def test_labels_that_were_changed_in_the_table(birds):
     learn = learner(birds._new(birds.items.copy()))
     rows = learn.dls.data['test'].index
