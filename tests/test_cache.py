@@ -187,7 +187,7 @@ def run(data, tmp_path, epochs=1):
 
 def test_two_processes_build_at_once(data, tmp_path):
     a,b = run(data, tmp_path, 2),run(data, tmp_path, 2)
-    said = [o.communicate(timeout=120)[0].splitlines()[-1] for o in (a,b)]
+    said = [o.communicate(timeout=900)[0].splitlines()[-1] for o in (a,b)]
     assert said[0]==said[1] and a.returncode==b.returncode==0
     made = loaders(data, tmp_path)
     assert equal(list(made.valid), list(loaders(data, tmp_path, cache=False).valid))

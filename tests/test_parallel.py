@@ -27,7 +27,7 @@ def _child(f, rank, port, out):
     out.write_bytes(pickle.dumps(res))
     os._exit(0) # whatever waits for the other process is left to itself
 
-def two(f, folder, timeout=120):
+def two(f, folder, timeout=900):
     "What `f()` returns in each of two processes; an exception as a string"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))

@@ -32,7 +32,7 @@ def start(tmp_path, kind, folder, kill):
     (tmp_path/'train.py').write_text(script)
     out = tmp_path/f'{kill}.json'
     env = os.environ | dict(OMP_NUM_THREADS='1')
-    res = subprocess.run([sys.executable, '-W', 'ignore', str(tmp_path/'train.py'), kind, str(folder), str(out), str(kill)], capture_output=True, text=True, env=env, timeout=300)
+    res = subprocess.run([sys.executable, '-W', 'ignore', str(tmp_path/'train.py'), kind, str(folder), str(out), str(kill)], capture_output=True, text=True, env=env, timeout=1800)
     return res,json.loads(out.read_text()) if out.exists() else None
 
 @pytest.mark.parametrize('kind,kill', [('grows', 11), ('callbacks', 9)])

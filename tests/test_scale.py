@@ -137,7 +137,7 @@ def test_two_processes(tmp_path):
     pytest.importorskip('accelerate')
     (tmp_path/'train.py').write_text(two)
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
-    res = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', tmp_path/'train.py', tmp_path], capture_output=True, text=True, env=env, timeout=300)
+    res = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', tmp_path/'train.py', tmp_path], capture_output=True, text=True, env=env, timeout=1800)
     assert res.returncode==0, res.stderr[-4000:]
     a,b = (json.loads((tmp_path/f'{o}.json').read_text()) for o in (0,1))
     assert a['weights']==b['weights'] and a['moved']>0 and a['valid']==b['valid']

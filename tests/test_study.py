@@ -71,7 +71,7 @@ def test_killed_and_started_again(tmp_path):
     code.write_text(script.format(log=str(log), folder=str(tmp_path)))
     env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent), 'OMP_NUM_THREADS': '1'}
     p = subprocess.Popen([sys.executable, '-W', 'ignore', str(code)], env={**env, 'HANG': '1', 'PYTHONHASHSEED': '1'})
-    for _ in range(1200):
+    for _ in range(12000):
         if log.exists() and len(log.read_text().splitlines())==3: break
         time.sleep(.1)
     p.send_signal(signal.SIGKILL), p.wait()

@@ -149,7 +149,7 @@ def _records(folder):
 
 def records(folder):
     "All of them: W&B's own process may write the last ones after `finish` has returned"
-    for _ in range(300):
+    for _ in range(3000):
         res = list(_records(folder))
         if any(r.HasField('exit') for r in res): return res
         time.sleep(.1)

@@ -55,6 +55,6 @@ def test_one_batch_of_every_kind(how, n, tmp_path):
     "Under forkserver all of them, each in a worker of its own; spawn, where a worker takes seconds to start, sends all and starts one"
     (tmp_path/'loaders.py').write_text(script)
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
-    res = subprocess.run([sys.executable, tmp_path/'loaders.py', how, tmp_path/'cache'], capture_output=True, text=True, env=env, timeout=500)
+    res = subprocess.run([sys.executable, tmp_path/'loaders.py', how, tmp_path/'cache'], capture_output=True, text=True, env=env, timeout=1800)
     assert res.returncode==0, res.stderr[-3000:]
     assert res.stdout.count('same')==n, res.stdout
