@@ -282,9 +282,9 @@ def test(self:Learner)->pd.DataFrame:
     per_class = per_class_accuracy(preds, targs, len(self.dls.vocab)).nanmean().item()
     row = dict(top1=(preds==targs).float().mean().item(), top5=in5.float().mean().item(), per_class=per_class)
     res = pd.DataFrame([row | _by_level(self.dls, preds, targs) | dict(pictures=len(targs))], index=['test'])
-    self._test_reads = reads | {key: (root, res)}
-    n = sum(o==root for o,_ in self._test_reads.values())
-    if n>1: warnings.warn(f"The test split has now been read {n} times, with different weights or cuts, or with hooks or callbacks of which nobody here knows what they do. If you choose by it, it is no test any more: choose by the validation split.")
+    self._test_reads = reads | dict.fromkeys((key, _test_key(self, dl)), (root, res)) # answering may have changed what transforms and layers note
+    n = len({id(o) for r,o in self._test_reads.values() if r==root})
+    if n>1: warnings.warn(f"The test split has now been read {n} times, with different weights or cuts, or with something on the way (a hook, a callback, a transform that changes) of which nobody here knows what it does. If you choose by it, it is no test any more: choose by the validation split.")
     return res.copy()
 
 # %% ../nbs/api/42_learner.ipynb #06588032

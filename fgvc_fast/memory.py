@@ -7,7 +7,8 @@ __all__ = ['weights_checksum', 'is_own', 'function_parts', 'own_functions', 'cla
            'question', 'learner_key', 'items_of', 'trained_on', 'TrainedOn']
 
 # %% ../nbs/api/22b_memory.ipynb #3881ca03
-import numpy as np, os, pandas as pd, re, sys, torch, warnings
+import dis, numpy as np, os, pandas as pd, pickle, re, sys, torch, warnings
+from collections import deque
 from contextlib import suppress
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -15,8 +16,9 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.foundation import L
 from fasttransform import Transform
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
+from logging import Logger
 from pathlib import Path
 from PIL import Image
 from torch import nn
@@ -29,7 +31,8 @@ from .data.block import CropResize, LabelOf, PartsOf, PictureOf
 # %% ../nbs/api/22b_memory.ipynb #00e707bc
 def _bytes(t):
     "The content of the tensor `t` in its logical order, as bytes"
-    return t.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    t = t.detach() if t.layout is torch.strided else t.detach().to_dense()
+    return t.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 def _bare(model):
     "`model` itself, whatever compiles it or spreads it over GPUs"
@@ -45,12 +48,19 @@ def weights_checksum(model:nn.Module)->str:
 _plain = bool,int,float,complex,str,bytes,type(None)
 _only_training = 'min_scale','flip','light','more'
 
-def _attrs(o, training):
-    "What the object `o` was made with, as it is now"
+def _set_later(c):
+    "Names of attributes that functions of the class `c` set, but for its `__init__`"
+    fs = [f for b in c.__mro__ for f in vars(b).values() if isinstance(f, FunctionType) and f.__name__!='__init__']
+    cached = {k for b in c.__mro__ for k,v in vars(b).items() if isinstance(v, cached_property)}
+    return cached | {i.argval for f in fs for i in dis.get_instructions(f.__code__) if i.opname in ('STORE_ATTR','DELETE_ATTR')}
+
+def _attrs(o, training, settled=False):
+    "What the object `o` was made with, as it is now; `settled`: without what a class of the user's own notes as it goes along"
     if isinstance(o, CropResize): names = [k for k in vars(o) if k not in ('cache','twins','last','train') and (training or k not in _only_training)]
     else: names = getattr(o, '__stored_args__', None) if type(o).__module__.startswith('fastai.') else None # fastai's keep notes of the last picture beside them
     slots = [k for c in type(o).__mro__ for k in np.atleast_1d(vars(c).get('__slots__', ())).tolist() if isinstance(k, str) and hasattr(o, k)]
-    return {k: getattr(o, k) for k in ([*slots, *getattr(o, '__dict__', ())] if names is None else names) if k not in ('order','split_idx','__stored_args__','__signature__','__dict__','__weakref__')}
+    later = _set_later(type(o)) if settled and is_own(type(o)) else ()
+    return {k: getattr(o, k) for k in ([*slots, *getattr(o, '__dict__', ())] if names is None else names) if k not in ('order','split_idx','__stored_args__','__signature__','__dict__','__weakref__') and k not in later}
 
 # %% ../nbs/api/22b_memory.ipynb #78e8b8d0
 def _const(o):
@@ -78,12 +88,12 @@ def _matters(o):
     if isinstance(o, (FunctionType,type)): return is_own(o)
     return not isinstance(o, (ModuleType,BuiltinFunctionType))
 
-def _read_by(f):
+def _read_by(f, around=None, up=()):
     "Names around the function `f` that it reads, and what they are now; of modules of the user's own, what it may read of them"
-    names,around = _names(f.__code__),f.__globals__
-    for k in sorted(names & around.keys()):
-        if isinstance(m := around[k], ModuleType) and is_own(m): yield from [(f'{k}.{a}', vars(m)[a]) for a in sorted(names & vars(m).keys()) if _matters(vars(m)[a])]
-        elif _matters(m): yield k,m
+    around = f.__globals__ if around is None else around
+    for k in sorted(_names(f.__code__) & around.keys()):
+        if isinstance(v := around[k], ModuleType) and is_own(v) and v not in up: yield from ((f'{k}.{a}', o) for a,o in _read_by(f, vars(v), (*up, v)))
+        elif _matters(v): yield k,v
 
 # %% ../nbs/api/22b_memory.ipynb #e88f8d0f
 def function_parts(f)->list:
@@ -101,41 +111,61 @@ def own_functions(c:type)->list:
         return [m.implementation for m in v.methods] if hasattr(v, 'methods') else [getattr(v, '__func__', v)]
     return [f for b in c.__mro__ for v in vars(b).values() for f in inside(v) if isinstance(f, FunctionType) and is_own(f)]
 
-def class_attrs(c:type)->dict:
+def class_attrs(c:type, settled:bool=False # Without what its functions set?
+    )->dict:
     "What the user's own classes among `c` and its bases hold besides functions"
-    return {f'{b.__qualname__}.{k}': v for b in c.__mro__ if is_own(b) for k,v in vars(b).items() if k[:2]!='__' and not isinstance(v, (FunctionType,property,classmethod,staticmethod)) and not hasattr(v, 'methods')}
+    later = _set_later(c) if settled else ()
+    return {f'{b.__qualname__}.{k}': v for b in c.__mro__ if is_own(b) for k,v in vars(b).items() if k[:2]!='__' and k not in later and not isinstance(v, (FunctionType,property,cached_property,classmethod,staticmethod)) and not hasattr(v, 'methods')}
 
 
 # %% ../nbs/api/22b_memory.ipynb #3a8bad72
-def _frame(o): return [type(o).__name__, *[digest(np.asarray(v.astype(str), object)) for v in (o, getattr(o, 'index', o[:0]), getattr(o, 'columns', o[:0]))]]
+def _frame(o):
+    "A table, a column or an index of pandas"
+    def of(vals): return [_says(v) for v in vals] if vals.dtype.hasobject and not all(isinstance(v, (*_plain,tuple)) for v in vals) else digest(vals)
+    cols = [(str(k), o.iloc[:,i]) for i,k in enumerate(o.columns)] if isinstance(o, pd.DataFrame) else [(str(getattr(o, 'name', '')), o)]
+    return [type(o).__name__, [] if isinstance(o, pd.Index) else _frame(o.index), *[(k, of(np.asarray(v))) for k,v in cols]]
 
-def _says(o, training=False, up=(), done=None):
-    "All that tells `o` from another, as nested lists of plain values; a function or class once, then by name"
-    done = set() if done is None else done
-    def go(v): return _says(v, training, (*up, id(o)), done)
-    def all_of(c): return [go(class_attrs(c)), *map(go, own_functions(c))]
+def _stuff(o):
+    "What the object `o`, which has no attributes, is made again from, if that is known"
+    try: return digest(pickle.dumps(o))
+    except Exception: return ''
+
+# %% ../nbs/api/22b_memory.ipynb #6510a926
+_others = count()
+_named = Learner,DataLoaders,Logger # change all the time, and are told by name
+
+def _says(o, training=False, up=(), done=None, settled=False):
+    "All that tells `o` from another, as nested lists of plain values, or what is never the same twice where that cannot be said"
+    try: return _told(o, training, up, {} if done is None else done, settled)
+    except Exception: return f'{type(o).__qualname__} {next(_others)}'
+
+def _told(o, training, up, done, settled):
+    "As `_says`; a function, class or object once, then by name"
+    def go(v): return _says(v, training, (*up, id(o)), done, settled)
+    def all_of(c): return [go(class_attrs(c, settled)), *map(go, own_functions(c))]
     if isinstance(o, _plain): return o
     if isinstance(o, (Path,np.generic,torch.dtype,torch.device)): return f'{type(o).__name__} {o}'
     if isinstance(o, torch.Tensor): return ['tensor', str(o.dtype), tuple(o.shape), digest(_bytes(o))]
     if isinstance(o, np.ndarray): return ['array', digest(o)]
     if isinstance(o, Image.Image): return ['picture', o.mode, o.size, digest(o.tobytes())]
     if isinstance(o, (pd.DataFrame,pd.Series,pd.Index)): return _frame(o)
-    if isinstance(o, (ModuleType,BuiltinFunctionType)): return o.__name__
-    if id(o) in up or len(up)>9 or isinstance(o, (Learner,DataLoaders)): return type(o).__qualname__
+    if isinstance(o, BuiltinFunctionType): return [o.__qualname__, None if isinstance(o.__self__, ModuleType) else go(o.__self__)]
+    if isinstance(o, ModuleType): return o.__name__
+    if id(o) in up or len(up)>60 or isinstance(o, _named): return type(o).__qualname__
     if isinstance(o, dict): return [[go(k), go(v)] for k,v in o.items()]
-    if isinstance(o, (list,tuple,L)): return [type(o).__name__, *map(go, o)]
+    if isinstance(o, (list,tuple,deque,L)): return [type(o).__name__, *map(go, o)]
     if isinstance(o, (set,frozenset)): return ['set', *sorted(repr(go(v)) for v in o)]
     if isinstance(o, partial): return ['partial', *map(go, (o.func, o.args, o.keywords))]
     if isinstance(o, MethodType): return [go(o.__func__), go(o.__self__)]
-    if isinstance(o, (FunctionType,type)):
-        name = f'{o.__module__}.{o.__qualname__}'
-        if id(o) in done or isinstance(o, type) and not is_own(o): return name
-        done.add(id(o))
-        return [name, *(all_of(o) if isinstance(o, type) else map(go, function_parts(o)))]
-    if isinstance(o, nn.Module): return [weights_checksum(o), _made(o, up=(*up, id(o)))]
+    kind = o if isinstance(o, (FunctionType,type)) else type(o)
+    name = f'{kind.__module__}.{kind.__qualname__}'
+    if id(o) in done or isinstance(o, type) and not is_own(o): return name
+    done[id(o)] = o # kept, so that no other gets its number
+    if kind is o: return [name, *(all_of(o) if isinstance(o, type) else map(go, function_parts(o)))]
+    if isinstance(o, nn.Module): return [weights_checksum(o), _made(o, settled, (*up, id(o)))]
     if hasattr(o, 'items') and hasattr(o, 'o2i'): return ['vocabulary', *map(go, o.items)]
-    return [f'{type(o).__module__}.{type(o).__qualname__}', go(_attrs(o, training)), *all_of(type(o))]
-
+    held = _attrs(o, training, settled)
+    return [name, go(held) if hasattr(o, '__dict__') or held else _stuff(o), *all_of(type(o))]
 
 # %% ../nbs/api/22b_memory.ipynb #d1660e46
 _passing = {'training','said','kept'} # of the last batch
@@ -145,13 +175,14 @@ def _hooks(m):
     "Hooks that somebody put on the module `m`; doors to blocks after a stage are ours"
     return [(k, f) for o in (m._forward_pre_hooks, m._forward_hooks) for k,f in o.items() if not type(f).__module__.startswith('fgvc_fast.')]
 
-def _made(model, tensors=True, up=()):
+def _made(model, settled=False, up=()):
     "Which modules `model` is made of, with all that they hold, and what they do that is of the user's own"
-    def said(m, k, v): return k not in _of_torch|_passing and (k[0]!='_' or not type(m).__module__.startswith('fgvc_fast.')) and (tensors or not isinstance(v, torch.Tensor) or v.numel()==1)
     def of(m):
-        def say(v): return _says(v, up=(*up, id(m)))
-        held = [(k, say(v)) for k,v in vars(m).items() if said(m, k, v)]
-        return [type(m).__qualname__, held, say(class_attrs(type(m))), [(k, say(f)) for k,f in _hooks(m)], [say(f) for f in own_functions(type(m))]]
+        ours,later = type(m).__module__.startswith('fgvc_fast.'),_set_later(type(m)) if settled and is_own(type(m)) else ()
+        def said(k, v): return k not in _of_torch|_passing and k not in later and not (k[0]=='_' and ours) and not (settled and isinstance(v, torch.Tensor) and v.numel()>1)
+        def say(v): return _says(v, up=(*up, id(m)), settled=settled)
+        held = [(k, say(v)) for k,v in vars(m).items() if said(k, v)]
+        return [type(m).__qualname__, held, say(class_attrs(type(m), settled)), [(k, say(f)) for k,f in _hooks(m)], [say(f) for f in own_functions(type(m))]]
     return [(k, of(m)) for k,m in _bare(model).named_modules() if id(m) not in up[:-1]]
 
 
@@ -180,7 +211,7 @@ def _called(t):
 def _content(dataset, training):
     "What `dataset` holds: its items, and what becomes of them before a loader cuts them"
     items,tls = getattr(dataset, 'items', None),getattr(dataset, 'tls', [])
-    if items is None: return _says(dataset, training)
+    if items is None or isinstance(items, pd.DataFrame): return [_says(dataset if items is None else items, training), *[_says(_called(t), training) for o in tls for t in o.tfms.fs]]
     numbers = all(isinstance(o, (int,np.integer)) for o in items)
     def of(t): return _row(t, items) if numbers and isinstance(t, (PictureOf,LabelOf,PartsOf)) else _says(t, training)
     all_fs = [[_called(t) for t in o.tfms.fs] for o in tls]
@@ -192,11 +223,10 @@ def loader_key(dl, # A fastai loader
     )->str:
     "A mark of what the loader `dl` gives: items, labels, cut, size, vocabulary and transforms"
     training = not getattr(dl.dataset, 'split_idx', 1)
-    fs = [[_says(_called(t), training) for t in getattr(getattr(dl, k, None), 'fs', ()) if training or getattr(t, 'split_idx', None)!=0] for k in ('after_item','before_batch','after_batch')]
+    fs = [[_says(_called(t), training, settled=not rows) for t in getattr(getattr(dl, k, None), 'fs', ()) if training or getattr(t, 'split_idx', None)!=0] for k in ('after_item','before_batch','after_batch')]
     return digest(training, fs, _content(dl.dataset, training) if rows else None)
 
 # %% ../nbs/api/22b_memory.ipynb #6bae2809
-_others = count()
 _always,_each = ('before_fit','before_epoch','before_validate'),('before_batch','after_pred') # only these follow `run_valid`
 
 def _acts(cb):
@@ -224,23 +254,30 @@ def question(model:nn.Module, # Who is asked
 
 def learner_key(learn)->str:
     "A mark of how `learn` would answer about any picture: weights, cut and vocabulary"
-    return digest(weights_checksum(learn.model), _made(learn.model, False), loader_key(learn.dls.valid, rows=False), _says(list(learn.dls.vocab)), _precision(learn), [id(o) for o in learn.cbs if _acts(o)])
+    return digest(weights_checksum(learn.model), _made(learn.model, True), loader_key(learn.dls.valid, rows=False), _says(list(learn.dls.vocab)), _precision(learn), [id(o) for o in learn.cbs if _acts(o)])
 
 # %% ../nbs/api/22b_memory.ipynb #53db4a53
 def items_of(dl)->list:
-    "What the items of the loader `dl` are: names of files where they are rows of a table or paths, else the pictures themselves; `None` where nobody knows"
+    "What the items of the loader `dl` are: names of files where they are rows of a table or paths, or digests of pictures; `None` where nobody knows"
     items,tls = [getattr(getattr(dl, 'dataset', None), k, None) for k in ('items','tls')]
     if items is None: return []
+    if isinstance(items, pd.DataFrame): return [None]*len(items)
     table = next((t for o in tls or () for t in map(_called, o.tfms.fs) if isinstance(t, PictureOf)), None)
+    real = {} # a folder is looked up once
+    def file(o):
+        up,name = os.path.split(o)
+        if up not in real: real[up] = os.path.realpath(up)
+        return os.path.join(real[up], name)
     def of(o):
-        if isinstance(o, (int,np.integer)): return None if table is None else os.path.join(table.root, table.paths[o])
-        return str(o) if isinstance(o, (str,Path)) else id(o)
+        if isinstance(o, (int,np.integer)): return None if table is None else file(os.path.join(table.root, table.paths[o]))
+        return file(str(o)) if isinstance(o, (str,Path)) else f'picture {digest(_says(o))}' if isinstance(o, (np.ndarray,torch.Tensor,Image.Image)) else None
     return [of(o) for o in items]
 
 def _hashes(dl):
     "A number for each item of the loader `dl`, the same in every process; 0 for what is no file"
     items = items_of(dl)
-    return pd.util.hash_array(np.array([o if isinstance(o, str) else '' for o in items], object))*np.array([isinstance(o, str) for o in items], np.uint64)
+    names = [o.encode('utf-8', 'surrogatepass').decode('latin1') if isinstance(o, str) else '' for o in items] # a name may be no text
+    return pd.util.hash_array(np.array(names, object))*np.array([isinstance(o, str) for o in items], np.uint64)
 
 # %% ../nbs/api/22b_memory.ipynb #1fbc2bf8
 def trained_on(learn, dl)->int:
@@ -252,10 +289,11 @@ def trained_on(learn, dl)->int:
 class TrainedOn(Callback):
     "Note which files a learner trains on, and warn where it validates on them"
     order = 30
-    def __init__(self): self.seen,self.told = np.zeros(0, np.uint64),None
-    def before_train(self):
-        if self.epoch==0 and not hasattr(self.learn, 'lr_finder'): self.seen = np.union1d(self.seen, _hashes(self.dls.train))
+    def __init__(self): self.seen,self.told,self.noted = np.zeros(0, np.uint64),None,False
+    def before_fit(self): self.noted = False
+    def after_batch(self):
+        if self.training and not self.noted and not hasattr(self.learn, 'lr_finder'): self.seen,self.noted = np.union1d(self.seen, _hashes(self.dls.train)),True
     def before_validate(self):
-        if self.dl is not self.dls.valid or self.told is self.dl: return
-        self.told,n = self.dl,trained_on(self.learn, self.dl)
+        if self.dl is not self.dls.valid or self.told==id(self.dl): return
+        self.told,n = id(self.dl),trained_on(self.learn, self.dl)
         if n: warnings.warn(f'{n:,} of the {len(items_of(self.dl)):,} pictures that this learner validates on were trained on: what comes out says how well they were learned by heart, not how good the model is')

@@ -1,6 +1,8 @@
 "What is remembered is what was asked: weights to the last byte, rows, labels, cut, size, vocabulary"
-import warnings
+import os, re, shutil, warnings
+from collections import deque
 from copy import deepcopy
+from datetime import date
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
@@ -15,6 +17,7 @@ from fgvc_fast.interpret import retrieve, walk, why # chkstyle: ignore (learners
 from fgvc_fast import save # chkstyle: ignore (now learners have `save_bundle`)
 from fgvc_fast.learner import CPUAutocast, fine_grained_learner, test_read as remembered
 from fgvc_fast.memory import _says, items_of, loader_key, trained_on, weights_checksum
+from fgvc_fast.train.marks import check_same, run_marks
 from torch import nn
 from types import ModuleType, SimpleNamespace
 
@@ -375,6 +378,28 @@ def classed(k): return type('Made', (), dict(k=k, __call__=lambda self, x: x*sel
     ids=['default by name','code of a method','slots','a name around','a tensor around','a namespace around','an object around','a class around','a table around','a module around','a value of its class','a helper'])
 def test_functions_tell_themselves_apart(make, a, b): assert digest(_says(make(a)))==digest(_says(make(a)))!=digest(_says(make(b)))
 
+def nested(k):
+    for _ in range(40): k = [k]
+    return k
+def of_packages(k):
+    m = ModuleType('inner')
+    m.k = k
+    around = ModuleType('outer')
+    around.inner = m
+    return looks('outer.inner.k', outer=around)
+def cells(k): return pd.DataFrame(dict(v=[np.r_[np.zeros(5000), k], torch.full((3000,), float(k))], w=['a',k]), index=pd.MultiIndex.from_tuples([('a',1),('b',k)]))
+
+@pytest.mark.parametrize('make', [nested, of_packages, cells, lambda k: slice(0, k), lambda k: range(k), lambda k: deque([k]), lambda k: re.compile(f'a{k}'), lambda k: date(2026, 1, k), lambda k: torch.eye(3).mul(k).to_sparse(), lambda k: {1: {k}}.get, lambda k: pd.Index([k,'a'])],
+    ids=['depth','packages','cells','slice','range','deque','pattern','date','sparse','a method in C','index'])
+def test_objects_tell_themselves_apart(make): assert digest(_says(make(1)))==digest(_says(make(1)))!=digest(_says(make(2)))
+
+def test_what_cannot_be_told_is_never_the_same():
+    class Shut:
+        def __getattribute__(self, k): raise RuntimeError(k)
+    o = Shut()
+    assert digest(_says(o))!=digest(_says(o))
+
+
 # embeddings and what is made of them
 
 @pytest.mark.parametrize('how', ['weights', 'size', 'rows', 'model'])
@@ -510,6 +535,41 @@ def test_what_was_trained_on_before_other_loaders_came(birds):
     learn.dls.data.items['split'] = ['test' if o in known else s for o,s in zip(again.items.path, again.items.split)]
     said, = warned(learn.test)
     assert said.startswith(f'{len(known)} of the {len(known)+tested} pictures of the test split')
+
+def test_a_fit_that_was_refused_trained_on_nothing(birds):
+    learn = learner(birds)
+    with learn.no_logging(), pytest.raises(FineGrainedError, match='wd=nan'): learn.fit(1, wd=float('nan'))
+    assert not len(learn.trained_on.seen)
+
+@pytest.mark.parametrize('name', [b'gr\xfcn.png', 'grün.png'.encode(), b'\xf0\x9f\x90\xa6.png'])
+def test_names_of_files_that_are_no_text(birds, name, tmp_path):
+    "A learner trains on them, notes them, goes on and says which they were"
+    shutil.copytree(birds.root, tmp_path/'birds')
+    data = fine_grained_data(birds.items.copy(), root=tmp_path/'birds')
+    row = data['train'].index[0]
+    try: os.rename(data.root/data.items.path[row], os.fsencode(data.root)+b'/'+name)
+    except OSError: pytest.skip('this disk keeps no such names')
+    data.items.loc[row,'path'] = os.fsdecode(name)
+    learn = learner(data)
+    with learn.no_logging(): learn.fit_phases(1, folder=tmp_path/'run')
+    assert len(learn.trained_on.seen)==len(data['train']) and trained_on(learn, learn.dls.train)==len(learn.dls.train.items)
+    check_same(run_marks(learner(data)), run_marks(learner(data)))
+    assert len(learn.embeddings()[0])==len(learn.dls.train.items)
+
+class Notes:
+    "A transform of one's own that notes what it has seen, and changes nothing"
+    n = 0
+    def __call__(self, x):
+        self.n += 1
+        return x
+
+def test_notes_of_a_transform_are_no_other_question(birds):
+    learn = learner(birds, batch_tfms=Notes())
+    a = learn.test()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        b = learn.test()
+    assert a.equals(b) and remembered(learn).equals(a)
 
 def test_loaders_of_which_nothing_is_known(birds):
     "Whatever deals batches can train and validate; nothing is noted of it"

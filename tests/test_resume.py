@@ -354,7 +354,7 @@ def test_code_of_ones_own_that_was_edited_is_named(tmp_path, monkeypatch, kind):
     was,(a,b) = marks(own),edits[kind]
     check_same(was, marks(own+'\n# a remark'))
     assert own.count(a)==1
-    with pytest.raises(FineGrainedError, match='batch_tfms' if kind=='Flipped' else 'loss'): check_same(was, marks(own.replace(a, b)))
+    with pytest.raises(FineGrainedError, match='tfms of the loaders' if kind=='Flipped' else 'loss'): check_same(was, marks(own.replace(a, b)))
 
 more = '''
 from fastai.callback.core import Callback
@@ -389,6 +389,37 @@ def test_values_that_ones_own_code_holds_are_compared(tmp_path, monkeypatch, kin
     check_same(was, marks(own+more))
     assert more.count(a)==1
     with pytest.raises(FineGrainedError, match='callbacks of your own' if kind=='Noise' else 'loss'): check_same(was, marks(own+more.replace(a, b)))
+
+head = '''
+class Head(torch.nn.Module):
+    k = 1.
+    def __init__(self, nf, n):
+        super().__init__()
+        self.lin = torch.nn.Linear(nf, n)
+    def forward(self, x): return self.lin(x)*self.k
+'''
+@pytest.mark.parametrize('a,b', [('*self.k','*self.k+1'), ('k = 1.','k = 2.')])
+def test_modules_of_ones_own_are_compared(tmp_path, monkeypatch, a, b):
+    from fgvc_fast.train.marks import check_same, run_marks
+    def marks(text):
+        learn = small(None)
+        learn.model.head = own_code(tmp_path, monkeypatch, own+text).Head(4, 4)
+        return run_marks(learn)
+    was = marks(head)
+    check_same(was, marks(head))
+    with pytest.raises(FineGrainedError, match='modules of your own'): check_same(was, marks(head.replace(a, b)))
+
+def test_transforms_put_there_by_hand_are_compared(tmp_path, monkeypatch):
+    from fastai.vision.augment import Brightness, Contrast
+    from fgvc_fast.train.marks import check_same, run_marks
+    def marks(*fs):
+        learn = small(None)
+        for f in fs: learn.dls.train.after_batch.add(f)
+        return run_marks(learn)
+    was = marks(Brightness(.3))
+    check_same(was, marks(Brightness(.3)))
+    for other in ((), (Brightness(.4),), (Contrast(.3),)):
+        with pytest.raises(FineGrainedError, match='tfms of the loaders'): check_same(was, marks(*other))
 
 def test_a_used_object_is_the_same(tmp_path, monkeypatch):
     "What fastai notes on a transform, batch by batch, is no option of it"

@@ -321,13 +321,18 @@ def test_columns_in_another_case(new):
     pd.testing.assert_frame_equal(FineGrainedData(df.rename(columns=new), valid=0).items[want.columns], want)
     with pytest.raises(FineGrainedError, match='drop one'): FineGrainedData(pd.concat([df.rename(columns=new), df[[*new]].rename(columns=str.upper).rename(columns=lambda o: f'{o}  ')], axis=1), valid=0)
 
-@pytest.mark.parametrize('values,wrong', [(['train','train','test'], True), (['Training','val',None], True), (['dev','dev','dev'], True), (['train']*3, False), (['train','test','tree'], False), ([0,1,2], False), ([None]*3, False)])
+@pytest.mark.parametrize('values,wrong', [(['train','train','test'], True), (['Training','val',None], True), (['dev','dev','dev'], False), (['train']*3, False), (['train','test','tree'], True), (['valid','valid',''], False), ([0,1,2], False), ([None]*3, False)])
 def test_a_split_by_another_name(values, wrong):
     "It would be passed over, and the test trained on"
     df = pd.DataFrame(dict(path=['0.jpg','1.jpg','2.jpg'], label=['a','b','a'], subset=values))
     for known in (dict(split='train'), dict(is_valid=False)): FineGrainedData(df.assign(**known), valid=0)
     FineGrainedData(df[['path']].assign(label=[str(o) for o in values]), valid=0) # names of classes
-    with pytest.raises(FineGrainedError, match="Column 'subset' says .*rename") if wrong else nullcontext(): FineGrainedData(df, valid=0)
+    with pytest.raises(FineGrainedError, match="Column 'subset' says .*into a column 'split'") if wrong else nullcontext(): FineGrainedData(df, valid=0)
+
+@pytest.mark.parametrize('name,values,wrong', [('is_train',[1,1,0],True), ('Test',['yes','no','no'],True), ('is_val',[True,False,None],True), ('train',[0,1,2],False), ('female',[1,0,1],False), ('is_train',[1,1,1],False)])
+def test_a_split_of_yes_and_no(name, values, wrong):
+    df = pd.DataFrame({'path': ['0.jpg','1.jpg','2.jpg'], 'label': ['a','b','a'], name: values})
+    with pytest.raises(FineGrainedError, match=f"Column '{name}' says .*into a column 'split'") if wrong else nullcontext(): FineGrainedData(df, valid=0)
 
 # What check says
 

@@ -61,14 +61,17 @@ def _any_case(items):
     for c,o in near.items(): require(len(o)<2, f"The table has the columns {listing(map(repr, o))}, and both may be its '{c}': drop one")
     return items.rename(columns={o[0]: c for c,o in near.items() if o})
 
+_like_splits = *split_names,*(f'is_{o}' for o in split_names)
+
 def _no_other_split(items, known):
     "Stop where a column of another name says what is for training and what is not; `known` columns are something else"
     if 'split' in items or 'is_valid' in items: return
     for c in items.columns.difference(known, sort=False):
-        o = items[c].dropna()
-        if not len(o) or str(o.iloc[0]).strip().lower() not in split_names: continue
-        said = {split_names.get(str(v).strip().lower()) for v in o.unique()}
-        require(None in said or said=={'train'}, f"Column '{shown(c)}' says {listing(map(repr, map(str, o.unique())))}, as a split does, but would not be one: call it so, `df.rename(columns={{'{shown(c)}': 'split'}})`, or drop it")
+        said = items[c].dropna().unique()
+        values = {str(v).strip().lower() for v in said[:1000]}
+        named = len({split_names[o] for o in values if o in split_names})>1
+        flag = str(c).strip().lower() in _like_splits and len(said)==2 and values<=_yes.keys()
+        require(not (named or flag), f"Column '{shown(c)}' says {listing(map(repr, map(str, said)))}, as a split does, but would not be one: put 'train', 'valid' and 'test' into a column 'split', or drop it")
 
 # %% ../../nbs/api/01_data.table.ipynb #8abe5988
 def _split_column(items):

@@ -54,8 +54,10 @@ def _kept(learn, split='train'):
     check_vocab(learn)
     own = learn.dls.train if split=='train' else learn.dls.valid
     dl,kept = _loader(learn, list(own.dataset.items), True),_made.setdefault(learn, {})
-    key = question(learn.model, dl, callback_key(learn))
-    if kept.get(split, (None,))[0]!=key: kept[split] = key,tuple(_rows_of(learn, dl))
+    def key(): return question(learn.model, dl, callback_key(learn))
+    if kept.get(split, (None,))[0]!=key():
+        rows = tuple(_rows_of(learn, dl))
+        kept[split] = key(),rows # as it is now: to answer may have changed what transforms and layers note
     return kept[split][1]
 
 @patch

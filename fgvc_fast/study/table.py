@@ -308,7 +308,8 @@ def _go(self:Study, bar):
 @patch
 def _read_again(self:Study):
     "Take over what others have done since, and stop where the runs would be of something else by now"
-    was,self.made_of = self.made_of,_made_of(self.train)
+    was,now = self.made_of,_made_of(self.train)
+    self.made_of = {k: was[k] if k in was and was[k][:1]==v[:1] and v[:1] in '[{' else v for k,v in now.items()} # a list or dictionary may have grown with the runs
     try: self._read()
     except FineGrainedError:
         self.made_of = was

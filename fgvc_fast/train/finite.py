@@ -41,18 +41,18 @@ class FiniteLoss(Callback):
         for k in bad: self.opt.set_hyper(k, fresh.hypers[-1][k])
         self._stop(f"{', '.join(f'{k}={v}' for k,v in bad.items())}: the optimiser needs a finite number")
     def after_loss(self):
-        if self.training: self.zero = self.zero + 0*self.loss_grad.detach() # NaN from the first that is NaN or infinite
+        if self.training: self.zero = self.zero + 0*self.loss_grad.detach().sum() # NaN from the first that is NaN or infinite
     def before_step(self): self.steps,self.skipped = self.steps+1,0 # nobody has skipped this one
     def after_cancel_step(self): self.skipped += 1
     def after_batch(self):
         if self.good is None or not self.training or processes(self.learn)[1]>1: return
         loss = self.recorder.smooth_loss.val if hasattr(self.learn, 'recorder') else self.loss
-        if loss is not None and not math.isfinite(loss): self._stop(self._where(f'the loss is {float(self.loss.detach()):g} in batch {self.iter+1}'))
+        if loss is not None and not math.isfinite(loss): self._stop(self._where(f'the loss is {float(self.loss.detach().mean()):g} in batch {self.iter+1}'))
         if said := self._ill(): self._stop(self._where(f'{said} in batch {self.iter+1}'))
     def after_train(self):
         if self.good is None: return
-        most = torch.stack([p.detach().abs().max().float() for p in self.model.parameters() if p.numel()]).max()
-        said = [o for o in from_all(self.learn, self._ill() if math.isfinite(most) else 'weights are no numbers any more') if o]
+        well = [p.detach().isfinite().all() for p in self.model.parameters() if p.requires_grad]
+        said = [o for o in from_all(self.learn, self._ill() if not well or torch.stack(well).all() else 'weights are no numbers any more') if o]
         if said: self._stop(self._where(f'{said[0]} after the last batch'))
     def after_validate(self):
         if self.good is None or not hasattr(self.learn, 'recorder') or not self.recorder.valid_metrics: return
@@ -84,6 +84,8 @@ def _stop(self:FiniteLoss, msg):
     raise CancelFitException # so that all callbacks come to their orderly end; the error follows
 
 # %% ../../nbs/api/40b_train.finite.ipynb #a9097708
+_least_scale = 2.**-20
+
 @patch
 def _ill(self:FiniteLoss):
     "What is wrong with the steps of this epoch, if anything is"
@@ -91,7 +93,7 @@ def _ill(self:FiniteLoss):
         bad = [k for cb in self.learn.cbs if isinstance(sums := getattr(cb, 'sums', None), dict) for k,(total,_) in sums.items() if not math.isfinite(total)]
         return f"the loss '{bad[0]}' is NaN or infinite" if bad else 'what is learned (`learn.loss_grad`) is NaN or infinite'
     scaler = getattr(self.learn, 'scaler', None)
-    if self.skipped and scaler is not None and scaler.is_enabled() and scaler.get_scale()<1: return f'the gradient is NaN or infinite at whatever loss scale, so that the last {self.skipped} steps were skipped,'
+    if self.skipped and scaler is not None and scaler.is_enabled() and scaler.get_scale()<_least_scale: return f'the gradient is NaN or infinite at whatever loss scale, so that the last {self.skipped} steps were skipped,'
 
 @patch
 def _warn(self:FiniteLoss):

@@ -6,15 +6,15 @@
 __all__ = ['described', 'run_marks', 'check_same']
 
 # %% ../../nbs/api/40e_train.marks.ipynb #f72e84e5
-import dis, enum, numpy as np, pandas as pd, sys, torch
+import enum, numpy as np, pandas as pd, sys, torch
+from collections import deque
 from contextlib import suppress
-from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from fastcore.foundation import L
 from ..core import check, digest, listing
-from ..memory import _frame, _of_torch, class_attrs, function_parts, is_own, own_functions
+from ..memory import _frame, _named, _of_torch, _set_later, _stuff, class_attrs, function_parts, is_own, own_functions
 from .groups import param_groups
 from functools import partial
 from inspect import signature
@@ -37,11 +37,6 @@ def _function(o, codes, up):
 # %% ../../nbs/api/40e_train.marks.ipynb #4a90fb5b
 _not_said = {'training','learn','model','cache','device','split_idx'} # changes by itself, or makes no difference
 
-def _set_later(c):
-    "Names of attributes that functions of the class `c` set, but for its `__init__`"
-    fs = [f for b in c.__mro__ for f in vars(b).values() if isinstance(f, FunctionType) and f.__name__!='__init__']
-    return {i.argval for f in fs for i in dis.get_instructions(f.__code__) if i.opname in ('STORE_ATTR','DELETE_ATTR')}
-
 def _options(o):
     "What `o` was made with, as far as it still says so; of a module, all that is public; of a user's own, what is not set later"
     own = vars(o) if hasattr(o, '__dict__') else {}
@@ -59,8 +54,12 @@ def _options(o):
 def described(o, codes:list, # Code of functions is added here
     up:tuple=() # Ids of what it is part of
     )->str:
-    "What `o` is, in words that are the same in every process"
-    up,whole = (*up, id(o)),id(o) in up or len(up)>12
+    "What `o` is, in words that are the same in every process; its kind, where more cannot be said"
+    try: return _described(o, codes, up)
+    except Exception: return type(o).__name__
+
+def _described(o, codes, up):
+    up,whole = (*up, id(o)),id(o) in up or len(up)>60
     def all_of(os): return ', '.join(described(v, codes, up) for v in os)
     if o is None or isinstance(o, (bool,int,float,str,bytes,np.generic,torch.dtype,enum.Enum)): return str(o) if isinstance(o, (np.generic,enum.Enum)) else repr(o)
     if isinstance(o, Path): return repr(str(o))
@@ -69,20 +68,21 @@ def described(o, codes:list, # Code of functions is added here
     if isinstance(o, np.ndarray): return f'array {digest(o)}'
     if isinstance(o, (pd.DataFrame,pd.Series,pd.Index)): return f'table {digest(_frame(o))}'
     if isinstance(o, (ModuleType,BuiltinFunctionType)) or isinstance(o, type) and not is_own(o): return o.__name__ if isinstance(o, ModuleType) else _name(o)
-    if whole or isinstance(o, (Learner,DataLoaders)): return type(o).__name__
+    if whole or isinstance(o, _named): return type(o).__name__
     if isinstance(o, type): return _name(o) + all_of((class_attrs(o), own_functions(o)))
     if isinstance(o, FunctionType): return _function(o, codes, up)
-    if isinstance(o, MethodType): return _function(o.__func__, codes, up)
+    if isinstance(o, MethodType): return f'{_function(o.__func__, codes, up)} of {described(o.__self__, codes, up)}'
     if isinstance(o, partial): return described(o.func, codes, up) + (f"({all_of(o.args)}; {described(o.keywords, codes, up)})" if o.args or o.keywords else '')
     if isinstance(o, dict): return '{' + ', '.join(f'{k}: {described(v, codes, up)}' for k,v in sorted(o.items(), key=lambda kv: str(kv[0]))) + '}'
     if isinstance(o, (set,frozenset)): return '{' + ', '.join(sorted(described(v, codes, up) for v in o)) + '}'
-    if isinstance(o, (list,tuple,L)): return f'[{all_of(o)}]'
+    if isinstance(o, (list,tuple,deque,L)): return f'[{all_of(o)}]'
+    if not hasattr(o, '__dict__') and not hasattr(type(o), '__slots__'): return f'{_name(type(o))} {_stuff(o)}'
     said = {k: v for k,v in _options(o).items() if k not in _not_said}
     does = [described(f, codes, up) for f in own_functions(type(o))]
     return _name(type(o)) + ''.join(described(v, codes, up) for v in (said, does) if v)
 
 # %% ../../nbs/api/40e_train.marks.ipynb #77f10a8f
-def _texts(vals): return digest(pd.util.hash_array(np.asarray(vals, dtype=object)))
+def _texts(vals): return digest(pd.util.hash_array(np.array([str(o).encode('utf-8', 'surrogatepass').decode('latin1') for o in vals], object))) # a name may be no text
 
 def _shortened(paths, root):
     root = f"{str(root).rstrip('/')}/"
@@ -119,10 +119,11 @@ def _loader(dls, codes):
     balance = getattr(dl, 'balance', None)
     res = {k: getattr(dl, k, None) for k in ('bs','shuffle','drop_last','seed')} | dict(balanced=balance is not None, per_class=getattr(dl, 'per_class', 1), wgts=None if getattr(dl, 'wgts', None) is None else digest(np.asarray(dl.wgts)))
     pipes = [list(getattr(getattr(dl, k, None), 'fs', ())) for k in ('after_item','before_batch','after_batch')]
+    theirs = [[f for f in o if not type(f).__module__.startswith('fgvc_fast.')] for o in pipes]
     if made is None: return res | dict(tfms=described(pipes, codes))
     cut = next((o for o in pipes[0] if type(o).__name__=='CropResize'), None)
     res |= {k: getattr(cut, k, None) for k in ('crop','margin','min_scale','flip')} | dict(light=made.get('light'))
-    return res | dict(aug=described(list(L(made.get('aug'))), codes), batch_tfms=described(list(L(made.get('batch_tfms'))), codes), parts=made.get('parts') or False)
+    return res | dict(aug=described(list(L(made.get('aug'))), codes), tfms=described(theirs, codes), parts=made.get('parts') or False)
 
 def _optimiser(learn, codes):
     "What `learn` would step with, but for what a schedule sets"
@@ -213,6 +214,7 @@ def run_marks(learn:Learner,
     made = getattr(learn, 'made_of', {})
     mark('model', lambda _: ([{k: made.get(k) for k in ('arch','pool','head','attend','branch','closer')}, _modules(model)], ' '.join(str(made[k]) for k in ('arch','pool','head') if k in made)))
     mark('callbacks', lambda codes: ((o := [_callback(cb, codes) for cb in learn.cbs.sorted('order') if _changes(cb)]), ', '.join(type(cb).__name__ for cb in learn.cbs.sorted('order') if _changes(cb) and type(cb).__name__!='DecayWeights') or 'none'))
+    mark('modules of your own', lambda codes: (described([(k, type(m)) for k,m in model.named_modules() if is_own(type(m))], codes), ''))
     mark('layers', lambda codes: (described(_layers(model), codes), ''))
     mark('hooks on the model', lambda codes: (described(_hooks(model), codes), listing([k or 'model' for k,_ in _hooks(model)], 3) or 'none'))
     own = [(cb, fs) for cb in learn.cbs.sorted('order') if (fs := _own_acts(cb))]
