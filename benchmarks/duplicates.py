@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import ImageEnhance, ImageOps
 from _table import goals, shared, table
 from fgvc_fast.data.duplicates import _near
-from fgvc_fast.data.formats import read_cub
+from fgvc_fast.datasets.formats import read_cub
 from fgvc_fast.data.table import FineGrainedData
 
 def cropped(im, share):

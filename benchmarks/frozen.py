@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from fastai.vision.all import accuracy, set_seed
 from fgvc_fast.all import fine_grained_learner
-from fgvc_fast.train.frozen import _fused, frozen_features
+from fgvc_fast.train.cached_features import _fused, frozen_features
 from fgvc_fast.train.groups import freeze_below
 from _table import cub50, goals, spread, table
 

@@ -10,7 +10,7 @@ from statistics import median
 from timm.data import create_transform, resolve_model_data_config
 from torch.utils.data import DataLoader, Dataset
 from fgvc_fast.bundle import _workers, load_bundle, write_bundle
-from fgvc_fast.data.toy import toy_birds
+from fgvc_fast.datasets.toy import toy_birds
 from fgvc_fast.models.model import fine_grained_model
 from _table import goals, table
 

@@ -1,7 +1,7 @@
 "Telling look-alikes apart: fine-grained visual classification the fast.ai way"
 __version__ = "0.0.1"
 
-_homes = dict(fine_grained_data='data.all', FineGrainedData='data.all', toy_birds='data.all', fine_grained_learner='learner', fine_grained_model='models.model',
+_homes = dict(fine_grained_data='datasets.catalog', FineGrainedData='data.block', toy_birds='datasets.toy', fine_grained_learner='learner', fine_grained_model='models.model',
     Phase='train.phases', cam='interpret.cam', FineGrainedInterpretation='interpret.errors', load_bundle='bundle', FineGrainedError='core')
 
 def __getattr__(name):

@@ -2,6 +2,7 @@
 from fastai.vision.all import *
 from .core import FineGrainedError # chkstyle: ignore
 from .data.all import *
+from .datasets.all import *
 from .models.all import *
 from .losses import *
 from .embed import *

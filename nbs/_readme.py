@@ -19,7 +19,8 @@ def readme():
 def picture(fn):
     "Two families of toy birds, all their species; a ring where they differ"
     import matplotlib.pyplot as plt
-    from fgvc_fast.data.all import read_image, toy_birds
+    from fgvc_fast.data.all import read_image
+    from fgvc_fast.datasets.all import toy_birds
     data = toy_birds(per_class=8, size=192, difficulty=.3, seed=1)
     parts = data.parts.set_index(['item','part'])
     fig,axs = plt.subplots(2, 5, figsize=(9,4.7))

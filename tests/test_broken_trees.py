@@ -2,7 +2,7 @@
 import numpy as np, pandas as pd, pytest, warnings
 import trees_a as trees
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import (read_aircraft, read_cars, read_cifar_100, read_cub, read_dogs, read_flowers, read_food, read_inaturalist, read_nabirds, read_pets)
+from fgvc_fast.datasets.all import read_aircraft, read_cars, read_cifar_100, read_cub, read_dogs, read_flowers, read_food, read_inaturalist, read_nabirds, read_pets
 
 models,breeds = ['AM General Hummer SUV 2000','Audi S4 Sedan 2012'],['n02085620-Chihuahua','n02089078-black-and-tan_coonhound']
 sets = dict(cub=read_cub, nabirds=read_nabirds, aircraft=read_aircraft, cars=(read_cars, models), dogs=(read_dogs, breeds), pets=read_pets, flowers=read_flowers, food=read_food, cifar_100=read_cifar_100, inaturalist=read_inaturalist)

@@ -9,7 +9,8 @@ from fastai.vision.augment import Resize, aug_transforms
 from torch import nn
 from fgvc_fast.bundle import Bundle, load_bundle, recipe, write_bundle
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import FineGrainedData, fine_grained_data
+from fgvc_fast.data.all import FineGrainedData
+from fgvc_fast.datasets.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.metrics import top_k
 from fgvc_fast.models.all import fine_grained_model, pools

@@ -5,7 +5,7 @@ import pytest, torch
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorImage
-from fgvc_fast.data.all import toy_birds
+from fgvc_fast.datasets.all import toy_birds
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.interpret.cam import cam, cam_methods
 from fgvc_fast.interpret.layers import _as_it_is, view_layers

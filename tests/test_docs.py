@@ -115,7 +115,7 @@ def test_links_and_pictures(site, pages):
 
 def test_names_link_across_pages(pages):
     assert 'learner.html#fine_grained_learner' in pages['api/interpret.cam.html'].refs
-    assert 'api/data.catalog.html#fine_grained_data' in pages['index.html'].refs
+    assert 'api/datasets.catalog.html#fine_grained_data' in pages['index.html'].refs
 
 def test_search(site):
     docs = {o['location']: o for o in json.loads((site/'search'/'search_index.json').read_text(encoding='utf-8'))['docs']}

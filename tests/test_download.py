@@ -3,8 +3,8 @@ import bz2, errno, gzip, hashlib, io, lzma, os, re, shutil, signal, stat, subpro
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np, pytest
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data import download
-from fgvc_fast.data.download import fetch, unpack
+from fgvc_fast.datasets import download
+from fgvc_fast.datasets.download import fetch, unpack
 
 body = os.urandom(3<<20)
 md5 = 'md5:'+hashlib.md5(body).hexdigest()
@@ -101,7 +101,7 @@ def test_wrong_checksum(server, tmp_path):
 
 def test_killed_while_fetching(server, tmp_path):
     server.slow = .05
-    code = f"from fgvc_fast.data.download import fetch; fetch({server.url!r}, {str(tmp_path)!r}, {md5!r})"
+    code = f"from fgvc_fast.datasets.download import fetch; fetch({server.url!r}, {str(tmp_path)!r}, {md5!r})"
     p = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.DEVNULL)
     part = tmp_path/'.birds.tgz.part'
     for _ in range(9000):
@@ -326,7 +326,7 @@ def test_damaged(tmp_path, spoil):
 
 def test_killed_while_unpacking(tmp_path):
     fn = tar(tmp_path/'a.tgz', *[(f'birds/{i}',tarfile.REGTYPE,os.urandom(1000)) for i in range(300)])
-    slow = f"import shutil, time; real = shutil.copyfileobj\ndef copy(*a): real(*a); time.sleep(.02)\nshutil.copyfileobj = copy\nfrom fgvc_fast.data.download import unpack; unpack({str(fn)!r}, {str(tmp_path/'set')!r})"
+    slow = f"import shutil, time; real = shutil.copyfileobj\ndef copy(*a): real(*a); time.sleep(.02)\nshutil.copyfileobj = copy\nfrom fgvc_fast.datasets.download import unpack; unpack({str(fn)!r}, {str(tmp_path/'set')!r})"
     p = subprocess.Popen([sys.executable, '-c', slow])
     for _ in range(9000):
         if len(list(tmp_path.glob('.set.*.unpacking/birds/*'))) > 10: break

@@ -8,7 +8,7 @@ from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
 from matplotlib import pyplot as plt
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import toy_birds
+from fgvc_fast.datasets.all import toy_birds
 from fgvc_fast.interpret.errors import FineGrainedInterpretation
 from fgvc_fast.learner import fine_grained_learner
 

@@ -14,7 +14,7 @@ from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.learner import CPUAutocast, SideLosses, fine_grained_learner
 from fgvc_fast.train.accumulate import Accumulate
-from fgvc_fast.train.decay import DecayWeights, undecayed
+from fgvc_fast.train.weight_decay import DecayWeights, undecayed
 from fgvc_fast.train.ema import EMA
 from fgvc_fast.train.l2sp import L2SP
 from fgvc_fast.train.all import Phase, PhaseRun
@@ -450,7 +450,7 @@ def test_norms_of_every_kind_embeddings_and_our_own():
 
 @pytest.fixture(scope='module')
 def birds():
-    from fgvc_fast.data.all import fine_grained_data
+    from fgvc_fast.datasets.all import fine_grained_data
     return fine_grained_data('toy_birds', families=2, species=2, per_class=8, size=32).dls(size=32, bs=8, num_workers=0, seed=0)
 
 class Decays(Callback):

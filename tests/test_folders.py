@@ -3,7 +3,8 @@ import contextlib, io, itertools, numpy as np, os, pandas as pd, pytest
 from pathlib import Path
 from PIL import Image
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import FineGrainedData, fine_grained_data, read_folder
+from fgvc_fast.data.all import FineGrainedData
+from fgvc_fast.datasets.all import fine_grained_data, read_folder
 from fgvc_fast.data.table import split_names
 
 def put(root, *names):
@@ -274,6 +275,6 @@ def test_parts(photos):
 
 def test_commas_in_a_list(tmp_path):
     "One that the published layout has with blanks"
-    from fgvc_fast.data.formats import _words
+    from fgvc_fast.datasets.formats import _words
     (tmp_path/'images.txt').write_text('1, a/0.jpg\n2, a/1.jpg\n')
     with pytest.raises(FineGrainedError, match="images.txt, line 1, 2: id '1,' is no whole number: blanks stand between values, not commas"): _words(tmp_path/'images.txt', ['id','file'], rest=True, whole=['id'])

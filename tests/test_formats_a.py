@@ -4,12 +4,11 @@ from PIL import Image
 from scipy.io import savemat
 import trees_a as trees
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.aircraft import aircraft_card, read_aircraft
-from fgvc_fast.data.cars import _car, cars_card, read_cars
-from fgvc_fast.data.catalog import fine_grained_data
-from fgvc_fast.data.dogs import dogs_card, read_dogs
-from fgvc_fast.data.nabirds import nabirds_card, read_nabirds
-from fgvc_fast.data import block # chkstyle: ignore (now data sets have `dls`)
+from fgvc_fast.datasets.aircraft import aircraft_card, read_aircraft
+from fgvc_fast.datasets.cars import _car, cars_card, read_cars
+from fgvc_fast.datasets.catalog import fine_grained_data
+from fgvc_fast.datasets.dogs import dogs_card, read_dogs
+from fgvc_fast.datasets.nabirds import nabirds_card, read_nabirds
 from fgvc_fast.learner import fine_grained_learner
 
 box = ['x0','y0','x1','y1']

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.cifar import read_cifar_10, read_cifar_100
-from fgvc_fast.data.flowers import read_flowers
-from fgvc_fast.data.food import read_food
-from fgvc_fast.data.formats import read_cub
-from fgvc_fast.data.inaturalist import read_inaturalist
-from fgvc_fast.data.pets import pets_card, read_pets
+from fgvc_fast.datasets.cifar import read_cifar_10, read_cifar_100
+from fgvc_fast.datasets.flowers import read_flowers
+from fgvc_fast.datasets.food import read_food
+from fgvc_fast.datasets.formats import read_cub
+from fgvc_fast.datasets.inaturalist import read_inaturalist
+from fgvc_fast.datasets.pets import pets_card, read_pets
 from fgvc_fast.data.table import FineGrainedData
 
 shared = Path(os.environ.get('FGVC_SHARED', '../shared'))/'annotations'
@@ -79,7 +79,7 @@ def test_cifar_killed_while_unpacking(tmp_path):
 import json, os, subprocess, sys
 import numpy as np, pandas as pd
 from PIL import Image
-from fgvc_fast.data.cifar import read_cifar_10
+from fgvc_fast.datasets.cifar import read_cifar_10
 n,save = 0,Image.Image.save
 def dying(self, *args, **kwargs):
     global n
@@ -110,7 +110,7 @@ def test_cifar_two_at_once(tmp_path):
     "Two processes unpack at the same time: both read the same, one folder stays"
     root = tmp_path/'cifar-10-batches-bin'
     cifar_tree(root, 100)
-    code = f"from fgvc_fast.data.cifar import read_cifar_10; d = read_cifar_10({str(root)!r}); assert all(d.path(i).is_file() for i in range(600))"
+    code = f"from fgvc_fast.datasets.cifar import read_cifar_10; d = read_cifar_10({str(root)!r}); assert all(d.path(i).is_file() for i in range(600))"
     procs = [subprocess.Popen([sys.executable, '-c', code]) for _ in range(2)]
     assert [o.wait() for o in procs]==[0,0]
     assert [o.name for o in root.iterdir() if o.is_dir()]==['png']
@@ -136,7 +136,7 @@ def test_inaturalist_streams(tmp_path):
     inat_json(tmp_path/'val.json', 'val', 10_000)
     code = f"""
 import json, os, resource, sys
-from fgvc_fast.data.inaturalist import read_inaturalist
+from fgvc_fast.datasets.inaturalist import read_inaturalist
 def peak(): # Linux hands ru_maxrss down from the process that started this one; VmHWM is our own
     if os.path.exists('/proc/self/status'): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])*1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform=='darwin' else 1024)

@@ -9,18 +9,18 @@ from functools import partial
 from torch import nn
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.datasets.all import fine_grained_data
 from fgvc_fast.data.loader import FineGrainedDL
 from fgvc_fast.learner import CPUAutocast, SideLosses, fine_grained_learner
 from fgvc_fast.models.all import pools
-from fgvc_fast.models.given import GivenPartPool
+from fgvc_fast.models.annotated import GivenPartPool
 from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.models.pool import MeanPool
 from fgvc_fast.models.second import CompactPool
-from fgvc_fast.train import frozen
-from fgvc_fast.train.frozen import _even, _fused, frozen_features
+from fgvc_fast.train import cached_features
+from fgvc_fast.train.cached_features import _even, _fused, frozen_features
 from fgvc_fast.train.groups import freeze_below
-from fgvc_fast.train.parallel import FineGrainedLearner
+from fgvc_fast.train.distributed import FineGrainedLearner
 from fgvc_fast.train.all import Phase
 from timm.layers import Conv2dSame
 from torchvision.models import convnext_tiny, resnet18
@@ -160,7 +160,7 @@ def test_plain_view_is_that_of_validation(tmp_path):
         assert learn.dls.train_ds.split_idx==0
         with pytest.MonkeyPatch.context() as m:
             def fails(*args): raise MemoryError('no more')
-            m.setattr(frozen._Layout, 'pack', fails)
+            m.setattr(cached_features._Layout, 'pack', fails)
             with pytest.raises(MemoryError) as held, frozen_features(learn): pass
         assert held.traceback and learn.dls.train_ds.split_idx==0 # though a notebook keeps the error, and with it all that was going on
 
@@ -310,8 +310,8 @@ def test_refused_of_other_learners_and_views():
 # where they are kept
 
 def test_half_precision_on_disk(monkeypatch, tmp_path):
-    monkeypatch.setattr(frozen, '_free_memory', lambda: 0)
-    monkeypatch.setattr(frozen.tempfile, 'gettempdir', lambda: str(tmp_path))
+    monkeypatch.setattr(cached_features, '_free_memory', lambda: 0)
+    monkeypatch.setattr(cached_features.tempfile, 'gettempdir', lambda: str(tmp_path))
     learn = learner('cnn', pool='gem')
     with freeze_below(learn, 'head'), frozen_features(learn) as dls: assert dls[0].views[0].dtype is torch.float16
     assert not list(tmp_path.iterdir())
@@ -349,7 +349,7 @@ def test_of_many_sizes_few_are_folded(monkeypatch):
             return nn.functional.pad(x, (0,i//2,0,i//2), mode='reflect'),y
     folds,dls = [],loaders(bs=1)
     dls.train.dataset = Grows(22)
-    monkeypatch.setattr(frozen, '_fused', lambda *args: folds.append(1) or _fused(*args))
+    monkeypatch.setattr(cached_features, '_fused', lambda *args: folds.append(1) or _fused(*args))
     learn = learner('mobilenetv2_035', dls, pad_type='same')
     with freeze_below(learn, 'head'), frozen_features(learn, 1) as dls: got = dls[0].views[0]
     with torch.no_grad(): want = torch.cat([learn.model.eval().features(Grows(22)[i][0][None]) for i in range(22)])

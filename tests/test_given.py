@@ -8,10 +8,10 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data import lazy
 from fgvc_fast.data.block import CropResize, PartsOf, TensorParts, _twins
 from fgvc_fast.data.table import FineGrainedData
-from fgvc_fast.data.toy import toy_birds
+from fgvc_fast.datasets.toy import toy_birds
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.models.body import Body
-from fgvc_fast.models.given import GivenPartPool, part_targets
+from fgvc_fast.models.annotated import GivenPartPool, part_targets
 from fgvc_fast.models.pool import pools
 
 # ---- the loaders: find the dots ----

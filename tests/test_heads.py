@@ -5,7 +5,7 @@ import pytest, torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.datasets.all import fine_grained_data
 from fgvc_fast.levels import Levels
 from fgvc_fast.models.head import CosineHead, FastaiHead, LevelHead, heads
 from fgvc_fast.models.model import fine_grained_model

@@ -10,7 +10,8 @@ from fastai.losses import CrossEntropyLossFlat
 from matplotlib import pyplot as plt
 import trees_a as trees
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import FineGrainedData, read_aircraft, toy_birds
+from fgvc_fast.data.all import FineGrainedData
+from fgvc_fast.datasets.all import read_aircraft, toy_birds
 from fgvc_fast.interpret.errors import FineGrainedInterpretation
 from fgvc_fast.interpret import levels # chkstyle: ignore (now learners can `answer_level`)
 from fgvc_fast.learner import fine_grained_learner

@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import LabelSmoothingCrossEntropy, Normalize, RandomResizedCropGPU, imagenet_stats
 from fgvc_fast.all import FineGrainedData, FineGrainedError, fine_grained_learner
-from fgvc_fast.data.all import toy_birds
+from fgvc_fast.datasets.all import toy_birds
 from fgvc_fast.data.loader import balanced_order, share_of
 
 @pytest.fixture(scope='module')

@@ -9,11 +9,11 @@ from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fgvc_fast.core import FineGrainedError, digest
-from fgvc_fast.data.all import fine_grained_data
-from fgvc_fast.interpret.calibrate import FineGrainedInterpretation, _losses_at, _lowest # with `calibrate`
+from fgvc_fast.datasets.all import fine_grained_data
+from fgvc_fast.interpret.calibration import FineGrainedInterpretation, _losses_at, _lowest # with `calibrate`
 from fgvc_fast.interpret.cam import cam
 from fgvc_fast.interpret.features import FeatureHierarchy
-from fgvc_fast.interpret import retrieve, walk, why # chkstyle: ignore (learners have `embeddings`, interpretations `to_html` and `plot_errors`)
+from fgvc_fast.interpret import browse, mistakes, retrieval # chkstyle: ignore (learners have `embeddings`, interpretations `to_html` and `plot_errors`)
 from fgvc_fast import save # chkstyle: ignore (now learners have `save_bundle`)
 from fgvc_fast.learner import CPUAutocast, fine_grained_learner, test_read as remembered
 from fgvc_fast.memory import _says, items_of, loader_key, trained_on, weights_checksum
@@ -306,7 +306,7 @@ def test_what_no_weight_says(birds, how, monkeypatch):
     acts[how](learn)
     got,rows = learn.test(),learn.embeddings()[0]
     learn._test_reads = {}
-    retrieve._made.clear()
+    retrieval._made.clear()
     assert got.equals(learn.test()) and torch.equal(rows, learn.embeddings()[0])
 
 def test_a_changed_hook_is_seen_each_time(birds):

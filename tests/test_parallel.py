@@ -6,7 +6,7 @@ from fastai.metrics import Dice, F1Score
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.bundle import load_bundle
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.datasets.all import fine_grained_data
 from fgvc_fast.data.loader import share_of
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.robust.train import AdversarialTraining

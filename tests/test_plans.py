@@ -2,7 +2,7 @@
 import numpy as np, pytest, torch
 from fastai.basics import Callback, CrossEntropyLossFlat, Learner, set_seed
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import fine_grained_data
+from fgvc_fast.datasets.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
 from functools import cache
 from fgvc_fast.train.all import Phase, by_layer, group_names, param_groups, phase_rates, plans
@@ -71,7 +71,7 @@ def test_a_slice_means_what_it_means_in_fastai(birds):
         np.testing.assert_allclose(ours, seen, rtol=1e-6)
 
 def test_keeping_statistics_by_layer_is_by_stage(birds):
-    from fgvc_fast.train.run import _stats_from
+    from fgvc_fast.train.runner import _stats_from
     from fgvc_fast.train.groups import group_index
     a,b = learner(birds),learner(birds, splitter=by_layer)
     def before(learn, n): return {id(p) for g in param_groups(learn)[:group_index(learn, _stats_from(learn, n))] for p in g}

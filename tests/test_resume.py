@@ -106,7 +106,7 @@ def test_one_run_in_a_folder(tmp_path):
 def test_killed_between_two_phases(tmp_path, monkeypatch):
     "A run goes on to the same losses from whatever it wrote last, also an average of weights whose phase was over"
     from fgvc_fast.all import EMA, Phase
-    from fgvc_fast.train.run import PhaseRun
+    from fgvc_fast.train.runner import PhaseRun
     write,n = PhaseRun.write,[0]
     def kept(self, learn):
         write(self, learn)
@@ -220,7 +220,7 @@ def test_a_run_of_this_kernel_is_looked_at_too():
     assert len(fit(learn, resume=True, cbs=[]).phase_log)==3
 
 def test_snapshots_of_before_are_taken_with_a_line(run, tmp_path, capsys):
-    from fgvc_fast.train.snapshot import read_snapshot, write_snapshot
+    from fgvc_fast.train.checkpoint import read_snapshot, write_snapshot
     o = read_snapshot(run)
     o.pop('marks'), o['snap'].pop('scaler')
     write_snapshot(tmp_path, o)

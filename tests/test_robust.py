@@ -8,7 +8,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import toy_birds
+from fgvc_fast.datasets.all import toy_birds
 from fgvc_fast.learner import CPUAutocast, fine_grained_learner
 from fgvc_fast.robust.attack import bim, fgsm
 from fgvc_fast.robust.corrupt import corrupt, corruptions

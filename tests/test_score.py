@@ -6,8 +6,8 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from torch.nn import functional as F
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import fine_grained_data, toy_birds
-from fgvc_fast.interpret.calibrate import FineGrainedInterpretation
+from fgvc_fast.datasets.all import fine_grained_data, toy_birds
+from fgvc_fast.interpret.calibration import FineGrainedInterpretation
 from fgvc_fast.interpret.features import FeatureHierarchy, _guessed
 from fgvc_fast.interpret.score import CamReport, _blurred, _peak_ci, _truth, cam_report, deletion_insertion, sanity_check
 from fgvc_fast.learner import fine_grained_learner

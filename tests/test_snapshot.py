@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import TensorDataset
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.train import snapshot
+from fgvc_fast.train import checkpoint
 from fgvc_fast.train.all import Phase
-from fgvc_fast.train.snapshot import read_snapshot, write_snapshot
+from fgvc_fast.train.checkpoint import read_snapshot, write_snapshot
 
 def round_trip(o, tmp_path):
     write_snapshot(tmp_path, o)
@@ -129,7 +129,7 @@ def in_a_child(f):
 forks = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='copies the process')
 
 @forks
-@pytest.mark.parametrize('obj, name', [(snapshot, 'save_file'), (snapshot, '_file_digest'), (os, 'fsync'), (os, 'replace')], ids=lambda o: str(o)[:12])
+@pytest.mark.parametrize('obj, name', [(checkpoint, 'save_file'), (checkpoint, '_file_digest'), (os, 'fsync'), (os, 'replace')], ids=lambda o: str(o)[:12])
 def test_killed_while_writing(obj, name, tmp_path):
     "A process that dies at once, anywhere before the move, leaves the old snapshot; the next write tidies up"
     write_snapshot(tmp_path, dict(n=1, x=torch.ones(5)))
@@ -232,7 +232,7 @@ def test_snapshots_whose_parts_are_odd(tmp_path):
     good = json.loads(fn.read_text())
     def damaged(**kwargs):
         top = good | kwargs
-        if 'data' in kwargs: top['sha256'] = snapshot._digest(snapshot._text(kwargs['data']).encode())
+        if 'data' in kwargs: top['sha256'] = checkpoint._digest(checkpoint._text(kwargs['data']).encode())
         fn.write_text(json.dumps({k: v for k,v in top.items() if v!='drop'}))
         with pytest.raises(FineGrainedError, match='damaged|no snapshot'): read_snapshot(tmp_path)
     for k in good.keys()-{'data'}: damaged(**{k: 'drop'}), damaged(**{k: None}), damaged(**{k: 3})
@@ -241,7 +241,7 @@ def test_snapshots_whose_parts_are_odd(tmp_path):
     for t in (dict(file=3), dict(file='../x'), dict(bytes='x'), {}): damaged(tensors=good['tensors'] | t if t else {})
 
 def test_a_snapshot_of_something_else_is_no_run(tmp_path):
-    from fgvc_fast.train.run import _read_run
+    from fgvc_fast.train.runner import _read_run
     for o in (3, [], dict(model=torch.ones(2)), dict(snap={}, plan=[])):
         write_snapshot(tmp_path, o)
         with pytest.raises(FineGrainedError, match='something else than `fit_phases`'): _read_run(None, tmp_path, None)

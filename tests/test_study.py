@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import FineGrainedData, fine_grained_data
+from fgvc_fast.data.all import FineGrainedData
+from fgvc_fast.datasets.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.study.names import _made_of, value_name
 from fgvc_fast.study.show import Study
@@ -441,7 +442,7 @@ def test_chance_finds_one_table_in_twenty(tmp_path):
     assert found[0]/400<.075<.1<found[1]/400
 
 def test_boxes_and_levels_are_part_of_the_data(birds):
-    from fgvc_fast.data.all import fine_grained_data
+    from fgvc_fast.datasets.all import fine_grained_data
     def name(**cols): return value_name(fine_grained_data(birds.items.assign(**cols), root=birds.root, levels=list(birds.levels)))
     same = name()
     assert name()==same

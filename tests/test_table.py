@@ -3,8 +3,8 @@ import numpy as np, os, pandas as pd, pytest, warnings
 from contextlib import nullcontext
 from PIL import Image
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data import block # chkstyle: ignore (now data sets have `dls`)
-from fgvc_fast.data.all import FineGrainedData, fine_grained_data, read_folder, toy_birds
+from fgvc_fast.data.all import FineGrainedData
+from fgvc_fast.datasets.all import fine_grained_data, read_folder, toy_birds
 from fgvc_fast.data.table import carve
 
 def table(train, valid=3, test=5, **kwargs):

@@ -6,7 +6,7 @@ import numpy as np, pytest
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.data.all import fine_grained_data, toy_birds
+from fgvc_fast.datasets.all import fine_grained_data, toy_birds
 from fgvc_fast.interpret.all import FineGrainedInterpretation
 from fgvc_fast.learner import fine_grained_learner
 

@@ -10,7 +10,7 @@ def one_of_each(cache):
     "Loaders by name, all seeded"
     import numpy as np
     from fastai.vision.all import Resize, aug_transforms
-    from fgvc_fast.data.all import toy_birds
+    from fgvc_fast.datasets.all import toy_birds
     from torchvision.transforms import v2
     data = toy_birds(families=2, species=2, per_class=8, size=64)
     def dls(**kwargs): return data.dls(**{**dict(size=32, bs=6, num_workers=0, seed=3, cache=False, device='cpu'), **kwargs})
@@ -37,7 +37,7 @@ if __name__=='__main__':
     state = {k: deepcopy(o.rng) for k,o in res.items()}
     want = {k: batch(o) for k,o in res.items()}
     torch.multiprocessing.set_start_method(sys.argv[1], force=True)
-    if sys.argv[1]=='forkserver': torch.multiprocessing.set_forkserver_preload(['fastai.vision.all','fgvc_fast.data.all']) # once for all
+    if sys.argv[1]=='forkserver': torch.multiprocessing.set_forkserver_preload(['fastai.vision.all','fgvc_fast.datasets.all']) # once for all
     names = list(res) if sys.argv[1]=='forkserver' else ['more']
     if sys.argv[1]=='spawn':
         import pickle

@@ -5,9 +5,9 @@ from .cam import *
 from .score import *
 from .features import *
 from .errors import *
-from .calibrate import * # chkstyle: ignore
+from .calibration import * # chkstyle: ignore
 from .levels import *
-from .retrieve import *
-from .why import *
-from .embed import *
-from .walk import *
+from .retrieval import *
+from .mistakes import *
+from .projection import *
+from .browse import *

@@ -1,7 +1,7 @@
 "Everything about models"
+from .annotated import *
 from .attention import *
 from .body import *
-from .given import *
 from .head import *
 from .model import *
 from .parts import *
