@@ -22,7 +22,7 @@ test: $(READY)
 	$(QUICK) MPLBACKEND=agg $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal --durations=8
 
 bench: $(READY)
-	@for b in imports step pools loading scale errors cam predict duplicates toy_birds plans mixing frozen cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
+	@for b in imports step pools loading scale errors cam predict duplicates toy_birds plans mixing cached_features cub50; do echo "== benchmarks/$$b.py"; $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python nbs/_docs.py

@@ -8,7 +8,7 @@ def added(**kwargs): return lambda: AddLoss(**kwargs)
 
 settings = {'label only': None} | {f'{k} alone': added(loss=k, alone=True) for k in ('arcface','supcon','triplet','proxy_anchor')} | {
     'arcface alone, scale 16': added(loss=partial(metric_loss, 'arcface', scale=16), alone=True)} | {
-    f'label + {w:g} × {k}': added(loss=k, weight=w) for k,w in (('supcon',.3), ('arcface',.03), ('centre',.003), ('centre',.03), ('confusion',1.), ('confusion',10.), ('mutual_channel',.005), ('mutual_channel',1.), ('focal',1.))}
+    f'label + {w:g} × {k}': added(loss=k, weight=w) for k,w in (('supcon',.3), ('arcface',.03), ('center',.003), ('center',.03), ('confusion',1.), ('confusion',10.), ('mutual_channel',.005), ('mutual_channel',1.), ('focal',1.))}
 
 def run(data, cb, seed, epochs, per_class, size=64):
     "Accuracy, accuracy by the loss's own class vectors where it has some, and three measures of the rows"

@@ -11,13 +11,13 @@ from fgvc_fast.train.phases import default_plan
 from functools import partial
 from _table import cub50, spread, table
 
-def once(epochs, n=10): return [Phase('head', n, lr=1e-2, views=0), Phase('all', epochs, lr=1e-3, ratio=10., keep_stats=True)]
+def once(epochs, n=10): return [Phase('head', n, lr=1e-2, cached_views=0), Phase('all', epochs, lr=1e-3, ratio=10., freeze_bn=True)]
 
 # name: (size, plan, options of the learner, of the loaders)
 settings = {'the default, 11 epochs': (128, 11, {}, {}),
     'the default, 6 epochs': (128, 6, {}, {}),
     '160 px, 7 epochs': (160, 7, {}, {}),
-    '96 px, then 160 px': (96, [Phase('head', 1, lr=1e-2), Phase('all', 6, lr=1e-3, ratio=10., keep_stats=True), Phase('all', 3, lr=5e-4, ratio=10., keep_stats=True, size=160)], {}, {}),
+    '96 px, then 160 px': (96, [Phase('head', 1, lr=1e-2), Phase('all', 6, lr=1e-3, ratio=10., freeze_bn=True), Phase('all', 3, lr=5e-4, ratio=10., freeze_bn=True, size=160)], {}, {}),
     'head on features of one pass, 10 epochs, then 10': (128, once(10), {}, {}),
     'renewed statistics': (128, [Phase('head', 2, lr=1e-2), Phase('all', 9, lr=1e-3, ratio=10.)], {}, {}),
     'rate 2e-3': (128, default_plan(11, lr=2e-2), {}, {}),

@@ -15,8 +15,8 @@ from _table import cub50, shared, table
 runs = {'linear': {}, 'mlp': dict(head='mlp'), 'cosine': dict(head='cosine'), 'levels': dict(head='levels'),
     'gem': dict(pool='gem'), 'bilinear': dict(pool='bilinear'), 'compact': dict(pool='compact'), 'cov': dict(pool='cov'),
     'attention': dict(pool='attention'), 'class_attention': dict(pool='class_attention'),
-    'se': dict(attend={-1: 'se'}), 'eca': dict(attend={-1: 'eca'}), 'cbam': dict(attend={-1: 'cbam'}),
-    'parts': dict(pool='parts'), 'parts, closer': dict(pool='parts', closer=True), 'given_parts': dict(pool='given_parts', dls=dict(parts=True)),
+    'se': dict(blocks={-1: 'se'}), 'eca': dict(blocks={-1: 'eca'}), 'cbam': dict(blocks={-1: 'cbam'}),
+    'parts': dict(pool='parts'), 'parts, closer': dict(pool='parts', zoom=True), 'annotated_parts': dict(pool='annotated_parts', dls=dict(parts=True)),
     'stages': dict(pool='stages'), 'pyramid': dict(pool='pyramid'), 'branch': dict(branch=-2)}
 
 # Only the processes that train import torch: what their parent holds would count as their memory
@@ -35,7 +35,7 @@ def lacks(kw, data):
     unknown = set(kw) - set(inspect.signature(fine_grained_learner).parameters) - {'dls'}
     if unknown: return f"fine_grained_learner knows no {', '.join(unknown)}"
     if kw.get('head')=='levels' and len(data.levels)<2: return 'the data have one level only'
-    if kw.get('pool')=='given_parts' and data.parts is None: return 'the data mark no parts'
+    if kw.get('pool')=='annotated_parts' and data.parts is None: return 'the data mark no parts'
 
 def peak_mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 

@@ -6,13 +6,13 @@ Each row takes turns with the plain step, on one batch; loading is not counted.
 """
 import argparse, torch
 from fastai.data.core import DataLoaders
-from fgvc_fast.all import EMA, Attend, Cutout, Erase, Mix, fine_grained_data, fine_grained_learner
+from fgvc_fast.all import EMA, AttentionCrop, Cutout, Erase, Mix, fine_grained_data, fine_grained_learner
 from statistics import median
 from _table import table
 from step import Same, seconds
 
 kinds = {'mixup': lambda: Mix(mixup=.4), 'cutmix': lambda: Mix(cutmix=1.), 'snapmix': lambda: Mix(snapmix=5.), 'Cutout': Cutout, 'Erase': Erase,
-    'Attend': Attend, 'Attend, every picture': lambda: Attend(crop=.5, drop=.5), 'EMA': EMA}
+    'AttentionCrop': AttentionCrop, 'Attend, every picture': lambda: AttentionCrop(crop=.5, drop=.5), 'EMA': EMA}
 
 def stepper(arch, batch, data, cb=None):
     learn = fine_grained_learner(data.dls(size=batch[0].shape[-1], num_workers=0), arch, pretrained=False, cbs=cb)

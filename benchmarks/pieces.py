@@ -8,14 +8,14 @@ import argparse, numpy as np, sys
 from cub50 import fastai, fit_in, loaders, ours, trained, valid, with_head
 from fastai.vision.all import accuracy
 from fgvc_fast.all import fine_grained_learner
-from fgvc_fast.models.model import Normalise
+from fgvc_fast.models.model import NormalizeInput
 from torch import nn
 from _table import cub50, spread, table
 
 def our_loaders(data, body, epochs, size):
     "Our loaders (cached pictures, our crops and flips), under fastai's model and training"
     learn = with_head(loaders(data, size), body, normalize=False)
-    learn.model[0] = nn.Sequential(Normalise(*body['stats']), learn.model[0]).to(learn.dls.device) # fastai's loaders normalise
+    learn.model[0] = nn.Sequential(NormalizeInput(*body['stats']), learn.model[0]).to(learn.dls.device) # fastai's loaders normalise
     yield learn
     learn.fine_tune(epochs-1)
     yield learn

@@ -9,7 +9,7 @@ from fgvc_fast.train.phases import default_plan
 from torch import nn
 from _table import cub50, goals, spread, table
 
-def body(lr, ratio, keep): return [Phase('head', 1, lr=1e-2), Phase('all', 4, lr=lr, ratio=ratio, keep_stats=keep)]
+def body(lr, ratio, keep): return [Phase('head', 1, lr=1e-2), Phase('all', 4, lr=lr, ratio=ratio, freeze_bn=keep)]
 
 plans = {'head alone': [Phase('head', 5, lr=1e-2)],
     'head, all at 1e-3, ratio 10': body(1e-3, 10, False),

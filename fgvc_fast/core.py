@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FineGrainedError', 'check', 'check_number', 'check_choice', 'check_size', 'check_folder', 'written_to', 'digest',
-           'listing', 'in_lines', 'in_plot', 'half_interval']
+           'listing', 'wrap_label', 'in_plot', 'half_interval']
 
 # %% ../nbs/api/000_core.ipynb #dc3ef0bf
 import errno, hashlib, math, numpy as np, os
@@ -90,7 +90,7 @@ def listing(names, most:int=5 # How many names to show before counting the rest
     return ', '.join(names[:most] + more)
 
 # %% ../nbs/api/000_core.ipynb #7ee406c7
-def in_lines(s:str, width:int=18, # Characters in a line
+def wrap_label(s:str, width:int=18, # Characters in a line
     lines:int=2 # At the most
     )->str:
     "The name `s` broken into lines, to stand above a small picture"

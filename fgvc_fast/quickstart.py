@@ -13,9 +13,9 @@ from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastcore.script import call_parse
 from pathlib import Path
-from .core import FineGrainedError, check, check_number, in_lines
+from .core import FineGrainedError, check, check_number, wrap_label
 from .datasets.all import fine_grained_data
-from .data.image import centre_region, read_image
+from .data.image import center_region, read_image
 from .interpret.all import FineGrainedInterpretation, cam
 from .learner import fine_grained_learner
 from . import save # chkstyle: ignore (now learners can `save_bundle`)
@@ -59,7 +59,7 @@ def true_parts(data, rows, size):
     def one(i):
         if (i,data.items.differs[i]) not in parts.index: return [np.nan]*3
         p,wh = parts.loc[i,data.items.differs[i]],read_image(data.path(i)).size
-        x0,y0,x1,_ = centre_region(wh, 1)
+        x0,y0,x1,_ = center_region(wh, 1)
         return [o*size/(x1-x0) for o in (p.x-x0, p.y-y0, p.r)]
     return np.array([one(i) for i in rows])
 
@@ -68,7 +68,7 @@ def show_parts(interp, idxs, parts):
     "Pictures `idxs` of `interp` with their maps, and a ring round each of the true `parts`"
     fig,axs = plt.subplots(1, len(idxs), figsize=(1.9*len(idxs), 2.4), squeeze=False)
     for ax in axs.flat: ax.axis('off')
-    said,are = ([in_lines(interp.vocab[o[i]], 26) for i in idxs] for o in (interp.preds,interp.targs))
+    said,are = ([wrap_label(interp.vocab[o[i]], 26) for i in idxs] for o in (interp.preds,interp.targs))
     interp._draw(axs.flat, idxs, [a if a==b else f'{a}\nnot {b}' for a,b in zip(said, are)], 'gradcam')
     for ax,(x,y,r) in zip(axs.flat, parts): ax.add_patch(plt.Circle((x,y), 1.3*r, fill=False, ec='#ffd400', lw=1.6))
     fig.tight_layout(pad=.4)
@@ -161,9 +161,9 @@ def _keeping(page, data, learn, out):
     sizes = ', '.join(f'{o.name} ({o.stat().st_size/1e3:,.0f} kB)' for o in sorted(folder.iterdir()))
     page.section('The model as plain files', f'learn.save_bundle wrote {sizes} into the folder bundle, after checking on real pictures that what it wrote answers as the learner does. '
         f'A fresh process without fastai was ready {seconds:.1f} s after it began to import, and said of six test pictures, given by their paths:')
-    said = pd.DataFrame(dict(truth=list(data.items.label[rows]), says=df.label, probability=df.probability.map('{:.0%}'.format),
+    said = pd.DataFrame(dict(truth=list(data.items.label[rows]), says=df.label, confidence=df.confidence.map('{:.0%}'.format),
         then=df.label_2, its_probability=df.probability_2.map('{:.0%}'.format)))
-    page.table(said.rename(columns=dict(its_probability='probability')))
+    page.table(said.rename(columns=dict(its_probability='confidence')))
 
 # %% ../nbs/api/970_quickstart.ipynb #1eb5e059
 @call_parse

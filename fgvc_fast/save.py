@@ -12,12 +12,12 @@ from fastai.learner import Learner
 from fastai.torch_core import no_random, rank_distrib, to_device
 from fastcore.basics import patch
 from pathlib import Path
-from .bundle import _bar, _may_replace, check_same, recipe, write_bundle
+from .bundle import with_progress, check_replaceable, check_same, recipe, write_bundle
 from .core import FineGrainedError, check, listing
 from .data.block import CropResize
-from .learner import _name, check_vocab, test_read
-from .levels import _check_tree
-from .metrics import _check_answers, _no_answers, per_class_accuracy, top_k
+from .learner import name_of, check_vocab, test_read
+from .levels import check_tree
+from .metrics import check_answers, count_no_answers, per_class_accuracy, top_k
 
 # %% ../nbs/api/945_save.ipynb #2d5fe9ee
 def _cut(dl):
@@ -75,12 +75,12 @@ def _verify(x, files, boxes, net):
 @torch.inference_mode()
 def _measure(net, dl, split, show):
     "What `net` gets right of the pictures of the loader `dl`"
-    res = [(net(b[0]).cpu(), b[-1].cpu()) for b in _bar(dl, show)]
+    res = [(net(b[0]).cpu(), b[-1].cpu()) for b in with_progress(dl, show)]
     preds,targs = [torch.cat([torch.as_tensor(t) for t in o]) for o in zip(*res)]
-    _check_answers(_no_answers(preds), len(preds))
+    check_answers(count_no_answers(preds), len(preds))
     return _row(split, len(targs), top_k(preds, targs, 1), top_k(preds, targs, 5), per_class_accuracy(preds, targs).nanmean().item(), preds.shape[1])
 
-def _row(split, pictures, top1, top5, per_class, n): return dict(split=split, pictures=int(pictures), top_1=top1) | ({'top_5': top5} if n>5 else {}) | dict(per_class=per_class)
+def _row(split, pictures, top1, top5, per_class, n): return dict(split=split, pictures=int(pictures), top1=top1) | (dict(top5=top5) if n>5 else {}) | dict(per_class=per_class)
 
 def _numbers(learn, net, show):
     "Rows and notes about how good the learner is"
@@ -103,12 +103,12 @@ def _training(learn):
     res = dict(began_with='tensors by name' if began.startswith(('{','OrderedDict')) else Path(began).name) if began else {} # not where the file lay on this machine
     if n is None and log is not None and len(log): res['epochs'] = f"{len(log)} in {log.phase.nunique()} phases"
     elif n: res['epochs'] = f'{n} in the last fit'
-    res |= dict(loss=_name(learn.loss_func), optimiser=_name(learn.opt_func), batch_size=learn.dls.train.bs, precision=made.get('precision'), data=repr(learn.dls.data))
+    res |= dict(loss=name_of(learn.loss_func), optimizer=name_of(learn.opt_func), batch_size=learn.dls.train.bs, precision=made.get('precision'), data=repr(learn.dls.data))
     return {k.replace('_', ' '): v for k,v in res.items() if v is not None}
 
 def _levels(data):
     "The coarser names of every label of the table `data`, by level; none (with a warning) where they make no tree"
-    try: _check_tree(data)
+    try: check_tree(data)
     except FineGrainedError as e: warnings.warn(f'The bundle says nothing about levels: {e}')
     else: return {lv: dict(zip(o.label.astype(str), o[lv].astype(str))) for lv in data.levels[:-1] for o in [data.items[['label',lv]].dropna()]}
     return {}
@@ -122,7 +122,7 @@ def save_bundle(self:Learner,
     check(isinstance(folder, (str,Path)) and str(folder).strip() and '\0' not in str(folder), f'save_bundle: folder={folder!r} is no path of a folder')
     dls,path = self.dls,Path(folder).expanduser().resolve()
     if rank_distrib(): return path # of several processes, one writes
-    check_vocab(self), recipe(self.model), _may_replace(path) # said before minutes are spent on measuring
+    check_vocab(self), recipe(self.model), check_replaceable(path) # said before minutes are spent on measuring
     check(getattr(dls, 'data', None) is not None, 'These loaders do not know their data set, and the bundle takes its labels, levels and card from there: make them with `data.dls(...)`')
     check(len(dls.valid.dataset), 'There are no validation pictures to check the bundle with, as after `load_learner`: put loaders in, `learn.dls = data.dls(...)`')
     cut = _cut(dls.valid)

@@ -18,7 +18,7 @@ from .datasets.catalog import fine_grained_data
 from .data.table import FineGrainedData
 from .learner import fine_grained_learner
 from .study.show import Study
-from .study.table import _whole
+from .study.table import whole_learner
 from .train.phases import Phase, default_plan
 
 # %% ../nbs/api/920_studies.ipynb #fa16d613
@@ -196,7 +196,7 @@ def _transfer(seed, data, source, start, source_epochs, epochs=10, lr=None, weig
     how = dict(pretrained=False) if start=='random' else dict(weights=weights)
     state = None
     if start=='pretrained, then source':
-        first = _whole(train_one(seed, source, epochs=source_epochs, lr=lr, **how, **kwargs))
+        first = whole_learner(train_one(seed, source, epochs=source_epochs, lr=lr, **how, **kwargs))
         state = first.model.body.state_dict()
         del first
     learn = _learner(seed, data, **how, **kwargs)

@@ -4,13 +4,13 @@ import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.models.attention import Attended, AttentionPool, ClassAttentionPool, attends
+from fgvc_fast.models.attention import Attended, AttentionPool, ClassAttentionPool, attention_blocks
 from fgvc_fast.models.body import Body
 from fgvc_fast.models.pool import pools
 from fgvc_fast.models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 
 both = pytest.mark.parametrize('cls', [AttentionPool, ClassAttentionPool])
-kinds = pytest.mark.parametrize('kind', attends)
+kinds = pytest.mark.parametrize('kind', attention_blocks)
 
 @pytest.fixture(autouse=True)
 def seed(): torch.manual_seed(0)

@@ -3,7 +3,7 @@ import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.torch_core import TensorImage, set_seed
-from fgvc_fast.all import (Attend, CutMix, Cutout, Erase, Mix, PartPool, aug_groups, erase, evidence, fine_grained_data, fine_grained_learner,
+from fgvc_fast.all import (AttentionCrop, CutMix, Cutout, Erase, Mix, PartPool, aug_groups, erase, evidence, fine_grained_data, fine_grained_learner,
     fine_grained_model, random_boxes, square_boxes)
 from fgvc_fast.core import FineGrainedError
 from functools import partial
@@ -95,7 +95,7 @@ def test_evidence_is_the_cam_in_double_precision():
     assert some
 
 def test_what_evidence_costs_is_nothing_that_stays():
-    model = fine_grained_model('toy_resnet', 4, pool=partial(PartPool, parts=2), branch=-2, closer=True, img_size=48).train()
+    model = fine_grained_model('toy_resnet', 4, pool=partial(PartPool, parts=2), branch=-2, zoom=True, img_size=48).train()
     model.body.eval()
     x,y = TensorImage(torch.rand(2, 3, 48, 48)),torch.tensor([1,3])
     model(x)
@@ -121,7 +121,7 @@ def test_evidence_under_autocast_is_nearly_that_without():
 @pytest.mark.parametrize('crop,drop', [(1.,0.), (0.,1.), (.25,.25), (.02,0.)])
 def test_attend_changes_the_pictures_it_should(dls, crop, drop):
     learn,x = learner(dls),torch.rand(300, 3, 48, 48)
-    cb = Attend(crop, drop)
+    cb = AttentionCrop(crop, drop)
     cb.learn,learn.xb,learn.yb = learn,(x,),(torch.arange(300)%4,)
     cb.before_batch()
     changed = (learn.xb[0]!=x).flatten(1).any(1).float().mean()
@@ -134,7 +134,7 @@ def test_a_crop_is_nearer_and_a_drop_takes_the_strongest(dls):
     x,y = next(iter(dls.valid))
     e,seen = evidence(learn.model, x, y),[]
     for crop in (True,False):
-        cb = Attend(float(crop), float(not crop), crop_at=.5, drop_at=.5, pad=0)
+        cb = AttentionCrop(float(crop), float(not crop), crop_at=.5, drop_at=.5, pad=0)
         cb.learn,learn.xb,learn.yb = learn,(x,),(y,)
         cb.before_batch()
         for o,p,m in zip(x, learn.xb[0], e):
@@ -149,8 +149,8 @@ def test_a_crop_is_nearer_and_a_drop_takes_the_strongest(dls):
 
 # in training, all together
 
-all_cbs = dict(snapmix=lambda: [Mix(snapmix=5.)], all_mixes=lambda: [Mix(.4, 1., 5.)], erase=lambda: [Erase()], cutout=lambda: [Cutout()], attend=lambda: [Attend()],
-    everything=lambda: [Attend(), Cutout(), Mix(.4, 1., 5., weights=(1,1,3))])
+all_cbs = dict(snapmix=lambda: [Mix(snapmix=5.)], all_mixes=lambda: [Mix(.4, 1., 5.)], erase=lambda: [Erase()], cutout=lambda: [Cutout()], attend=lambda: [AttentionCrop()],
+    everything=lambda: [AttentionCrop(), Cutout(), Mix(.4, 1., 5., weights=(1,1,3))])
 
 losses = [CrossEntropyLossFlat(), LabelSmoothingCrossEntropyFlat(eps=.1), FocalLossFlat(), partial(F.cross_entropy, label_smoothing=.1), nn.CrossEntropyLoss(torch.tensor([1.,2.,3.,4.]))]
 
@@ -159,7 +159,7 @@ def test_one_short_fit(dls, name, loss):
     learn = fit(learner(dls, loss_func=loss), 1, 1e-3, cbs=all_cbs[name]())
     assert np.isfinite(learn.recorder.values[-1]).all() and learn.loss_func is loss
 
-@pytest.mark.parametrize('kw', [dict(amp='bf16'), dict(pool=partial(PartPool, parts=2), branch=-2, closer=True), dict(head='levels'), dict(pool='gem', head='cosine')], ids=str)
+@pytest.mark.parametrize('kw', [dict(amp='bf16'), dict(pool=partial(PartPool, parts=2), branch=-2, zoom=True), dict(head='levels'), dict(pool='gem', head='cosine')], ids=str)
 def test_with_every_kind_of_model(dls, kw):
     learn = fit(learner(dls, **kw), 1, 1e-3, cbs=all_cbs['everything']())
     assert np.isfinite(learn.recorder.values[-1]).all() and learn.model.said==[] and not torch.is_autocast_enabled('cpu')
@@ -189,7 +189,7 @@ def test_groups_train(birds, name):
     assert np.isfinite(fit(learner(dls), 1, 1e-3).recorder.values[-1]).all()
 
 def test_groups_repeat_with_the_seed_and_in_workers(birds):
-    kw = dict(bs=7, aug=['standard','geometric','colour','pose','trivialaugment',v2.RandomGrayscale(.5)], device='cpu')
+    kw = dict(bs=7, aug=['standard','geometric','color','pose','trivialaugment',v2.RandomGrayscale(.5)], device='cpu')
     a,b,c = [birds.dls(48, num_workers=n, seed=s, **kw) for n,s in ((0,3), (2,3), (0,4))]
     for _ in range(2):
         xa,xb,xc = [torch.cat([x for x,_ in o.train]) for o in (a, b, c)]

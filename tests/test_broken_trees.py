@@ -1,6 +1,6 @@
 "Published trees with a file that somebody cut, saved in another way or mixed up: one error that names it, or the data set as it was"
 import numpy as np, pandas as pd, pytest, warnings
-import trees_a as trees
+import published_trees as trees
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.all import read_aircraft, read_cars, read_cifar_100, read_cub, read_dogs, read_flowers, read_food, read_inaturalist, read_nabirds, read_pets
 

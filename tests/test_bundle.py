@@ -130,14 +130,14 @@ def test_box_crop(birds, tmp_path):
     with pytest.warns(UserWarning, match="cut to the object's box") as seen: whole = bundle.predict([birds.path(i) for i in rows], progress=False)
     assert len(seen)==1
     cut = bundle.predict([birds.path(i) for i in rows], boxes=boxes.to_numpy(), progress=False)
-    assert (whole.probability-cut.probability).abs().max() > 1e-3
+    assert (whole.confidence-cut.confidence).abs().max() > 1e-3
     some = bundle.predict([birds.path(i) for i in rows], boxes=[None, *boxes.to_numpy()[1:]], progress=False)
-    np.testing.assert_allclose(some.probability, [whole.probability[0], *cut.probability[1:]], rtol=1e-4)
+    np.testing.assert_allclose(some.confidence, [whole.confidence[0], *cut.confidence[1:]], rtol=1e-4)
     opened = bundle.predict(Image.open(birds.path(rows[0])), boxes=boxes.iloc[0])
-    np.testing.assert_allclose(opened.probability, cut.probability[:1], rtol=1e-4)
+    np.testing.assert_allclose(opened.confidence, cut.confidence[:1], rtol=1e-4)
     with pytest.raises(FineGrainedError, match='8 boxes for 2 pictures'): bundle.predict([birds.path(0)]*2, boxes=boxes)
 
-def test_loaders_that_normalise(birds, tmp_path):
+def test_loaders_that_normalize(birds, tmp_path):
     "Their statistics go into the bundle, whatever the model does besides"
     dls = loaders(birds, batch_tfms=Normalize.from_stats([.4,.5,.6], [.2,.25,.3], cuda=False))
     learn = learner(birds, dls=dls)
@@ -219,10 +219,10 @@ def test_pixels_are_read_as_a_picture_of_them_is(saved, odd):
         (rgb[None], rgb), (rgb[:,::-1], rgb[:,::-1].copy()), (grey, grey), (grey[...,None], grey), (grey[None]/255, grey), (grey.astype(np.uint16)*257, grey), (alpha, alpha), (alpha/255, alpha), (grey>99, (grey>99).astype(np.uint8)*255)]
     got,want = [bundle.predict(o, k=4, progress=False) for o in ([a for a,_ in same], [Image.fromarray(b) for _,b in same])]
     pd.testing.assert_frame_equal(got, want, check_exact=False, atol=1e-6)
-    assert want.probability.nunique()>3
-    np.testing.assert_allclose(bundle.predict(rgb).probability, want.probability[:1], atol=1e-6)
-    np.testing.assert_allclose(bundle.predict((odd/'large.jpg').read_bytes()).probability, bundle.predict(Image.open(odd/'large.jpg')).probability, atol=1e-6)
-    np.testing.assert_allclose(bundle.predict(np.stack([rgb, rgb])).probability, want.probability[[0,0]], atol=1e-6)
+    assert want.confidence.nunique()>3
+    np.testing.assert_allclose(bundle.predict(rgb).confidence, want.confidence[:1], atol=1e-6)
+    np.testing.assert_allclose(bundle.predict((odd/'large.jpg').read_bytes()).confidence, bundle.predict(Image.open(odd/'large.jpg')).confidence, atol=1e-6)
+    np.testing.assert_allclose(bundle.predict(np.stack([rgb, rgb])).confidence, want.confidence[[0,0]], atol=1e-6)
     for bad in (None, 5, 2.5, object(), {}, dict(a=rgb), [None], [5], [rgb, None], [dict()], rgb.astype(object), np.zeros((9,9,2)), np.zeros(5), np.zeros((9,9,3))*np.nan, np.zeros((9,9,3))-4, np.zeros((0,9,3)), np.zeros((9,9,3), complex), b'no picture'):
         with pytest.raises(FineGrainedError, match='images|expected|picture'), warnings.catch_warnings():
             warnings.simplefilter('error')
@@ -294,7 +294,7 @@ def test_flips_workers_batches(saved, birds):
     np.testing.assert_allclose(both, (probs_of(plain, labels)+mirrored)/2, atol=1e-6)
     for kw in (dict(num_workers=2), dict(bs=3), dict(num_workers=2, bs=7)): pd.testing.assert_frame_equal(bundle.predict(files, k=4, progress=False, **kw), plain, check_exact=False, atol=1e-6)
     assert list(bundle.predict(files[0], k=99).columns)==list(plain.columns)
-    assert (plain.probability>=plain.probability_2).all() and np.allclose(probs_of(plain, labels).sum(1), 1, atol=1e-5)
+    assert (plain.confidence>=plain.probability_2).all() and np.allclose(probs_of(plain, labels).sum(1), 1, atol=1e-5)
 
 # --- refused
 

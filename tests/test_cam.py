@@ -8,7 +8,7 @@ from fastai.torch_core import TensorImage
 from fgvc_fast.datasets.all import toy_birds
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.interpret.cam import cam, cam_methods
-from fgvc_fast.interpret.layers import _as_it_is, view_layers
+from fgvc_fast.interpret.layers import eval_fp32, view_layers
 from fgvc_fast.interpret.score import energy_inside, pointing_game
 from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.models.pool import pools
@@ -99,12 +99,12 @@ def refused(method, layer, arch, pool):
 def check_every_method(model, x, arch, pool, layers):
     next(m for m in model.train().modules() if not list(m.children())).eval() # a mode of its own
     before = state(SimpleNamespace(model=model, cbs=[]))
-    with _as_it_is(model, x.device): logits,views = view_layers(model, x, torch.eye(5)[[1,3]]-torch.eye(5)[[0,1]], layers)
+    with eval_fp32(model, x.device): logits,views = view_layers(model, x, torch.eye(5)[[1,3]]-torch.eye(5)[[0,1]], layers)
     for method,f in cam_methods.items():
         for layer,view in zip(layers, views):
             if method=='scorecam' and view.maps.shape[1]>64: continue # a look for each channel
             why = refused(method, layer, arch, pool)
-            with _as_it_is(model, x.device):
+            with eval_fp32(model, x.device):
                 if why:
                     with pytest.raises(FineGrainedError, match=why): f(view)
                     continue
@@ -290,7 +290,7 @@ def test_centered_logits(data, kw):
     for m in model.modules():
         if isinstance(m, torch.nn.Linear): m.weight.data += torch.randn(m.in_features)
     def look(w):
-        with _as_it_is(model, x.device): return [cam_methods[m](view_layers(model, x, w)[1][0]) for m in ('gradcam','hirescam')]
+        with eval_fp32(model, x.device): return [cam_methods[m](view_layers(model, x, w)[1][0]) for m in ('gradcam','hirescam')]
     with torch.no_grad(): before = model(x).double()
     own = torch.eye(8)[[1,6]]
     want = look(own-1/8)
@@ -351,7 +351,7 @@ def test_a_map_that_is_not_the_first_argument():
     assert any(model.body._ways)
     x = torch.rand(2, 3, *model.body.img_size)
     with torch.no_grad(): stages = model.body.see(model.norm(x), stages=range(len(model.body.stages)))[1]['stages']
-    with _as_it_is(model, x.device): views = view_layers(model, x, layers=list(range(len(stages))))[1]
+    with eval_fp32(model, x.device): views = view_layers(model, x, layers=list(range(len(stages))))[1]
     for v,want in zip(views, stages):
         assert v.maps.shape==want.shape
         torch.testing.assert_close(v.maps.detach(), want)
@@ -367,9 +367,9 @@ def test_roll_out_of_every_family(arch):
     model = fine_grained_model(arch, 4, pretrained=False, **few.get(arch, {}))
     x = torch.rand(1, 3, *model.body.img_size)
     before = state(SimpleNamespace(model=model, cbs=[]))
-    with _as_it_is(model, x.device): view = view_layers(model, x)[1][0]
+    with eval_fp32(model, x.device): view = view_layers(model, x)[1][0]
     for method in ('rollout','gradrollout'):
-        with _as_it_is(model, x.device):
+        with eval_fp32(model, x.device):
             if arch in not_rolls:
                 with pytest.raises(FineGrainedError, match=f"'{arch}'.*method='gradcam'"): cam_methods[method](view)
                 continue

@@ -3,7 +3,7 @@ import math
 import numpy as np, pandas as pd, pytest, torch
 from fgvc_fast.all import (FineGrainedData, balanced_order, fine_grained_data, fine_grained_learner, knn_accuracy, map_at_r, metric_loss, nearest, r_precision, recall_at_k)
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.embed import _measures
+from fgvc_fast.embed import retrieval_measures
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -11,12 +11,12 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 @pytest.fixture(autouse=True)
 def seed(): torch.manual_seed(0)
 
-def slow(rows, targs, k, ref=None, ref_targs=None):
+def slow(embeddings, targs, k, ref=None, ref_targs=None):
     "recall@k, R-precision, mAP@R and k-NN accuracy, picture by picture in float64"
-    rows = rows.double().numpy()
-    other,own = (rows,targs) if ref is None else (ref.double().numpy(),ref_targs)
+    embeddings = embeddings.double().numpy()
+    other,own = (embeddings,targs) if ref is None else (ref.double().numpy(),ref_targs)
     recall,rp,ap,knn = [],[],[],[]
-    for i,(q,t) in enumerate(zip(rows, targs.tolist())):
+    for i,(q,t) in enumerate(zip(embeddings, targs.tolist())):
         cos = [-np.inf if ref is None and i==j else q@o/np.linalg.norm(q)/np.linalg.norm(o) for j,o in enumerate(other)]
         order = [j for j in np.argsort(cos)[::-1] if cos[j]>-np.inf]
         said = own[order].tolist()
@@ -32,10 +32,10 @@ def slow(rows, targs, k, ref=None, ref_targs=None):
 @pytest.mark.parametrize('k', (1, 4, 7))
 @pytest.mark.parametrize('split', (False, True), ids=('one another','references'))
 def test_measures_are_the_loop(k, split):
-    rows,y = torch.randn(90, 4),torch.cat([torch.randint(6, (89,)), torch.tensor([6])]) # the last is alone in its class
+    embeddings,y = torch.randn(90, 4),torch.cat([torch.randint(6, (89,)), torch.tensor([6])]) # the last is alone in its class
     ref = (torch.randn(50, 4),torch.randint(5, (50,))) if split else () # here class 5 is not to be found
-    got = [recall_at_k(rows, y, k, *ref), r_precision(rows, y, *ref), map_at_r(rows, y, *ref), knn_accuracy(rows, y, k, *ref)]
-    np.testing.assert_allclose(got, slow(rows, y, k, *ref), atol=1e-9)
+    got = [recall_at_k(embeddings, y, k, *ref), r_precision(embeddings, y, *ref), map_at_r(embeddings, y, *ref), knn_accuracy(embeddings, y, k, *ref)]
+    np.testing.assert_allclose(got, slow(embeddings, y, k, *ref), atol=1e-9)
     assert all(.02<o<.98 for o in got)
 
 def test_measures_are_those_of_pytorch_metric_learning():
@@ -43,20 +43,20 @@ def test_measures_are_those_of_pytorch_metric_learning():
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     from pytorch_metric_learning.utils.inference import CustomKNN
     calc = AccuracyCalculator(include=('precision_at_1','r_precision','mean_average_precision_at_r'), knn_func=CustomKNN(CosineSimilarity()), device=torch.device('cpu'))
-    rows,y,ref,ref_y = torch.randn(80, 5),torch.randint(6, (80,)),torch.randn(70, 5),torch.randint(6, (70,))
+    embeddings,y,ref,ref_y = torch.randn(80, 5),torch.randint(6, (80,)),torch.randn(70, 5),torch.randint(6, (70,))
     for a in ((), (ref, ref_y)):
-        want = calc.get_accuracy(rows, y, *a)
-        got = dict(precision_at_1=recall_at_k(rows, y, 1, *a), r_precision=r_precision(rows, y, *a), mean_average_precision_at_r=map_at_r(rows, y, *a))
+        want = calc.get_accuracy(embeddings, y, *a)
+        got = dict(precision_at_1=recall_at_k(embeddings, y, 1, *a), r_precision=r_precision(embeddings, y, *a), mean_average_precision_at_r=map_at_r(embeddings, y, *a))
         for k,v in got.items(): assert math.isclose(v, want[k], abs_tol=1e-6), k
 
 def test_chunks_make_no_difference():
-    rows,ref = torch.randn(23, 4),torch.randn(9, 4)
+    embeddings,ref = torch.randn(23, 4),torch.randn(9, 4)
     for a in (None, ref):
-        whole, = nearest(rows, 5, a)
-        parts = list(nearest(rows, 5, a, chunk=7))
+        whole, = nearest(embeddings, 5, a)
+        parts = list(nearest(embeddings, 5, a, chunk=7))
         torch.testing.assert_close(torch.cat([o.values for o in parts]), whole.values)
         assert torch.equal(torch.cat([o.indices for o in parts]), whole.indices)
-    assert next(nearest(rows, 50, ref)).indices.shape==(23, 9)
+    assert next(nearest(embeddings, 50, ref)).indices.shape==(23, 9)
 
 def test_no_square_of_the_pictures_is_held(monkeypatch):
     biggest,orig = [],torch.Tensor.__matmul__
@@ -69,27 +69,27 @@ def test_no_square_of_the_pictures_is_held(monkeypatch):
     assert max(biggest)<=1024*5000 and len(biggest)==5
 
 def test_half_precision_rows():
-    rows,y = torch.randn(40, 8).bfloat16(),torch.randint(4, (40,))
-    assert map_at_r(rows, y)==map_at_r(rows.float(), y)
+    embeddings,y = torch.randn(40, 8).bfloat16(),torch.randint(4, (40,))
+    assert map_at_r(embeddings, y)==map_at_r(embeddings.float(), y)
 
 def test_semihard_triplets_are_the_loop():
-    rows,y,m = F.normalize(torch.randn(9, 3)),torch.tensor([0,0,0,1,1,1,2,2,2]),.2
-    d,want = torch.cdist(rows, rows),[]
+    embeddings,y,m = F.normalize(torch.randn(9, 3)),torch.tensor([0,0,0,1,1,1,2,2,2]),.2
+    d,want = torch.cdist(embeddings, embeddings),[]
     for a in range(9):
         for p in range(9):
             for n in range(9):
                 if a!=p and y[a]==y[p] and y[n]!=y[a] and 0 < d[a,n]-d[a,p] <= m: want.append((m+d[a,p]-d[a,n]).item())
     want = [o for o in want if o>0] # the mean over those that teach something
-    assert math.isclose(metric_loss('triplet', 3, 3)(rows, y).item(), np.mean(want), rel_tol=1e-4)
+    assert math.isclose(metric_loss('triplet', 3, 3)(embeddings, y).item(), np.mean(want), rel_tol=1e-4)
 
 def test_supcon_is_the_loop():
-    rows,y = torch.randn(6, 4).double(),torch.tensor([0,1,0,1,2,2])
-    z,total = F.normalize(rows),[]
+    embeddings,y = torch.randn(6, 4).double(),torch.tensor([0,1,0,1,2,2])
+    z,total = F.normalize(embeddings),[]
     for i in range(6):
         sim = (z @ z[i]/.1).exp()
         others = sum(sim[j] for j in range(6) if j!=i)
         total.append(np.mean([-(sim[p]/others).log().item() for p in range(6) if p!=i and y[p]==y[i]]))
-    assert math.isclose(metric_loss('supcon', 4, 3)(rows, y).item(), np.mean(total), rel_tol=1e-6)
+    assert math.isclose(metric_loss('supcon', 4, 3)(embeddings, y).item(), np.mean(total), rel_tol=1e-6)
 
 @pytest.mark.parametrize('per_class', (1, 2, 4))
 def test_balanced_batches_have_as_many_of_each(per_class):
@@ -125,10 +125,10 @@ def learn(data):
 
 def test_neighbours_are_the_nearest_rows(learn, data):
     dl = learn.dls.test_dl(list(learn.dls.train_ds.items))
-    with torch.no_grad(): rows = F.normalize(torch.cat([learn.model.eval().features(x) for x, in dl]).as_subclass(torch.Tensor))
+    with torch.no_grad(): embeddings = F.normalize(torch.cat([learn.model.eval().features(x) for x, in dl]).as_subclass(torch.Tensor))
     i = int(learn.dls.valid_ds.items[0])
     with torch.no_grad(): q = F.normalize(learn.model.features(learn.dls.test_dl([i]).one_batch()[0]).as_subclass(torch.Tensor))[0]
-    cos = (rows @ q).numpy()
+    cos = (embeddings @ q).numpy()
     want = np.argsort(-cos)[:5]
     got = learn.retrieve(i, 5).df
     assert got['item'].tolist()==[learn.dls.train_ds.items[j] for j in want]
@@ -136,11 +136,11 @@ def test_neighbours_are_the_nearest_rows(learn, data):
     assert got.label.tolist()==data.items.label[got['item']].tolist()
 
 def test_embeddings_follow_the_weights(learn):
-    rows = learn.embeddings()[0]
-    assert torch.equal(learn.embeddings()[0], rows)
+    embeddings = learn.embeddings()[0]
+    assert torch.equal(learn.embeddings()[0], embeddings)
     with learn.no_logging(): learn.fit(1, 1e-3)
     new = learn.embeddings()[0]
-    assert not torch.equal(new, rows)
+    assert not torch.equal(new, embeddings)
     assert (learn.model.keep, learn.model.kept)==((), {})
 
 def test_metrics_of_retrieval(learn):
@@ -150,11 +150,11 @@ def test_metrics_of_retrieval(learn):
     assert list(df.index)==['among one another','among training pictures']
 
 def test_prototypes_are_class_means(learn, data):
-    rows,y = learn.embeddings()
+    embeddings,y = learn.embeddings()
     files = [data.path(int(i)) for i in learn.dls.valid_ds.items[:2]]
     birds = learn.prototypes({'Nobody': files})
     assert birds.vocab==[*learn.dls.vocab, 'Nobody'] and len(learn.dls.vocab)==4
-    for c in range(4): torch.testing.assert_close(birds.rows[c], F.normalize(rows[y==c].mean(0), dim=0))
+    for c in range(4): torch.testing.assert_close(birds.embeddings[c], F.normalize(embeddings[y==c].mean(0), dim=0))
     said = birds.predict(files)
     assert said.label.tolist()==['Nobody']*2 and (said.farther>0).all()
     with pytest.raises(FineGrainedError, match='knows that class already'): learn.prototypes({learn.dls.vocab[0]: files})
@@ -182,11 +182,11 @@ def test_no_file_is_its_own_neighbour(learn, data, tmp_path):
 
 def test_files_are_left_out_of_all_measures():
     "As if, for each row, the others of its file were not there"
-    rows,y,files = torch.randn(30, 3),torch.randint(3, (30,)),torch.randint(9, (30,))
+    embeddings,y,files = torch.randn(30, 3),torch.randint(3, (30,)),torch.randint(9, (30,))
     some = [(i, (files!=files[i]).nonzero()[:,0]) for i in range(30)]
-    one_by_one = [_measures(rows[i:i+1], y[i:i+1], (1,4), rows[o], y[o]) for i,o in some]
-    for k,v in _measures(rows, y, (1,4), files=[files]).items(): np.testing.assert_allclose(v, np.nanmean([o[k] for o in one_by_one]))
-    for k,v in _measures(rows, y, (1,4), rows, y, files=[files,files]).items(): np.testing.assert_allclose(v, np.nanmean([o[k] for o in one_by_one]))
+    one_by_one = [retrieval_measures(embeddings[i:i+1], y[i:i+1], (1,4), embeddings[o], y[o]) for i,o in some]
+    for k,v in retrieval_measures(embeddings, y, (1,4), files=[files]).items(): np.testing.assert_allclose(v, np.nanmean([o[k] for o in one_by_one]))
+    for k,v in retrieval_measures(embeddings, y, (1,4), embeddings, y, files=[files,files]).items(): np.testing.assert_allclose(v, np.nanmean([o[k] for o in one_by_one]))
 
 @pytest.mark.parametrize('t', (0, 1))
 def test_a_row_without_neighbours(t):

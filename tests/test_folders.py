@@ -275,6 +275,6 @@ def test_parts(photos):
 
 def test_commas_in_a_list(tmp_path):
     "One that the published layout has with blanks"
-    from fgvc_fast.datasets.formats import _words
+    from fgvc_fast.datasets.formats import read_words
     (tmp_path/'images.txt').write_text('1, a/0.jpg\n2, a/1.jpg\n')
-    with pytest.raises(FineGrainedError, match="images.txt, line 1, 2: id '1,' is no whole number: blanks stand between values, not commas"): _words(tmp_path/'images.txt', ['id','file'], rest=True, whole=['id'])
+    with pytest.raises(FineGrainedError, match="images.txt, line 1, 2: id '1,' is no whole number: blanks stand between values, not commas"): read_words(tmp_path/'images.txt', ['id','file'], rest=True, whole=['id'])

@@ -48,7 +48,7 @@ def test_rows_that_are_all_alike(name, fill):
     for o in (head, head.eval()):
         y = o(x)
         loss = F.cross_entropy(y, torch.tensor([0,1,2,3]))
-        for _,w,v in getattr(head, 'sides', lambda *_: [])(x, y): loss = loss + w*F.cross_entropy(v, torch.tensor([0,1,2,3]))
+        for _,w,v in getattr(head, 'aux_losses', lambda *_: [])(x, y): loss = loss + w*F.cross_entropy(v, torch.tensor([0,1,2,3]))
         loss.backward()
         assert y.isfinite().all() and x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in head.parameters())
 
@@ -137,7 +137,7 @@ def test_probabilities_are_those_of_levels(birds):
     head = LevelHead(8, 9, parents=[up.up['family'].tolist()]).double()
     x = torch.randn(6, 8).double()
     logits = head(x)
-    (_,_,value),fam = head.sides(x, logits)[0],up.at('family', logits.softmax(1))
+    (_,_,value),fam = head.aux_losses(x, logits)[0],up.at('family', logits.softmax(1))
     torch.testing.assert_close(up.at('family', value.exp()), fam)
     torch.testing.assert_close(fam.sum(1), torch.ones(6).double())
     torch.testing.assert_close(value.exp(), fam[:,up.up['family']]/3)
@@ -150,7 +150,7 @@ def test_loss_is_that_of_the_groups_probability():
         n = up.bincount().double()
         p = logits.softmax(1) @ F.one_hot(up).double()
         nll = -p[torch.arange(11), up[y]].log()
-        got = F.cross_entropy(head.sides(x, logits)[i][2], y, reduction='none')
+        got = F.cross_entropy(head.aux_losses(x, logits)[i][2], y, reduction='none')
         torch.testing.assert_close(got-nll, n.log()[up[y]])
         for a,b in zip(*[torch.autograd.grad(o.sum(), params, retain_graph=True, allow_unused=True) for o in (got,nll)]): torch.testing.assert_close(a, b)
 
@@ -160,7 +160,7 @@ def test_targets_may_be_mixed_and_smoothed():
     a,b = torch.randint(7, (2, 11))
     soft = .3*F.one_hot(a, 7).double() + .7*F.one_hot(b, 7).double()
     for i,up in enumerate(torch.tensor(tree)):
-        v,to = head.sides(x, logits)[i][2],F.one_hot(up).double()
+        v,to = head.aux_losses(x, logits)[i][2],F.one_hot(up).double()
         p,n = logits.softmax(1)@to,to.sum(0)
         torch.testing.assert_close(F.cross_entropy(v, soft), -((soft@to)*(p/n).log()).sum(1).mean())
         torch.testing.assert_close(F.cross_entropy(v, a, label_smoothing=.1), .9*F.cross_entropy(v, a) - .1*((n/7)*(p/n).log()).sum(1).mean())
@@ -169,11 +169,11 @@ def test_targets_may_be_mixed_and_smoothed():
 def test_extreme_scores(size):
     head,y = LevelHead(8, 7, parents=tree),torch.arange(7)
     logits = (size*torch.randn(7, 7)).requires_grad_()
-    for _,_,v in head.sides(None, logits):
+    for _,_,v in head.aux_losses(None, logits):
         loss = F.cross_entropy(v, y)
         g, = torch.autograd.grad(loss, logits, retain_graph=True)
         assert loss.isfinite() and g.isfinite().all()
-    half = head.sides(None, logits.detach().bfloat16())
+    half = head.aux_losses(None, logits.detach().bfloat16())
     assert all(v.dtype is torch.float32 and not v.isnan().any() for _,_,v in half)
 
 class Largest(TorchDispatchMode):
@@ -188,12 +188,12 @@ class Largest(TorchDispatchMode):
 def test_many_labels_make_no_table_of_labels_by_groups():
     head = LevelHead(2, 10_000, parents=[[i//1000 for i in range(10_000)], [i//10 for i in range(10_000)]])
     logits = torch.randn(4, 10_000, requires_grad=True)
-    with Largest() as most: sum(v[:,0].sum() for _,_,v in head.sides(None, logits)).backward()
+    with Largest() as most: sum(v[:,0].sum() for _,_,v in head.aux_losses(None, logits)).backward()
     assert 40_000<=most.n<=2*40_000
 
 def test_sides_keep_their_weight():
     head = LevelHead(8, 7, parents=tree, weight=.25)
-    assert [(name,w) for name,w,_ in head.sides(None, torch.randn(2, 7))]==[('level 1',.25), ('level 2',.25)]
+    assert [(name,w) for name,w,_ in head.aux_losses(None, torch.randn(2, 7))]==[('level 1',.25), ('level 2',.25)]
 
 @pytest.mark.parametrize('parents,said', [(None,'needs `parents`'), ([],'needs `parents`'), ([[0,0,1]],'list of 3: give a list of 7'), ([0,0,0,1,1,1,1],'parents[0] is 0'),
     ([[0,0,0,2,2,2,2]],'has no group 1, but a group 2'), ([[1,1,1,2,2,2,2]],'has no group 0, but a group 2'), ([list('aabbccc')],"but a group 'a'"),

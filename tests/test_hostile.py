@@ -164,7 +164,7 @@ class World(SimpleNamespace):
         self.robustness = robustness(self.learn, eps=(.1,), corrupted=False, attack='fgsm', n=2, steps=1)
         self.report = cam_report(self.learn, methods=['gradcam'], n=2, steps=0)
         self.prototypes = self.learn.prototypes()
-        self.neighbours = self.learn.retrieve(0)
+        self.neighbors = self.learn.retrieve(0)
         self.pairs,self.far_pairs = (self.data.duplicates(distance=o, progress=False) for o in (48,128))
         self.files = sorted(o for o in tmp.rglob('*') if o.is_file())
         plt.close('all')
@@ -198,7 +198,7 @@ call('FineGrainedData.show', 'D', lambda w: w.data.show, it(dict(n=1)), rows=row
 call('FineGrainedData.long_tail', 'D', lambda w: w.data.long_tail, it(dict(ratio=2)), ratio=number(1), seed=seed)
 call('FineGrainedData.rename', 'D', lambda w: w.data.rename, lambda w: dict(names={w.data.vocab[0]: 'Robin'}), names=Kind(None, 5, 'x', ['x'], {'No such bird': 'Robin'}, thing, {5: 'Robin'}, words='called'), level=choice())
 call('FineGrainedData.merge', 'D', lambda w: w.plain.merge, lambda w: dict(others=w.plain), others=instance(words='data'))
-call('carve', 'D', it(carve), lambda w: dict(items=w.data.items), items=frame.called('column'), share=number(0, below=1), seed=seed, take=choice(), give=choice(), by=by)
+call('stratified_split', 'D', it(stratified_split), lambda w: dict(items=w.data.items), items=frame.called('column'), share=number(0, below=1), seed=seed, take=choice(), give=choice(), by=by)
 call('FineGrainedData.duplicates', 'D', lambda w: w.data.duplicates, it(dict(progress=False)), distance=whole(0, 128), progress=look)
 call('FineGrainedData.show_duplicates', 'D', lambda w: w.data.show_duplicates, lambda w: dict(pairs=w.far_pairs, n=1), pairs=frame, n=count, cols=count, size=positive)
 call('FineGrainedData.drop_duplicates', 'D', lambda w: w.data.drop_duplicates, lambda w: dict(pairs=w.pairs), pairs=frame)
@@ -261,9 +261,9 @@ weights = Kind(5, [1], thing, '~/no/such.pth', not_there, a_text, a_folder, word
 pool = Kind(None, 5, 'no such', [], {}, thing, nn.Linear, words='pool')
 head = Kind(None, 5, 'no such', [], {}, thing, words='head')
 stats = Kind(5, 'x', (1,), ([0]*3,), ([0]*3,[0]*3), ([0]*2,[1]*2), ([nan]*3,[1]*3), ([0]*3,[-1]*3), thing, words='mean std stats')
-attend = Kind(5, 'x', {99: 'se'}, {-1: 'no such'}, {'no such': 'se'}, {-1: 5}, [1], thing, words='attention stage depth')
+blocks = Kind(5, 'x', {99: 'se'}, {-1: 'no such'}, {'no such': 'se'}, {-1: 5}, [1], thing, words='attention stage depth')
 stage = Kind(99, -99, 'no such', 1.5, [], {}, thing, words='stage stages')
-made = dict(arch=arch, pool=pool, head=head, drop=share, pretrained=flag, weights=weights, stats=stats, attend=attend, branch=stage.but([], {}), closer=flag)
+made = dict(arch=arch, pool=pool, head=head, drop=share, pretrained=flag, weights=weights, stats=stats, blocks=blocks, branch=stage.but([], {}), zoom=flag)
 call('fine_grained_model', 'F', it(fine_grained_model), it(dict(arch='toy_resnet', n_out=4)), **made, n_out=whole(1), img_size=size_of(none=True).called('size'), parents=Kind(5, 'x', [5], [[0]], thing, words='parents'), kwargs=Free("timm's own"))
 call('fine_grained_learner', 'F', it(fine_grained_learner), lambda w: dict(dls=w.dls, arch='toy_resnet'), dls=instance(words='loaders DataLoaders'), **made, channels_last=flag, amp=choice(none=True), kwargs=Free("fastai's and timm's own, below"))
 call('fine_grained_learner, of Learner', 'B', it(fine_grained_learner), lambda w: dict(dls=w.dls, arch='toy_resnet'), loss_func=Kind(5, 'x', [], thing, words='loss'), opt_func=Kind(5, 'x', [], thing, None, words='optimizer optimiser'),
@@ -277,7 +277,7 @@ call('Body.stage_index', 'F', lambda w: w.body.stage_index, it(dict(o=-1)), o=st
 call('Body.put_after', 'F', lambda w: deepcopy(w.body).put_after, it(dict(stage=-1, block=nn.Identity())), stage=stage, block=instance())
 call('FineGrainedModel.reinit', 'F', lambda w: deepcopy(w.model).reinit, it(dict(n=1)), n=whole(0, 99))
 call('FineGrainedModel.resize', 'F', lambda w: deepcopy(w.model).resize, it(dict(size=32)), size=size_of())
-call('Normalise', 'F', it(Normalise), it(dict(mean=[0]*3, std=[1]*3)), mean=Kind(None, 'x', [], [nan]*3, ['a']*3, thing), std=Kind(None, 'x', [], [nan]*3, ['a']*3, [0]*3, [-1]*3, thing))
+call('NormalizeInput', 'F', it(NormalizeInput), it(dict(mean=[0]*3, std=[1]*3)), mean=Kind(None, 'x', [], [nan]*3, ['a']*3, thing), std=Kind(None, 'x', [], [nan]*3, ['a']*3, [0]*3, [-1]*3, thing))
 call('read_weights', 'F', it(read_weights), None, path=Kind(None, 5, [], thing, not_there, a_text, a_folder, words='file weights'))
 call('TwoStreams', 'F', it(TwoStreams), it(dict(arch=('toy_resnet','toy_resnet'))), arch=Kind(None, 5, 'x', [], ('toy_resnet',), ('toy_resnet',None), ('toy_resnet','no_such_model'), thing, words='architecture architectures model'), pretrained=flag,
     weights=Kind(5, [1], 'x', thing, words='files'), img_size=size_of(none=True).called('size'), kwargs=Free("timm's own"))
@@ -295,12 +295,12 @@ call('CovPool', 'F', it(CovPool), it(dict(nf=8, dim=4)), nf=channels, dim=whole(
 call('newton_schulz', 'F', it(newton_schulz), it(dict(A=torch.eye(3)[None])), A=by_torch, iters=count, inverse=look)
 call('signed_sqrt', 'F', it(signed_sqrt), it(dict(x=torch.ones(3, 2))), x=by_torch, eps=positive)
 call('PartPool', 'F', it(PartPool), it(dict(nf=8, parts=2)), nf=channels, parts=whole(1, 8), dim=whole(1, none=True), pull=number(0), beta=share)
-call('GivenPartPool', 'F', it(GivenPartPool), it(dict(nf=8, parts=2)), nf=channels, parts=count, dim=whole(1, none=True), given=share, sigma=positive, weight=number(0))
+call('AnnotatedPartPool', 'F', it(AnnotatedPartPool), it(dict(nf=8, parts=2)), nf=channels, parts=count, dim=whole(1, none=True), given=share, sigma=positive, weight=number(0))
 call('part_targets', 'F', it(part_targets), lambda w: dict(places=torch.rand(2, 3, 2), h=4, w=4), places=by_torch, h=by_torch, w=by_torch, sigma=positive)
-call('CloserLook', 'F', it(CloserLook), it({}), crop=number(0), drop=number(0), crop_at=range_or_number, drop_at=range_or_number, whole_at=number(0, below=1), pad=number(0, below=1))
+call('ZoomIn', 'F', it(ZoomIn), it({}), crop=number(0), drop=number(0), crop_at=range_or_number, drop_at=range_or_number, whole_at=number(0, below=1), pad=number(0, below=1))
 attention = pixels.called('attention shape')
-call('attend_drop', 'F', it(attend_drop), lambda w: dict(x=w.x, attention=torch.rand(2, 4, 4)), x=pixels, attention=attention, thresh=range_or_number)
-call('attend_crop', 'F', it(attend_crop), lambda w: dict(x=w.x, attention=torch.rand(2, 4, 4)), x=pixels, attention=attention, thresh=range_or_number, pad=number(0, below=1))
+call('attention_drop', 'F', it(attention_drop), lambda w: dict(x=w.x, attention=torch.rand(2, 4, 4)), x=pixels, attention=attention, thresh=range_or_number)
+call('attention_crop', 'F', it(attention_crop), lambda w: dict(x=w.x, attention=torch.rand(2, 4, 4)), x=pixels, attention=attention, thresh=range_or_number, pad=number(0, below=1))
 call('part_hits', 'F', it(part_hits), lambda w: dict(attention=torch.rand(2, 3, 4, 4), points=torch.rand(2, 5, 2)), attention=by_torch, points=by_torch, near=positive)
 call('Attended', 'F', it(Attended), it(dict(nf=8, kind='se')), nf=channels, kind=choice())
 call('AttentionPool', 'F', it(AttentionPool), it(dict(nf=8)), nf=channels, heads=count)
@@ -314,7 +314,7 @@ call('PartTokenPool', 'F', it(PartTokenPool), lambda w: dict(body=a_vit(w)), bod
 def a_vit(w):
     if not hasattr(w, 'vit'): w.vit = Body('vit_tiny_patch16_224', pretrained=False, img_size=32, depth=1, embed_dim=24, num_heads=2)
     return w.vit
-call('RowNorm', 'F', it(RowNorm), it(dict(nf=8)), nf=channels)
+call('EmbeddingNorm', 'F', it(EmbeddingNorm), it(dict(nf=8)), nf=channels)
 call('LinearHead', 'F', it(LinearHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=share)
 call('FastaiHead', 'F', it(FastaiHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=share, hidden=count)
 call('CosineHead', 'F', it(CosineHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=share, scale=number(above=0, none=True))
@@ -325,18 +325,18 @@ call('Focal', 'F', it(Focal), it({}), gamma=number(0), weight=Kind('x', 5, [-1.,
 call('class_weights', 'F', it(class_weights), it(dict(counts=[5,3])), counts=Kind(None, 5, 'x', [], [-1,2], [nan,1], ['a'], [0,0], thing), beta=number(0, below=1))
 call('PairwiseConfusion', 'F', it(PairwiseConfusion), it({}), reduction=choice())
 call('MutualChannel', 'F', it(MutualChannel), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, div=number(0), reduction=choice())
-call('Centre', 'F', it(Centre), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, reduction=choice())
+call('CenterLoss', 'F', it(CenterLoss), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, reduction=choice())
 call('metric_loss', 'F', it(metric_loss), it(dict(name='supcon', nf=8, n_out=2)), name=choice(), nf=channels, n_out=count, miner=Kind('no such', 5, [1], thing), kwargs=Free("pytorch-metric-learning's own"))
 call('MetricLoss', 'F', it(MetricLoss), it(dict(loss=nn.Identity())), loss=Kind(None, 5, 'x', [], thing), miner=Kind(5, 'x', [1], thing))
-ref = Kind(5, 'x', Of('zeros(3)', lambda w: torch.zeros(3)), Of('of another width', lambda w: torch.zeros(3, 9)), thing, words='rows')
-def rows_and(**kw): return lambda w: dict(rows=torch.eye(4), **{k: torch.tensor([0,0,1,1]) for k in ('targs',)}, **kw)
-call('nearest', 'F', it(lambda **kw: list(nearest(**kw))), it(dict(rows=torch.eye(4))), rows=matrix, k=count, ref=ref, chunk=count)
+ref = Kind(5, 'x', Of('zeros(3)', lambda w: torch.zeros(3)), Of('of another width', lambda w: torch.zeros(3, 9)), thing, words='embeddings rows')
+def rows_and(**kw): return lambda w: dict(embeddings=torch.eye(4), **{k: torch.tensor([0,0,1,1]) for k in ('targs',)}, **kw)
+call('nearest', 'F', it(lambda **kw: list(nearest(**kw))), it(dict(embeddings=torch.eye(4))), embeddings=matrix, k=count, ref=ref, chunk=count)
 own_classes = Kind(None, 5, 'x', [], thing, Of('of floats', lambda w: torch.tensor([.5]*4)), Of('of another length', lambda w: torch.tensor([0,1])), Of('class -1', lambda w: torch.tensor([-1,0,0,1])), words='class classes label labels')
 other_classes = Free('goes with `ref`, checked like `targs`')
-call('recall_at_k', 'F', it(recall_at_k), rows_and(), rows=matrix, targs=own_classes, k=count, ref=ref, ref_targs=other_classes)
-call('r_precision', 'F', it(r_precision), rows_and(), rows=matrix, targs=own_classes, ref=ref, ref_targs=other_classes)
-call('map_at_r', 'F', it(map_at_r), rows_and(), rows=matrix, targs=own_classes, ref=ref, ref_targs=other_classes)
-call('knn_accuracy', 'F', it(knn_accuracy), rows_and(), rows=matrix, targs=own_classes, k=count, ref=ref, ref_targs=other_classes)
+call('recall_at_k', 'F', it(recall_at_k), rows_and(), embeddings=matrix, targs=own_classes, k=count, ref=ref, ref_targs=other_classes)
+call('r_precision', 'F', it(r_precision), rows_and(), embeddings=matrix, targs=own_classes, ref=ref, ref_targs=other_classes)
+call('map_at_r', 'F', it(map_at_r), rows_and(), embeddings=matrix, targs=own_classes, ref=ref, ref_targs=other_classes)
+call('knn_accuracy', 'F', it(knn_accuracy), rows_and(), embeddings=matrix, targs=own_classes, k=count, ref=ref, ref_targs=other_classes)
 def scores(w): return dict(preds=torch.rand(2, 4), targs=w.y)
 call('in_top', 'F', it(in_top), scores, preds=by_torch, targs=by_torch, k=count)
 call('top_k', 'F', it(top_k), scores, preds=by_torch, targs=by_torch, k=count)
@@ -351,7 +351,7 @@ call('Levels.at', 'F', lambda w: w.levels.at, lambda w: dict(level='family', pro
 for k in ('sum_up','best','top_down'): call(f'Levels.{k}', 'F', lambda w, k=k: getattr(w.levels, k), lambda w: dict(probs=torch.rand(2, 4)), probs=probs)
 
 # -- augmentation (F)
-call('Attend', 'F', it(Attend), it({}), crop=share, drop=share, crop_at=range_or_number, drop_at=range_or_number, pad=number(0, below=1))
+call('AttentionCrop', 'F', it(AttentionCrop), it({}), crop=share, drop=share, crop_at=range_or_number, drop_at=range_or_number, pad=number(0, below=1))
 call('Erase', 'F', it(Erase), it({}), p=share, area=pair_of(0, 1), aspect=pair_of(1, 3), fill=Kind('no such', None, [], {}, thing, ['a'], nan))
 call('Cutout', 'F', it(Cutout), it({}), size=number(high=1, above=0), p=share, fill=Kind('no such', None, [], {}, thing, ['a'], nan))
 call('square_boxes', 'F', it(square_boxes), it(dict(n=2, h=8, w=8, size=.5)), n=by_torch, h=by_torch, w=by_torch, size=number(high=1, above=0), device=by_torch)
@@ -373,9 +373,9 @@ plan = Kind(None, 0, -1, 1.5, 'x', nan, [], {}, thing, [1], True, words='plan ep
 depth = Kind(99, -99, 1.5, 'no such', None, [], {}, thing, words='depth')
 call('Learner.fit_phases', 'B', lambda w: w.learn.fit_phases, None, plan=plan, lr=rate, wd=number(0, none=True), cbs=callbacks, resume=Kind(5, thing, not_there, a_folder, a_text, [1], words='resume snapshot folder'), folder=new_folder.but(None))
 call('Learner.fit_phases, a phase', 'B', lambda w: lambda **kw: w.learn.fit_phases([Phase(**dict(to='head', epochs=1)|kw)]), None, to=depth, epochs=count, lr=rate.but([]), ratio=positive, decay=number(high=1, above=0, none=True), size=size_of(none=True),
-    views=whole(0, none=True), reinit=whole(0, 99), patience=whole(1, none=True), keep_stats=flag, pct_start=number(above=0, below=1), div=positive)
+    cached_views=whole(0, none=True), reinit=whole(0, 99), patience=whole(1, none=True), freeze_bn=flag, pct_start=number(above=0, below=1), div=positive)
 call('Phase', 'B', it(Phase), it(dict(to='head', epochs=1)), to=Kind(None, 1.5, [], {}, thing, nan), epochs=count, lr=rate + [slice(None), slice('a'), slice(-1,1), slice(nan), slice(1,2,3)], ratio=positive, decay=number(high=1, above=0, none=True),
-    size=size_of(none=True), views=whole(0, none=True), reinit=whole(0), patience=whole(1, none=True), keep_stats=flag, pct_start=number(above=0, below=1), div=positive)
+    size=size_of(none=True), cached_views=whole(0, none=True), reinit=whole(0), patience=whole(1, none=True), freeze_bn=flag, pct_start=number(above=0, below=1), div=positive)
 call('Plan', 'B', it(Plan), it(dict(phases=[Phase('all', 1)])), phases=Kind(5, 'x', [5], [None], thing, words='plan Phase'))
 call('default_plan', 'B', it(default_plan), it(dict(epochs=3)), epochs=count, lr=positive, drop=positive, ratio=positive, pretrained=flag)
 call('phase_rates', 'B', it(phase_rates), lambda w: dict(learn=w.learn, plan=2), learn=Free("a learner or its model, from the calls that take one"), plan=plan, lr=rate)
@@ -399,11 +399,11 @@ def in_frozen(learn, **kw):
     with freeze_below(learn, 'head') if isinstance(learn, Learner) else frozen_features(learn):
         with frozen_features(learn, **kw): pass
 call('freeze_below', 'B', it(entered(freeze_below)), lambda w: dict(learn=w.learn, to='head'), learn=Free("a learner or its model, from the calls that take one"), to=depth, stats=depth.but(None))
-call('frozen_features', 'B', it(in_frozen), lambda w: dict(learn=w.learn), learn=instance(), views=whole(0), seed=seed.but(-1), max_gb=number(0).but(inf))
+call('frozen_features', 'B', it(in_frozen), lambda w: dict(learn=w.learn), learn=instance(), cached_views=whole(0), seed=seed.but(-1), max_gb=number(0).but(inf))
 call('Accumulate', 'B', it(Accumulate), it(dict(n=2)), n=count)
 call('EMA', 'B', it(EMA), it({}), decay=number(0, below=1))
 call('L2SP', 'B', it(L2SP), it(dict(alpha=.1)), alpha=number(0), beta=number(0, none=True))
-call('AddLoss', 'B', it(AddLoss), it(dict(loss='centre')), loss=Kind(None, 5, 'no such', [], {}, thing), weight=number(above=0, none=True), on=choice(none=True), name=Kind(5, 'a.b', [1], thing), alone=flag)
+call('AddLoss', 'B', it(AddLoss), it(dict(loss='center')), loss=Kind(None, 5, 'no such', [], {}, thing), weight=number(above=0, none=True), on=choice(none=True), name=Kind(5, 'a.b', [1], thing), alone=flag)
 call('undecayed', 'B', it(undecayed), lambda w: dict(model=w.model), model=Free("a learner or its model, from the calls that take one"))
 call('write_snapshot', 'B', it(write_snapshot), lambda w: dict(folder=w.tmp/'snap', o=[1]), folder=new_folder, o=Kind(thing, [thing], {'a': thing}, {thing: 1}, words='Thing'))
 call('read_snapshot', 'B', it(read_snapshot), lambda w: dict(folder=write_snapshot(w.tmp/'snap', [1]).parent), folder=old_folder.called('snapshot'))
@@ -428,7 +428,7 @@ call('FineGrainedInterpretation.calibration', 'A', interp('calibration'), it({})
 call('FineGrainedInterpretation.ece', 'A', interp('ece'), it({}), bins=count)
 call('FineGrainedInterpretation.plot_calibration', 'A', interp('plot_calibration'), it({}), bins=count, ax=axes)
 call('FineGrainedInterpretation.plot_errors', 'A', interp('plot_errors'), it(dict(n=1)), n=count, idxs=Kind([99], [-1], ['x'], [1.5], 'x', [], thing, [None], words='Pictures picture number'), method=method, layer=Kind('no such', 99, 1.5, {}, thing), against=against)
-call('FineGrainedInterpretation.suspects', 'A', interp('suspects'), it({}), least=share)
+call('FineGrainedInterpretation.label_issues', 'A', interp('label_issues'), it({}), least=share)
 call('FineGrainedInterpretation.walk', 'A', interp('walk'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against)
 call('FineGrainedInterpretation.to_html', 'A', interp('to_html'), lambda w: dict(path=w.tmp/'pairs.html', n=1, k=1), path=new_file, n=count, k=count, method=method, side=count, title=text, against=against)
 call('Learner.calibrate', 'A', lambda w: lambda **kw: (w.learn.calibrate(**kw), w.model.temperature.fill_(1.)), it({}), dl=loader)
@@ -440,7 +440,7 @@ call('Learner.plot_level_coverage', 'A', lambda w: w.learn.plot_level_coverage, 
 call('Learner.embeddings', 'A', lambda w: w.learn.embeddings, it({}), split=choice())
 call('Learner.plot_embeddings', 'A', lambda w: w.learn.plot_embeddings, it(dict(how=Flat())), split=choice(), by=choice(none=True).but('', []), how=Kind(5, 'x', [], thing), ax=axes)
 call('Learner.retrieve', 'A', lambda w: w.learn.retrieve, it(dict(item=0)), item=Kind(None, [], 5.5, 10**6, -1, nan, thing, 'no/such.jpg', a_text, [0], words='picture row'), k=count)
-call('Neighbours.show', 'A', lambda w: w.neighbours.show, it({}), figsize=axes)
+call('Neighbors.show', 'A', lambda w: w.neighbors.show, it({}), figsize=axes)
 call('Learner.retrieval_metrics', 'A', lambda w: w.learn.retrieval_metrics, it({}), ks=Kind(None, 'x', (), (0,), (-1,), (1.5,), ('a',), (nan,), thing))
 call('Learner.prototypes', 'A', lambda w: w.learn.prototypes, it(dict(new={'a new bird': [0]})), new=Kind(5, 'x', ['x'], {'a': []}, {'a': None}, {'a': [10**6]}, {'a': ['no/such.jpg']}, {5: [0]}, thing, words='pictures row'))
 call('Prototypes.scores', 'A', lambda w: w.prototypes.scores, it(dict(items=[0])), items=pictures)
@@ -486,8 +486,8 @@ call('spotlight', 'G', it(spotlight), lambda w: dict(im=w.x[0], cam=torch.rand(3
 call('draw_cam', 'G', it(draw_cam), lambda w: dict(ax=plt.subplots()[1], im=w.x[0], cam=torch.rand(32, 32)), ax=axes, im=Kind(None, 5, 'x', [], thing), cam=Kind(None, 5, 'x', [], thing), title=Free("matplotlib's own"), right=Kind('no', 7, [1], thing))
 call('find_layer', 'G', it(find_layer), lambda w: dict(model=w.model), model=Free("a learner or its model, from the calls that take one"), layer=layer.but([], ['no such']), x=Free('of `view_layers`'))
 call('find_method', 'G', it(find_method), it(dict(method='gradcam')), method=method)
-call('view_layers', 'G', it(view_layers), lambda w: dict(model=w.model, x=w.x), model=Free('a learner or its model, from the calls that take one'), x=by_torch, towards=by_torch, layers=Kind(5, 'x', ['no such'], thing, words='layer'))
-call('logit_weights', 'G', it(logit_weights), lambda w: dict(classes=w.y, n=4), classes=numbers_of_classes.but(Of('of another length', None)), n=count, against=Kind('no such', 99, -1, 1.5, nan, [], thing))
+call('view_layers', 'G', it(view_layers), lambda w: dict(model=w.model, x=w.x), model=Free('a learner or its model, from the calls that take one'), x=by_torch, logit_weights=by_torch, layers=Kind(5, 'x', ['no such'], thing, words='layer'))
+call('target_weights', 'G', it(target_weights), lambda w: dict(classes=w.y, n=4), classes=numbers_of_classes.but(Of('of another length', None)), n=count, against=Kind('no such', 99, -1, 1.5, nan, [], thing))
 call('center_logits', 'G', it(center_logits), lambda w: dict(model=deepcopy(w.model)), model=instance(words='head last layer linear') + [Of('a cosine head', lambda w: nn.Sequential(nn.Flatten(), CosineHead(4, 2)))])
 call('FeatureHierarchy', 'G', it(FeatureHierarchy), lambda w: dict(learn=w.learn), learn=instance())
 call('FeatureHierarchy.from_learner', 'G', it(FeatureHierarchy.from_learner), lambda w: dict(learn=w.learn), learn=instance())
@@ -496,9 +496,9 @@ call('FeatureHierarchy.maps', 'G', fh('maps'), it(dict(items=[0])), items=pictur
 call('FeatureHierarchy.show', 'G', fh('show'), it(dict(item=0, k=1)), item=picture + [[0,1]], k=count)
 call('FeatureHierarchy.show_filters', 'G', fh('show_filters'), it(dict(most=1)), most=count)
 pairs = Kind(None, 5, 'x', [], [5], [('x','y')], [('x',)], thing, words='pair')
-call('FeatureHierarchy.separates', 'A', fh('separates'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs)
+call('FeatureHierarchy.linear_probes', 'A', fh('linear_probes'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs)
 call('FeatureHierarchy.plot_separates', 'A', fh('plot_separates'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs, ax=axes)
-call('FeatureHierarchy.excites', 'G', fh('excites'), it(dict(stage=-1, channel=0, n=1)), stage=stage, channel=whole(0, 10**6), items=pictures.but(None), n=count)
+call('FeatureHierarchy.top_activations', 'G', fh('top_activations'), it(dict(stage=-1, channel=0, n=1)), stage=stage, channel=whole(0, 10**6), items=pictures.but(None), n=count)
 call('FeatureHierarchy.receptive_fields', 'G', fh('receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
 call('FeatureHierarchy.plot_receptive_fields', 'G', fh('plot_receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
 call('cam_report', 'G', it(cam_report), lambda w: dict(learn=w.learn, methods=['gradcam'], n=1, steps=0), learn=instance(), data=Kind(5, 'x', [], thing), methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layers=Kind(5, ['no such'], [99], thing, [], words='layer stage stages'),
@@ -547,21 +547,31 @@ call('write_bundle', 'E', it(write_bundle), lambda w: dict(folder=w.tmp/'third',
 
 exceptions = { # 'Class.*': what is written under it
     'called by torch or fastai for every batch: a check would cost time, and what is handed over was checked where it was made':
-        'to_rgb upright_size upright_box Erase.* Cutout.* Mix.* decay_at evidence_of mixed_loss picture_losses own_loss random_region fit_aspect centre_region resized open_lazily jpeg_pixels CropResize.* ToFloat.* TensorParts.* FineGrainedDL.new FineGrainedDL.do_item FineGrainedDL.create_batch FineGrainedDL.to_detach '
-        'FineGrainedDL.show_results LazyImage.* Presized.* CachedImages.* PartsOf.* MetricLoss.* Focal.* PairwiseConfusion.* MutualChannel.* Centre.* Attended.* AttentionPool.* ClassAttentionPool.* Body.forward Body.see Body.group_of Body.before Body.from_last_block as_map GivenPartPool.* RowNorm.* '
-        'CosineHead.* LevelHead.* Normalise.* FineGrainedModel.see FineGrainedModel.maps FineGrainedModel.features FineGrainedModel.forward FineGrainedModel.halves PartPool.* CloserLook.* MeanPool.* GeM.* StagePool.* PyramidPool.* Branch.* BilinearPool.* CompactPool.* CovPool.* '
-        'TwoStreams.forward TwoStreams.see ClassTokenPool.* TokenPool.* PartTokenPool.* PixelModel.* FeatureDL.* Layer.* LayerView.* centre_spot random_map',
+        'to_rgb upright_size upright_box Erase.* Cutout.* Mix.* decay_at evidence_of mixed_loss picture_losses own_loss random_region fit_aspect center_region resized open_lazily jpeg_pixels CropResize.* ToFloat.* TensorParts.* FineGrainedDL.new FineGrainedDL.do_item FineGrainedDL.create_batch FineGrainedDL.to_detach '
+        'FineGrainedDL.show_results LazyImage.* Presized.* CachedImages.* PartsOf.* MetricLoss.* Focal.* PairwiseConfusion.* MutualChannel.* CenterLoss.* Attended.* AttentionPool.* ClassAttentionPool.* Body.forward Body.see Body.group_of Body.before Body.from_last_block as_map AnnotatedPartPool.* EmbeddingNorm.* '
+        'CosineHead.* LevelHead.* NormalizeInput.* FineGrainedModel.see FineGrainedModel.maps FineGrainedModel.features FineGrainedModel.forward FineGrainedModel.halves PartPool.* ZoomIn.* MeanPool.* GeM.* StagePool.* PyramidPool.* Branch.* BilinearPool.* CompactPool.* CovPool.* '
+        'TwoStreams.forward TwoStreams.see ClassTokenPool.* TokenPool.* PartTokenPool.* PixelModel.* FeatureDL.* Layer.* Activations.* center_spot random_map',
     'made by the calls above, and not by hand':
         'NonFiniteLoss FineGrainedError '
-        'balanced_order share_of FineGrainedDL.share TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer LayerView Neighbours Prototypes CamReport FineGrainedModel Stage '
-        'Robustness FeatureDL FrozenNorms Parallel SpreadRates PhaseRun PhaseRun.* PhaseWatch model_card Known ToyResNet toy_resnet',
-    'callbacks without arguments of their own': 'FiniteLoss CPUAutocast SideLosses LossColumns DecayWeights SameStatistics NoValid',
+        'balanced_order shard_indices FineGrainedDL.shard TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer Activations Neighbors Prototypes CamReport FineGrainedModel Stage '
+        'Robustness FeatureDL FreezeBN Parallel SpreadRates PhaseRun PhaseRun.* PhaseWatch model_card DatasetSpec ToyResNet toy_resnet',
+    'callbacks without arguments of their own': 'FiniteLoss CPUAutocast AuxLosses AuxColumns DecayWeights SyncBuffers NoValid',
     'all of it goes to what it wraps, which checks it': 'FineGrainedLearner FineGrainedLearner.predict wandb_log TwoStreams.stage_index',
     'what a callback said of itself, given back when a run goes on: a run is tried whole': 'EMA.load_state_dict L2SP.load_state_dict',
-    'called inside of `distrib_ctx`': 'processes from_all',
-    'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing in_lines',
+    'called inside of `distrib_ctx`': 'rank_and_world all_gather',
+    'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing wrap_label',
     'public because two of our modules need it, and handed only what these have checked: no user calls it':
-        'half_interval written_to is_own function_parts class_attrs own_functions check_vocab callback_key SameVocab FineGrainedLearner.validation_context in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same',
+        'half_interval written_to is_own function_parts class_attrs own_functions check_vocab callback_key SameVocab FineGrainedLearner.validation_context in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same '
+        'with_progress check_replaceable check_keeps_shape split_augs open_picture exif_orientation stored_size turn_box swaps_sides '
+        'pixel_tensor upright_points seed_all seeded follow_link real_paths read_mat corners_of text_lines match_ids check_unique '
+        'read_part_table check_present find_tree check_boxes read_words retrieval_measures nearest_elsewhere contrast_class batches_of '
+        'logits_and_maps asked_line resize_maps vocab_of bare_model score_of file_numbers kept_embeddings items_loader truth_of '
+        'name_of check_tree levels_of tree_of at_least_float32 called_by describe_frame told_by_name module_attrs later_attrs '
+        'pickle_digest check_answers count_no_answers for_size as_pair shared_twin check_parents check_pad threshold_range RollOut '
+        'check_token_flow hook_attention unpack_map as_pixels short_digest dependencies_of as_settings shortened library_versions '
+        'whole_learner check_positive as_plan counted group_lrs rates_over_steps phase_label resize_learner learner_size stats_from '
+        'cpu_weights refers_to set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
+        'target_weights from_grad_cam ',
     'a script, whose arguments go to calls of the table': 'main three_ways fresh_process true_parts show_parts part_scores Report Report.*'}
 
 def patched(cls): return {k: f for k in dir(cls) if callable(f := getattr(inspect.getattr_static(cls, k), '__func__', inspect.getattr_static(cls, k))) and str(getattr(f, '__module__', '')).startswith('fgvc_fast') and k[0]!='_'}

@@ -8,7 +8,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from matplotlib import pyplot as plt
-import trees_a as trees
+import published_trees as trees
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import FineGrainedData
 from fgvc_fast.datasets.all import read_aircraft, toy_birds
@@ -206,14 +206,14 @@ def test_answer_level(birds, learn, confidence):
         fam = {f: sum(x for x,v in zip(p, vocab) if of[v]==f) for f in of.values()}
         best,top = vocab[int(np.argmax(p))],max(fam, key=fam.get)
         want = (best,'label') if max(p)>=confidence else (top,'family') if fam[top]>=confidence else (None,None)
-        assert (o.answer, o.level)==want and o.label==best and o.probability==pytest.approx(max(p), rel=1e-4)
+        assert (o.answer, o.level)==want and o.label==best and o.label_confidence==pytest.approx(max(p), rel=1e-4)
         assert o.confidence==pytest.approx(max(p) if o.level=='label' else fam[top], rel=1e-4)
 
 def test_answer_level_takes_what_cam_takes(birds, learn):
     want = learn.answer_level([3]).iloc[0]
     for o in (3, np.int64(3), birds.path(3), str(birds.path(3)), birds.picture(3), [birds.path(3)]):
         got = learn.answer_level(o)
-        assert len(got)==1 and got.probability.item()==pytest.approx(want.probability, rel=1e-4)
+        assert len(got)==1 and got.label_confidence.item()==pytest.approx(want.label_confidence, rel=1e-4)
     for c in (0, -1, 1.5, 90):
         with pytest.raises(FineGrainedError, match=f'confidence={c} is no probability'): learn.answer_level(3, c)
         with pytest.raises(FineGrainedError, match=f'confidence={c} is no probability'): learn.level_coverage([.9, c])

@@ -5,7 +5,7 @@ from PIL import Image
 from fastai.vision.all import LabelSmoothingCrossEntropy, Normalize, RandomResizedCropGPU, imagenet_stats
 from fgvc_fast.all import FineGrainedData, FineGrainedError, fine_grained_learner
 from fgvc_fast.datasets.all import toy_birds
-from fgvc_fast.data.loader import balanced_order, share_of
+from fgvc_fast.data.loader import balanced_order, shard_indices
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory): return toy_birds(tmp_path_factory.mktemp('birds'), families=2, species=2, per_class=8, size=64)
@@ -27,7 +27,7 @@ def test_wrong_options_of_others(data, tmp_path):
     dls = loaders(data)
     (tmp_path/'file').write_text('x')
     for f,said in ((lambda: loaders(data, cache=tmp_path/'file'), 'is a file'), (lambda: dls.test_dl([0], bs=0), 'bs=0'), (lambda: dls.test_dl([0], num_workers=-1), 'num_workers=-1'), (lambda: dls.resized(0), 'size=0'), (lambda: dls.show_batch(max_n=0), 'max_n=0'),
-        (lambda: balanced_order([0,1], np.random.default_rng(0), 0), 'per_class=0'), (lambda: share_of(10, 4, 2, 2), 'rank=2'), (lambda: share_of(10, 0, 0, 2), 'bs=0'), (lambda: dls.train.share(0, 0), 'ranks=0'), (lambda: data.duplicates(distance='x'), 'distance='),
+        (lambda: balanced_order([0,1], np.random.default_rng(0), 0), 'per_class=0'), (lambda: shard_indices(10, 4, 2, 2), 'rank=2'), (lambda: shard_indices(10, 0, 0, 2), 'bs=0'), (lambda: dls.train.share(0, 0), 'ranks=0'), (lambda: data.duplicates(distance='x'), 'distance='),
         (lambda: data.drop_duplicates(None), 'NoneType'), (lambda: data.show_duplicates([1]), 'list'), (lambda: toy_birds(tmp_path/'file'/'x', per_class=4), 'file/x'), (lambda: toy_birds(tmp_path, size='x'), 'size='), (lambda: toy_birds(tmp_path, seed=-1), 'seed=-1'), (lambda: toy_birds(tmp_path, families=2.5), 'families=2.5')):
         with pytest.raises(FineGrainedError, match=said): f()
 
@@ -97,10 +97,10 @@ def test_one_picture_in_many_forms(data):
         for o in same: assert torch.allclose(learn.predict(o)[2], p, atol=.02)
         for o in (None, x/255-.5, x[:0], np.zeros(3), np.array('x'), '/no/such.jpg', b'none'):
             with pytest.raises(FineGrainedError): learn.predict(o)
-        from fgvc_fast.interpret.cam import _load
-        assert [_load(learn, o)[0] for o in (x, data.path(0), [x,x], 3, data.path(0).read_bytes(), torch.from_numpy(x).permute(2,0,1)/255)]==[1,1,2,1,1,1]
+        from fgvc_fast.interpret.cam import batches_of
+        assert [batches_of(learn, o)[0] for o in (x, data.path(0), [x,x], 3, data.path(0).read_bytes(), torch.from_numpy(x).permute(2,0,1)/255)]==[1,1,2,1,1,1]
         for o in (torch.from_numpy(x).permute(2,0,1)/255, data.path(0).read_bytes()): learn.show_cam(o)
-        with pytest.raises(FineGrainedError, match='from 0 to 1'): _load(learn, torch.rand(1, 3, 48, 48)*255)
+        with pytest.raises(FineGrainedError, match='from 0 to 1'): batches_of(learn, torch.rand(1, 3, 48, 48)*255)
 
 # Weights
 
@@ -169,7 +169,7 @@ def test_another_size_keeps_what_was_set_by_hand(data):
     assert (other.size,other.flip,other.min_scale)==((40,40),0.,.5) and new.train.drop_last is False and [o.bs for o in new.loaders]==[4,4] and new.train.seed==3
     assert [[type(t) for t in o.after_batch.fs] for o in new.loaders]==[[type(t) for t in o.after_batch.fs] for o in dls.loaders]
     x = new.valid.one_batch()[0]
-    assert x.shape[-1]==40 and x.min()<-.5, 'normalised'
+    assert x.shape[-1]==40 and x.min()<-.5, 'normalized'
     assert loaders(data).resized(48).made==loaders(data).made, 'nothing was set, so nothing is'
 
 @pytest.mark.parametrize('way', ['pictures','size','cut'])

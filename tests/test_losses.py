@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np, pytest, torch
 from fastai.basics import Callback, CancelFitException, OptimWrapper
 from fastai.callback.training import GradientAccumulation
-from fgvc_fast.all import (AddLoss, Centre, Focal, Mix, MixUp, MutualChannel, PairwiseConfusion, PartPool, Phase, class_weights, fine_grained_data, fine_grained_learner,
+from fgvc_fast.all import (AddLoss, CenterLoss, Focal, Mix, MixUp, MutualChannel, PairwiseConfusion, PartPool, Phase, class_weights, fine_grained_data, fine_grained_learner,
     load_bundle, losses)
 from fgvc_fast.core import FineGrainedError
 from torch import nn
@@ -78,9 +78,9 @@ def test_each_channel_is_switched_off_equally_often():
     torch.testing.assert_close(share, want, atol=.05, rtol=0)
 
 def test_centre_is_the_loop():
-    loss,x,y = Centre(3, 4, 'none').double(),torch.randn(5, 3).double(),torch.randint(4, (5,))
-    nn.init.normal_(loss.centres)
-    want = [sum((x[i,k]-loss.centres[y[i],k])**2 for k in range(3))/2 for i in range(5)]
+    loss,x,y = CenterLoss(3, 4, 'none').double(),torch.randn(5, 3).double(),torch.randint(4, (5,))
+    nn.init.normal_(loss.centers)
+    want = [sum((x[i,k]-loss.centers[y[i],k])**2 for k in range(3))/2 for i in range(5)]
     torch.testing.assert_close(loss(x, y), torch.stack(want))
 
 @pytest.mark.parametrize('beta', (0, .9, .999))
@@ -121,7 +121,7 @@ class Before(Callback):
     order,run_valid = -4,False # right after `Mix` has judged it
     def after_pred(self):
         m = self.learn.model
-        self.said,self.rows,self.y_,self.mixed = list(m.said),dict(m.kept),self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
+        self.said,self.embeddings,self.y_,self.mixed = list(m.said),dict(m.kept),self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
     def after_loss(self): self.plain = self.learn.loss_grad
 
 class After(Callback):
@@ -130,19 +130,19 @@ class After(Callback):
     def before_fit(self): self.batches = []
     def after_loss(self):
         b = self.learn.before
-        self.batches.append(dict(got=self.learn.loss_grad.detach(), shown=self.learn.loss.detach(), plain=b.plain.detach(), rows=b.rows, y=b.y_.as_subclass(torch.Tensor), mixed=b.mixed))
+        self.batches.append(dict(got=self.learn.loss_grad.detach(), shown=self.learn.loss.detach(), plain=b.plain.detach(), embeddings=b.embeddings, y=b.y_.as_subclass(torch.Tensor), mixed=b.mixed))
 
 @pytest.mark.parametrize('mix,amp', ((None, None), (partial(Mix, mixup=.4, cutmix=1.), None), (MixUp, 'bf16')), ids=('plain','mixed','half'))
 def test_learned_is_the_weighted_sum_and_shown_are_the_means(dls, mix, amp):
-    def rows_loss(rows, y): return (rows.mean(1)*(y+1)).mean()
+    def rows_loss(embeddings, y): return (embeddings.mean(1)*(y+1)).mean()
     def maps_loss(maps, y): return (maps.mean((1,2,3))*(y+2)).mean()
     learn,after = learner(dls, amp=amp),After()
-    fit(learn, [AddLoss(rows_loss, .5, on='rows'), AddLoss(maps_loss, 2., on='maps'), Before(), after, *([mix()] if mix else [])])
+    fit(learn, [AddLoss(rows_loss, .5, on='embeddings'), AddLoss(maps_loss, 2., on='maps'), Before(), after, *([mix()] if mix else [])])
     means = torch.zeros(2)
     for b in after.batches:
         n = len(b['y'])
         perm,lam = b['mixed'] or (torch.arange(n),1.)
-        r,m = b['rows']['rows'].detach().float().mean(1),b['rows']['maps'].detach().float().mean((1,2,3))
+        r,m = b['embeddings']['embeddings'].detach().float().mean(1),b['embeddings']['maps'].detach().float().mean((1,2,3))
         y = lam*b['y'] + (1-lam)*b['y'][perm] # both losses are linear in the label
         parts = torch.stack([(r*(y+1)).mean(), (m*(y+2)).mean()])
         torch.testing.assert_close(b['got'], b['plain'] + .5*parts[0] + 2*parts[1])
@@ -167,16 +167,16 @@ def test_every_loss_trains_in_phases(dls, name, mix):
     assert (learn.model.keep, learn.model.kept, learn.model.apart)==((), {}, False)
 
 def test_side_losses_have_columns(dls):
-    learn = fit(learner(dls, pool=partial(PartPool, parts=2), head='levels', branch=-2, closer=True), AddLoss('centre', .01), [Phase('all', 1)])
-    assert list(learn.phase_log)[-7:-1]==['centres','level 1','branch','crop','drop','centre']
+    learn = fit(learner(dls, pool=partial(PartPool, parts=2), head='levels', branch=-2, zoom=True), AddLoss('center', .01), [Phase('all', 1)])
+    assert list(learn.phase_log)[-7:-1]==['centers','level 1','branch','crop','drop','center']
     assert learn.phase_log.notna().all(None)
 
 def test_through_branch_and_closer_look_the_rows_are_those_of_the_whole_pictures(dls):
     seen = []
-    def note(rows, y):
-        seen.append((rows, len(y)))
-        return rows.square().mean()
-    learn = fit(learner(dls, pool=partial(PartPool, parts=2), branch=-2, closer=True), AddLoss(note, on='rows'))
+    def note(embeddings, y):
+        seen.append((embeddings, len(y)))
+        return embeddings.square().mean()
+    learn = fit(learner(dls, pool=partial(PartPool, parts=2), branch=-2, zoom=True), AddLoss(note, on='embeddings'))
     assert len(seen)==len(dls.train) and all(r.shape==(n, learn.model.pool.nf) for r,n in seen)
 
 @pytest.mark.parametrize('how', ('new', 'old', 'torch'))
@@ -199,7 +199,7 @@ def test_own_parameters_learn_in_the_last_group(dls, how):
     other.remove_cb(cb)
 
 def test_a_loss_of_the_learner_stays_and_is_in_no_bundle(dls, tmp_path):
-    learn = learner(dls, cbs=AddLoss('centre', .01))
+    learn = learner(dls, cbs=AddLoss('center', .01))
     fit(learn)
     assert 'added.centre.centres' in learn.model.state_dict() and len(learn.validate())==1
     x = torch.rand(2, 3, 64, 64)
@@ -225,32 +225,32 @@ def test_a_stopped_fit_leaves_nothing(dls, ev, ex):
     assert len(learn.validate())==1
 
 def test_resumed_is_as_if_never_stopped(dls):
-    logs,centres = [],[]
+    logs,centers = [],[]
     for stop in (False, True):
         torch.manual_seed(0)
         seeded = fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=64).dls(64, bs=8, num_workers=0, seed=1)
-        learn,cb = learner(seeded),AddLoss('centre', .01)
+        learn,cb = learner(seeded),AddLoss('center', .01)
         fit(learn, [cb, *([StopAt('after_pred', 2*len(seeded.train)+2, training=True)] if stop else [])], [Phase('head', 1), Phase('all', 2, lr=1e-3)])
         if stop:
             assert len(learn.phase_log)<3 and not len(learn.model.added)
             with learn.no_logging(): learn.fit_phases(resume=True)
         logs.append(learn.phase_log.drop(columns='seconds'))
-        centres.append(cb.loss.centres.detach().clone())
-    assert len(logs[0])==3 and torch.equal(*centres)
+        centers.append(cb.loss.centers.detach().clone())
+    assert len(logs[0])==3 and torch.equal(*centers)
     np.testing.assert_array_equal(*[o.to_numpy(float) for o in logs])
 
 def test_accumulated_gradients_have_both(dls):
     seen = []
-    def one(rows, y): return rows.mean()*0 + 1
+    def one(embeddings, y): return embeddings.mean()*0 + 1
     class Peek(Callback):
         order,run_valid = 100,False
         def after_loss(self): seen.append((self.learn.loss_grad.item(), self.learn.loss.item()))
-    fit(learner(dls), [AddLoss(one, on='rows'), GradientAccumulation(16), Peek()])
+    fit(learner(dls), [AddLoss(one, on='embeddings'), GradientAccumulation(16), Peek()])
     for scaled,loss in seen: assert math.isclose(2*scaled, loss+1, rel_tol=1e-5)
 
 def test_alone_the_label_teaches_the_head_only(dls):
     learn = learner(dls, branch=-2)
-    cb = AddLoss(lambda rows, y: rows.sum()*0, on='rows', name='nothing', alone=True)
+    cb = AddLoss(lambda embeddings, y: embeddings.sum()*0, on='embeddings', name='nothing', alone=True)
     before = copy.deepcopy(learn.model.state_dict())
     fit(learn, cb, wd=0.)
     moved = {k.split('.')[0] for k,p in learn.model.named_parameters() if not torch.equal(before[k], p)}
@@ -261,14 +261,14 @@ def test_bad_options_are_named(dls):
     with pytest.raises(FineGrainedError, match='A map of .* channels has none'): _ = MutualChannel(3, 4)
     with pytest.raises(FineGrainedError, match="is no loss"): AddLoss('arc')
     from fastai.basics import Learner
-    with pytest.raises(FineGrainedError, match='this is a Flatten'): Learner(dls, nn.Flatten(), cbs=AddLoss('centre'))
+    with pytest.raises(FineGrainedError, match='this is a Flatten'): Learner(dls, nn.Flatten(), cbs=AddLoss('center'))
 
 def test_each_loss_counts_what_its_paper_says():
     from fgvc_fast.embed import metric_loss
-    assert [AddLoss(o).weight for o in ('mutual_channel','centre','focal','confusion','supcon')]==[.005,.003,1.,1.,1.]
-    assert AddLoss(partial(MutualChannel, div=1.)).weight==.005 and AddLoss(Centre).weight==.003 and AddLoss(Centre(4, 3)).weight==.003
-    assert AddLoss('centre', alone=True).weight==1 and AddLoss('centre', .5).weight==.5
-    assert AddLoss(partial(metric_loss, 'arcface')).weight==AddLoss(lambda rows, y: rows.sum(), on='rows').weight==1
+    assert [AddLoss(o).weight for o in ('mutual_channel','center','focal','confusion','supcon')]==[.005,.003,1.,1.,1.]
+    assert AddLoss(partial(MutualChannel, div=1.)).weight==.005 and AddLoss(CenterLoss).weight==.003 and AddLoss(CenterLoss(4, 3)).weight==.003
+    assert AddLoss('center', alone=True).weight==1 and AddLoss('center', .5).weight==.5
+    assert AddLoss(partial(metric_loss, 'arcface')).weight==AddLoss(lambda embeddings, y: embeddings.sum(), on='embeddings').weight==1
 
 def test_diversity_is_a_share_of_what_is_possible():
     "However many channels a class has: each at a spot of its own 1, all at one spot one over their number"
@@ -281,9 +281,9 @@ def test_diversity_is_a_share_of_what_is_possible():
 
 @pytest.mark.parametrize('call,what', [(lambda: Focal('x'), 'gamma='), (lambda: Focal(float('nan')), 'gamma='), (lambda: Focal(weight='x'), 'weight='), (lambda: Focal(weight=[]), 'weight='), (lambda: Focal(weight=[-1.,2]), 'weight='),
     (lambda: Focal(weight=[float('nan'),1]), 'weight='), (lambda: Focal(reduction=None), 'reduction='), (lambda: PairwiseConfusion(reduction=3), 'reduction='), (lambda: MutualChannel(0, 3), 'nf='), (lambda: MutualChannel(3, 2, div='x'), 'div='),
-    (lambda: MutualChannel(3, 2.5), 'n_out='), (lambda: Centre(-1, 2), 'nf='), (lambda: Centre(3, None), 'n_out='), (lambda: class_weights([]), 'counts='), (lambda: class_weights('x'), 'counts='), (lambda: class_weights([[1,2]]), 'counts='),
+    (lambda: MutualChannel(3, 2.5), 'n_out='), (lambda: CenterLoss(-1, 2), 'nf='), (lambda: CenterLoss(3, None), 'n_out='), (lambda: class_weights([]), 'counts='), (lambda: class_weights('x'), 'counts='), (lambda: class_weights([[1,2]]), 'counts='),
     (lambda: class_weights([-1,2]), 'counts='), (lambda: class_weights([1,float('nan')]), 'counts='), (lambda: class_weights([1,2], 'x'), 'beta='), (lambda: class_weights([1,2], float('nan')), 'beta='), (lambda: class_weights(None), 'counts='),
-    (lambda: AddLoss('centre', 'x'), 'weight='), (lambda: AddLoss('centre', float('nan')), 'weight='), (lambda: AddLoss('centre', -1), 'weight='), (lambda: AddLoss('centre', alone='yes'), 'alone='), (lambda: AddLoss('centre', on=3), 'on='),
-    (lambda: AddLoss('centre', name=3), 'name='), (lambda: AddLoss(None), 'None')])
+    (lambda: AddLoss('center', 'x'), 'weight='), (lambda: AddLoss('center', float('nan')), 'weight='), (lambda: AddLoss('center', -1), 'weight='), (lambda: AddLoss('center', alone='yes'), 'alone='), (lambda: AddLoss('center', on=3), 'on='),
+    (lambda: AddLoss('center', name=3), 'name='), (lambda: AddLoss(None), 'None')])
 def test_what_is_no_option_of_a_loss(call, what):
     with pytest.raises(FineGrainedError, match=what): call()

@@ -121,7 +121,7 @@ def truth(learn):
 
 def cleaned(data): return data.drop(data['test'].index[::3])
 
-def relabelled(data):
+def relabeled(data):
     items = data.items.copy()
     i = data['test'].index[:5]
     items.loc[i, ['label','family']] = items.loc[data['test'].index[-5:], ['label','family']].to_numpy()
@@ -144,8 +144,8 @@ def another(data):
     return fine_grained_data(new.items.assign(label=new.items.label.astype(str).replace(dict(zip(new.vocab, data.vocab)))), root=new.root, levels=list(new.levels))
 
 others = {'size': lambda d: d.dls(**kw | dict(size=40)), 'shape': lambda d: d.dls(**kw | dict(size=(32,40))), 'crop': lambda d: d.dls(**kw, crop='box'), 'margin': lambda d: d.dls(**kw, crop='box', margin=.5),
-    'cleaned': lambda d: cleaned(d).dls(**kw), 'relabelled': lambda d: relabelled(d).dls(**kw), 'boxes': lambda d: moved(d).dls(**kw, crop='box'), 'families': lambda d: other_families(d).dls(**kw),
-    'normalised': lambda d: d.dls(**kw, batch_tfms=Normalize.from_stats([.4]*3, [.2]*3, cuda=False)), 'another set': lambda d: another(d).dls(**kw)}
+    'cleaned': lambda d: cleaned(d).dls(**kw), 'relabeled': lambda d: relabeled(d).dls(**kw), 'boxes': lambda d: moved(d).dls(**kw, crop='box'), 'families': lambda d: other_families(d).dls(**kw),
+    'normalized': lambda d: d.dls(**kw, batch_tfms=Normalize.from_stats([.4]*3, [.2]*3, cuda=False)), 'another set': lambda d: another(d).dls(**kw)}
 
 @pytest.fixture(scope='module')
 def read(birds):
@@ -408,7 +408,7 @@ def test_embeddings_follow(birds, how, monkeypatch):
     rows,targs = learn.embeddings()
     with monkeypatch.context() as m: # asked again, and of the other split: from memory
         learn.embeddings('valid')
-        m.setattr(retrieve, '_rows_of', lambda *_: pytest.fail('the pictures were looked at again'))
+        m.setattr(retrieval, 'embeddings_of', lambda *_: pytest.fail('the pictures were looked at again'))
         for split in ('train','valid','train'): learn.embeddings(split)
     if how=='weights': next(learn.model.body.parameters()).data.neg_()
     if how=='size': learn.dls = birds.dls(**kw | dict(size=48))
@@ -636,14 +636,14 @@ def test_labels_at_random_are_not_told_apart(birds):
     with torch.no_grad(): right = torch.cat([learn.model.eval()(x).argmax(1)==y for x,y in learn.dls.test_dl(data['train'].index, with_labels=True)])
     assert right.float().mean()>.8 # it has learned them
     v = list(data.vocab)
-    got = FeatureHierarchy.from_learner(learn).separates([(v[0],v[1]), (v[2],v[3])])
+    got = FeatureHierarchy.from_learner(learn).linear_probes([(v[0],v[1]), (v[2],v[3])])
     n = got.pictures.sum()
     assert n>=50 and ((got.drop(columns='pictures').mean()-.5).abs()<3*.5/n**.5).all(), got
 
 def test_a_pair_without_validation_pictures(birds):
     a,b = list(birds.vocab)[:2]
     data = birds.drop(birds['valid'].index[birds['valid'].label==a])
-    with pytest.raises(FineGrainedError, match=f'no validation pictures of {a}'): FeatureHierarchy.from_learner(learner(data)).separates([(a,b)])
+    with pytest.raises(FineGrainedError, match=f'no validation pictures of {a}'): FeatureHierarchy.from_learner(learner(data)).linear_probes([(a,b)])
 
 def test_pictures_that_were_replaced(birds, tmp_path):
     "The same file name with another picture in it is another question"

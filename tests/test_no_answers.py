@@ -26,7 +26,7 @@ def spoilt(weight, v):
 asked = dict(test=lambda l: l.test(), interpretation=FineGrainedInterpretation.from_learner, embeddings=lambda l: l.embeddings(), retrieve=lambda l: l.retrieve(0), retrieval_metrics=lambda l: l.retrieval_metrics(),
     prototypes=lambda l: l.prototypes(), calibrate=lambda l: l.calibrate(), robustness=lambda l: robustness(l, eps=.1, corrupted=False), occlusion=occlusion, predict=lambda l: l.predict(0), measure=measure,
     answer_level=lambda l: l.answer_level([0]), level_coverage=lambda l: l.level_coverage(), plot_embeddings=lambda l: l.plot_embeddings())
-of_body = dict(maps=lambda f, o: f.maps(o), excites=lambda f, o: f.excites(-1, 0), receptive_fields=lambda f, o: f.receptive_fields(o), separates=lambda f, o: f.separates(tuple(f.learn.dls.vocab[:2])))
+of_body = dict(maps=lambda f, o: f.maps(o), top_activations=lambda f, o: f.top_activations(-1, 0), receptive_fields=lambda f, o: f.receptive_fields(o), linear_probes=lambda f, o: f.linear_probes(tuple(f.learn.dls.vocab[:2])))
 
 @pytest.mark.parametrize('what', asked)
 def test_of_all(learn, what):

@@ -8,7 +8,7 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.models.body import Body
 from fgvc_fast.models.head import LinearHead
 from fgvc_fast.models.model import fine_grained_model
-from fgvc_fast.models.parts import CloserLook, PartPool, attend_crop, attend_drop, part_hits
+from fgvc_fast.models.parts import ZoomIn, PartPool, attention_crop, attention_drop, part_hits
 from fgvc_fast.models.pool import MeanPool, pools
 from fgvc_fast.models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 
@@ -72,7 +72,7 @@ def test_nothing_to_see(dim, training, bias):
     nn.init.constant_(pool.look[1].bias, bias)
     rows = pool(maps)
     assert rows.isfinite().all()
-    (rows.sum() + sum(w*v for _,w,v in pool.sides(rows, maps))).backward()
+    (rows.sum() + sum(w*v for _,w,v in pool.aux_losses(rows, maps))).backward()
     assert maps.grad.isfinite().all() and all(p.grad is None or p.grad.isfinite().all() for p in pool.parameters())
 
 @pytest.mark.parametrize('arch', ['toy_resnet', 'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224'])
@@ -88,9 +88,9 @@ def test_bodies(arch, size):
             twin,m = copy.deepcopy(pool),maps.clone().requires_grad_()
             with torch.autocast('cpu', torch.bfloat16, enabled=half):
                 r = twin(m)
-                side = twin.sides(r, m)
+                side = twin.aux_losses(r, m)
             (r.square().cumsum(1).sum() + sum(w*v for _,w,v in side)).backward()
-            assert r.shape==(2,pool.nf) and r.dtype==side[0][2].dtype==twin.centres.dtype==torch.float32
+            assert r.shape==(2,pool.nf) and r.dtype==side[0][2].dtype==twin.centers.dtype==torch.float32
             assert r.isfinite().all() and all(g.isfinite().all() for g in (m.grad, *(p.grad for p in twin.parameters())))
             rows.append(r.detach())
         cos = F.cosine_similarity(*rows)
@@ -112,41 +112,41 @@ def test_centres_follow_in_closed_form():
     for t,rows in enumerate(seen):
         c = sum(.2*.8**(t-1-s)*o.mean(0) for s,o in enumerate(seen[:t])) if t else torch.zeros(12)
         rows = rows.clone().requires_grad_()
-        (name,weight,value), = pool.sides(rows)
+        (name,weight,value), = pool.aux_losses(rows)
         want = sum(((r-c)**2).sum() for r in rows.detach())/5
-        assert (name,weight)==('centres',1.)
+        assert (name,weight)==('centers',1.)
         torch.testing.assert_close(value.detach(), want)
         value.backward()
         torch.testing.assert_close(rows.grad, 2*(rows.detach()-c)/5) # the centre itself gets none
-    torch.testing.assert_close(pool.centres, sum(.2*.8**(5-s)*o.mean(0) for s,o in enumerate(seen)))
+    torch.testing.assert_close(pool.centers, sum(.2*.8**(5-s)*o.mean(0) for s,o in enumerate(seen)))
 
 def test_centres_move_once_a_step_and_only_in_training():
     pool,maps = PartPool(6, parts=2),torch.randn(4, 6, 3, 3)
     for _ in range(3): pool(maps)      # crops and drops pass here too
-    assert not pool.centres.any()
+    assert not pool.centers.any()
     rows = pool(maps)
-    with torch.no_grad(): pool.sides(rows, maps)
-    pool.eval().sides(rows, maps)
-    assert not pool.centres.any()
-    pool.train().sides(rows, maps)
-    torch.testing.assert_close(pool.centres, .05*rows.detach().mean(0))
+    with torch.no_grad(): pool.aux_losses(rows, maps)
+    pool.eval().aux_losses(rows, maps)
+    assert not pool.centers.any()
+    pool.train().aux_losses(rows, maps)
+    torch.testing.assert_close(pool.centers, .05*rows.detach().mean(0))
 
 def test_centres_survive():
     pool,rows = PartPool(6, parts=2),F.normalize(torch.randn(4, 12))
-    pool.sides(rows)
-    was = pool.centres.clone()
-    for twin in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))): assert torch.equal(twin.centres, was)
+    pool.aux_losses(rows)
+    was = pool.centers.clone()
+    for twin in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))): assert torch.equal(twin.centers, was)
     fresh = PartPool(6, parts=2)
     fresh.load_state_dict(pool.state_dict())
-    assert torch.equal(fresh.centres, was)
+    assert torch.equal(fresh.centers, was)
     twin = copy.deepcopy(pool)
-    twin.sides(rows)
-    assert torch.equal(pool.centres, was) and not torch.equal(twin.centres, was)
-    for bad in (math.nan, math.inf): pool.sides(torch.full_like(rows, bad)) # a step that a gradient scaler would skip
-    assert torch.equal(pool.centres, was)
-    with torch.autocast('cpu', torch.bfloat16): pool.sides(rows.bfloat16())
-    assert pool.centres.dtype==torch.float32
-    torch.testing.assert_close(pool.centres, was + .05*(rows.bfloat16().float().mean(0)-was))
+    twin.aux_losses(rows)
+    assert torch.equal(pool.centers, was) and not torch.equal(twin.centers, was)
+    for bad in (math.nan, math.inf): pool.aux_losses(torch.full_like(rows, bad)) # a step that a gradient scaler would skip
+    assert torch.equal(pool.centers, was)
+    with torch.autocast('cpu', torch.bfloat16): pool.aux_losses(rows.bfloat16())
+    assert pool.centers.dtype==torch.float32
+    torch.testing.assert_close(pool.centers, was + .05*(rows.bfloat16().float().mean(0)-was))
 
 # Crop and drop
 
@@ -160,10 +160,10 @@ def test_known_boxes():
     x,a = torch.rand(4, 3, 40, 60),boxed(4, 40, 60, *boxes)
     a[3] = 0
     for pad,(dx,dy) in {0: (0,0), .1: (6,4)}.items():
-        for im,got,(x0,y0,x1,y1) in zip(x, attend_crop(x, a, .5, pad), boxes):
+        for im,got,(x0,y0,x1,y1) in zip(x, attention_crop(x, a, .5, pad), boxes):
             cut = im[:, max(y0-dy,0):min(y1+dy,40), max(x0-dx,0):min(x1+dx,60)]
             torch.testing.assert_close(got, F.interpolate(cut[None], (40,60), mode='bilinear')[0], rtol=0, atol=1e-4)
-    got = attend_drop(x, a, .5)
+    got = attention_drop(x, a, .5)
     for im,out,m in zip(x, got, a):
         assert torch.equal(out[:,m==0], im[:,m==0])
         torch.testing.assert_close(out[:,m==1], im.mean((1,2))[:,None].expand(-1, int(m.sum())))
@@ -172,7 +172,7 @@ def test_known_boxes():
 def test_crop_is_what_a_loop_makes(low):
     x,a = torch.rand(12, 3, 48, 64),torch.rand(12, *low)**4*torch.rand(12, 1, 1)*9
     for thresh in (.1,.5,.9):
-        for im,m,got in zip(x, a, attend_crop(x, a, thresh, .05)):
+        for im,m,got in zip(x, a, attention_crop(x, a, thresh, .05)):
             big = F.interpolate(m[None,None], (48,64), mode='bilinear')[0,0]
             big = (big-big.min())/(big.max()-big.min()).clamp(min=1e-7)
             lit = [(i,j) for i in range(48) for j in range(64) if big[i,j]>thresh] or [(0,0),(47,63)]
@@ -184,20 +184,20 @@ def test_each_picture_draws_its_own_threshold():
     "On a ramp the share that is hidden tells the threshold"
     x,n = torch.rand(200, 3, 1, 1001),1001
     ramp = torch.linspace(0, 1, n).expand(200, 1, n)
-    t = 1-(attend_drop(x, ramp, (.2,.5))!=x).any(1).float().mean((1,2))
+    t = 1-(attention_drop(x, ramp, (.2,.5))!=x).any(1).float().mean((1,2))
     assert t.min()>=.199 and t.max()<=.501 and t.std()>.07 and abs(t.mean()-.35)<.03
-    fixed = (attend_drop(x, ramp, .3)!=x).any(1).float().mean((1,2))
+    fixed = (attention_drop(x, ramp, .3)!=x).any(1).float().mean((1,2))
     assert (fixed-.7).abs().max()<.002
     state = torch.get_rng_state()
-    attend_drop(x, ramp, .3)
+    attention_drop(x, ramp, .3)
     assert torch.equal(torch.get_rng_state(), state) # evaluation leaves the generator alone
     torch.manual_seed(3)
-    a = attend_drop(x, ramp)
-    assert not torch.equal(a, attend_drop(x, ramp))
+    a = attention_drop(x, ramp)
+    assert not torch.equal(a, attention_drop(x, ramp))
     torch.manual_seed(3)
-    assert torch.equal(a, attend_drop(x, ramp))
+    assert torch.equal(a, attention_drop(x, ramp))
 
-@pytest.mark.parametrize('f', [attend_crop,attend_drop])
+@pytest.mark.parametrize('f', [attention_crop,attention_drop])
 def test_mirrored_pictures_and_odd_input(f):
     x,a = torch.rand(3, 3, 32, 32),torch.rand(3, 4, 4)
     for d in (1,2): torch.testing.assert_close(f(x.flip(d+1), a.flip(d), .5), f(x, a, .5).flip(d+1), rtol=0, atol=1e-4)
@@ -222,7 +222,7 @@ def test_bright_maps_are_drawn_more_often():
     maps = torch.zeros(n, 3, 4, 4)
     maps[:,0,0,0],maps[:,1,3,3] = 1,3
     x = torch.rand(n, 3, 4, 4)
-    (_,_,y), = CloserLook(crop=0, drop_at=.5).train_sides(x, maps, Maps(), lambda x: x)
+    (_,_,y), = ZoomIn(crop=0, drop_at=.5).train_aux(x, maps, Maps(), lambda x: x)
     changed = (y!=x).any(1)
     assert changed.sum((1,2)).eq(1).all() and (changed[:,0,0]|changed[:,3,3]).all()
     assert abs(changed[:,3,3].float().mean()-.75)<.04
@@ -235,25 +235,25 @@ def test_train_sides():
     model,x = toy_model()
     maps = model.maps(x)
     torch.manual_seed(5)
-    sides = CloserLook(crop=.5, drop=2.).train_sides(x, maps, model.pool, model)
-    assert [(n,w,tuple(v.shape)) for n,w,v in sides]==[('crop',.5,(4,4)), ('drop',2.,(4,4))]
+    aux_losses = ZoomIn(crop=.5, drop=2.).train_aux(x, maps, model.pool, model)
+    assert [(n,w,tuple(v.shape)) for n,w,v in aux_losses]==[('crop',.5,(4,4)), ('drop',2.,(4,4))]
     torch.manual_seed(5)
-    again = CloserLook(crop=.5, drop=2.).train_sides(x, maps, model.pool, model)
-    for a,b in zip(sides, again): torch.testing.assert_close(a[2], b[2])
-    grad, = torch.autograd.grad(sum(v.sum() for _,_,v in sides), maps, allow_unused=True)
+    again = ZoomIn(crop=.5, drop=2.).train_aux(x, maps, model.pool, model)
+    for a,b in zip(aux_losses, again): torch.testing.assert_close(a[2], b[2])
+    grad, = torch.autograd.grad(sum(v.sum() for _,_,v in aux_losses), maps, allow_unused=True)
     assert grad is None # where to look carries no gradient
-    F.cross_entropy(sides[0][2], torch.arange(4)).backward()
+    F.cross_entropy(aux_losses[0][2], torch.arange(4)).backward()
     assert all(p.grad is not None for p in model.parameters())
     for empty in (maps*0, maps*math.nan): # neither stops a training, nor a GPU
-        assert len(CloserLook().train_sides(x, empty, model.pool, model))==2
-    assert CloserLook(crop=0, drop=0).train_sides(x, maps, model.pool, model)==[]
+        assert len(ZoomIn().train_aux(x, empty, model.pool, model))==2
+    assert ZoomIn(crop=0, drop=0).train_aux(x, maps, model.pool, model)==[]
 
 def test_refine():
     model,x = toy_model()
     model.eval()
     with torch.no_grad():
         maps,logits = model.maps(x),model(x)
-        got = CloserLook().refine(x, maps, model.pool, logits, model)
+        got = ZoomIn().refine(x, maps, model.pool, logits, model)
         ps = []
         for im,m in zip(x, model.pool.attention(maps).mean(1)): # one at a time
             big = F.interpolate(m[None,None], (64,64), mode='bilinear')[0,0]
@@ -262,12 +262,12 @@ def test_refine():
             ps.append((model(im[None]).softmax(1)+model(F.interpolate(cut[None], (64,64), mode='bilinear')).softmax(1))/2)
         torch.testing.assert_close(got.exp(), torch.cat(ps), rtol=1e-3, atol=1e-4)
         far = torch.tensor([[1e4,-1e4,0,0]]).expand(4, 4)
-        assert CloserLook().refine(x, maps, model.pool, far, lambda _: far.flip(1)).isfinite().all()
-        torch.testing.assert_close(CloserLook().refine(x, maps, model.pool, logits, lambda _: logits), logits.log_softmax(1))
+        assert ZoomIn().refine(x, maps, model.pool, far, lambda _: far.flip(1)).isfinite().all()
+        torch.testing.assert_close(ZoomIn().refine(x, maps, model.pool, logits, lambda _: logits), logits.log_softmax(1))
 
 def test_a_pool_without_attention_is_one_error():
     x = torch.rand(2, 3, 8, 8)
-    for f in (lambda: CloserLook().train_sides(x, x, MeanPool(3), None), lambda: CloserLook().refine(x, x, MeanPool(3), None, None)):
+    for f in (lambda: ZoomIn().train_aux(x, x, MeanPool(3), None), lambda: ZoomIn().refine(x, x, MeanPool(3), None, None)):
         with pytest.raises(FineGrainedError, match='MeanPool attends to no parts'): f()
 
 # Hits

@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn, tensor
 from torch.utils.data import TensorDataset
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.train.groups import FrozenNorms, freeze_below
+from fgvc_fast.train.groups import FreezeBN, freeze_below
 from fgvc_fast.train.all import Phase, phase_rates
 from stops import StopAt
 
@@ -257,7 +257,7 @@ def test_backward_stops_at_the_frozen_part():
     with learn.no_logging(), freeze_below(learn, 'stem'): learn.fit(1, 1e-3)
     handle.remove()
     assert seen
-    assert not any(isinstance(o, FrozenNorms) for o in learn.cbs)
+    assert not any(isinstance(o, FreezeBN) for o in learn.cbs)
 
 def test_reinit_forgets(monkeypatch):
     learn,calls = learner(),[]
@@ -303,8 +303,8 @@ nan = float('nan')
 
 @pytest.mark.parametrize('kwargs', [dict(to=None), dict(to=True), dict(to=1.5), dict(to=['head']), dict(epochs=-1), dict(epochs=0), dict(epochs='x'), dict(epochs=1.5), dict(epochs=None), dict(epochs=True), dict(lr='x'), dict(lr=0), dict(lr=-1), dict(lr=nan),
     dict(lr=float('inf')), dict(lr=slice('x',1)), dict(lr=slice(1e-3,None)), dict(lr=slice(None,nan)), dict(lr=slice(1e-4,1e-3,2)), dict(lr=[1e-3]), dict(ratio=0), dict(ratio='x'), dict(ratio=nan), dict(ratio=None), dict(decay=0), dict(decay=1.1), dict(decay='x'),
-    dict(decay=nan), dict(size='x'), dict(size=0), dict(size=(64,)), dict(size=-32), dict(views='x'), dict(views=-1), dict(views=1.5), dict(reinit=-1), dict(reinit='x'), dict(reinit=None), dict(patience=-1), dict(patience=0), dict(patience='x'),
-    dict(keep_stats='yes'), dict(keep_stats=None), dict(pct_start=0), dict(pct_start=1), dict(pct_start='x'), dict(pct_start=nan), dict(div=0), dict(div='x'), dict(div=nan), dict(div=float('inf'))], ids=str)
+    dict(decay=nan), dict(size='x'), dict(size=0), dict(size=(64,)), dict(size=-32), dict(cached_views='x'), dict(cached_views=-1), dict(cached_views=1.5), dict(reinit=-1), dict(reinit='x'), dict(reinit=None), dict(patience=-1), dict(patience=0), dict(patience='x'),
+    dict(freeze_bn='yes'), dict(freeze_bn=None), dict(pct_start=0), dict(pct_start=1), dict(pct_start='x'), dict(pct_start=nan), dict(div=0), dict(div='x'), dict(div=nan), dict(div=float('inf'))], ids=str)
 def test_what_no_phase_may_say(kwargs):
     with pytest.raises(FineGrainedError, match=f'{next(iter(kwargs))}='): Phase(**dict(to='all', epochs=2) | kwargs)
 

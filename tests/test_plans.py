@@ -71,10 +71,10 @@ def test_a_slice_means_what_it_means_in_fastai(birds):
         np.testing.assert_allclose(ours, seen, rtol=1e-6)
 
 def test_keeping_statistics_by_layer_is_by_stage(birds):
-    from fgvc_fast.train.runner import _stats_from
+    from fgvc_fast.train.runner import stats_from
     from fgvc_fast.train.groups import group_index
     a,b = learner(birds),learner(birds, splitter=by_layer)
-    def before(learn, n): return {id(p) for g in param_groups(learn)[:group_index(learn, _stats_from(learn, n))] for p in g}
+    def before(learn, n): return {id(p) for g in param_groups(learn)[:group_index(learn, stats_from(learn, n))] for p in g}
     for n in range(3): assert len(before(a, n))==len(before(b, n))>0
 
 @pytest.mark.parametrize('bad,say', [(dict(lr=slice(1e-3, 1e-2), decay=.5), 'leave decay'), (dict(decay=0.), 'decay='), (dict(decay=2.), 'decay='),
@@ -133,7 +133,7 @@ def test_impossible_sizes(birds):
 
 # the rate finder
 
-@pytest.mark.parametrize('phase', [Phase('head', 1), Phase('all', 1, reinit=1, keep_stats=True), Phase('all', 1, lr=slice(1e-5, 1e-3), size=48)])
+@pytest.mark.parametrize('phase', [Phase('head', 1), Phase('all', 1, reinit=1, freeze_bn=True), Phase('all', 1, lr=slice(1e-5, 1e-3), size=48)])
 def test_rate_finder_leaves_no_trace(birds, phase, tmp_path):
     learn = learner(birds)
     learn.path = tmp_path

@@ -7,13 +7,13 @@ from fgvc_fast.bundle import load_bundle, write_bundle
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.models.body import Body
 from fgvc_fast.models.head import LinearHead
-from fgvc_fast.models.model import FineGrainedModel, Normalise, _build, fine_grained_model
+from fgvc_fast.models.model import FineGrainedModel, NormalizeInput, _build, fine_grained_model
 from fgvc_fast.models.pool import pools
 
 tv = torchvision.models
 bodies = ['toy_resnet', 'resnet10t', tv.mobilenet_v3_small, 'mobilenetv2_100', 'convnext_atto', 'hrnet_w18_small', # maps
     'swin_tiny_patch4_window7_224', 'deit_tiny_patch16_224', 'vit_wee_patch16_reg1_gap_256'] # maps with channels last, tokens
-options = dict(given_parts=dict(parts=3), parts=dict(parts=4), bilinear=dict(dim=32), cov=dict(dim=32), compact=dict(dim=256), class_attention=dict(width=32), pyramid=dict(width=32))
+options = dict(annotated_parts=dict(parts=3), parts=dict(parts=4), bilinear=dict(dim=32), cov=dict(dim=32), compact=dict(dim=256), class_attention=dict(width=32), pyramid=dict(width=32))
 shallow = dict(swin_tiny_patch4_window7_224=dict(depths=(1,1,2,1), embed_dim=32, num_heads=(1,2,2,4)), deit_tiny_patch16_224=dict(depth=5), vit_wee_patch16_reg1_gap_256=dict(depth=5))
 tokens = 'class_token','tokens','part_tokens'
 def name(o): return ('tv_'*callable(o)) + getattr(o, '__name__', str(o))
@@ -28,7 +28,7 @@ def model_of(arch, pool, size):
     torch.manual_seed(0)
     body = body_of(arch, size)
     pool = _build(partial(pools[pool], **options.get(pool, {})), body.nf, body=body)
-    return FineGrainedModel(Normalise(*[[.5]*3]*2), body, pool, LinearHead(pool.nf, 5))
+    return FineGrainedModel(NormalizeInput(*[[.5]*3]*2), body, pool, LinearHead(pool.nf, 5))
 
 def has_token(arch): return 'deit' in name(arch) # the ViT has a register, which is no class token
 
@@ -40,7 +40,7 @@ def test_every_pool_on_every_body(arch, pool, size):
         with pytest.raises(FineGrainedError, match='reads the class token'): model_of(arch, pool, size)
         return
     model,x,y = model_of(arch, pool, size),torch.rand(4, 3, size, size),torch.tensor([0,1,2,3])
-    points = dict(points=torch.rand(4, 3, 2)) if pool=='given_parts' else {}
+    points = dict(points=torch.rand(4, 3, 2)) if pool=='annotated_parts' else {}
     # training: a finite loss reaches every new parameter
     for amp in (False, True):
         model.train().zero_grad()
@@ -71,7 +71,7 @@ def test_gradcam_of_a_class_token_sees_the_picture():
     assert (grad.abs().sum((1,2,3))>0).all()
 
 whole = dict(two_streams=dict(arch=('resnet18', tv.resnet18), pool=partial(pools['bilinear'], dim=16)), branch=dict(arch='resnet18', branch='layer3'),
-    attend=dict(arch='resnet18', attend={'layer2': 'eca', 3: 'se', -1: 'cbam'}), closer=dict(arch='resnet18', pool=partial(pools['parts'], parts=4), closer=True),
+    blocks=dict(arch='resnet18', blocks={'layer2': 'eca', 3: 'se', -1: 'cbam'}), zoom=dict(arch='resnet18', pool=partial(pools['parts'], parts=4), zoom=True),
     levels=dict(arch='resnet18', head='levels', parents=[[0,0,0,1,1],[0,0,1,2,2]]), mlp=dict(arch='resnet18', head='mlp', drop=.2), cosine=dict(arch='resnet18', head='cosine'),
     swin_pyramid=dict(arch='swin_tiny_patch4_window7_224', pool=partial(pools['pyramid'], stages=['layers.1', -1], width=32)), stride=dict(arch='resnet18', output_stride=16),
     **{k: dict(arch='vit_tiny_patch16_224' if k in tokens else 'toy_resnet', pool=partial(v, **options[k]) if k in options else k) for k,v in pools.items()})
@@ -99,12 +99,12 @@ def test_a_bundle_without_the_new_entries_still_loads(tmp_path, monkeypatch):
     "As written before pools had options"
     import fgvc_fast.bundle as b
     model,made = fine_grained_model('toy_resnet', 3, 'gem', pretrained=False, img_size=64),b.recipe
-    monkeypatch.setattr(b, 'recipe', lambda m: {k: v for k,v in made(m).items() if k not in ('options','attend','branch','closer')})
+    monkeypatch.setattr(b, 'recipe', lambda m: {k: v for k,v in made(m).items() if k not in ('options','blocks','branch','zoom')})
     x = torch.rand(2, 3, 64, 64)
     with torch.inference_mode(): torch.testing.assert_close(load_bundle(write_bundle(tmp_path/'b', model, list('abc')), 'cpu').model(x), model.eval()(x))
 
 def test_a_copy_with_blocks_between_is_its_own():
-    model = fine_grained_model('resnet18', 5, pretrained=False, img_size=64, attend={'layer3': 'se'})
+    model = fine_grained_model('resnet18', 5, pretrained=False, img_size=64, blocks={'layer3': 'se'})
     twin = copy.deepcopy(model)
     with torch.no_grad(): twin.body.after['3'].a.fill_(1.)
     x = torch.rand(2, 3, 64, 64)
@@ -112,8 +112,8 @@ def test_a_copy_with_blocks_between_is_its_own():
 
 @pytest.mark.parametrize('kw,said', [(dict(pool='gems'), "'gems' is no pool"), (dict(pool=partial(pools['parts'], parts=513)), 'cannot be made from a map of 512'),
     (dict(pool='class_token'), "'resnet18' has none"), (dict(pool=partial(pools['stages'], stages=(9,))), 'use a number from -5 to 4'),
-    (dict(attend={'layer7': 'se'}), "has no stage 'layer7'"), (dict(attend={-1: 'sse'}), 'is no attention block'), (dict(branch=-1), 'no more than the last one'),
-    (dict(closer=True), 'nothing to look closer at'), (dict(head='levels'), 'needs `parents`'), (dict(pool=partial(pools['bilinear'], dim=0)), 'dim'), (dict(arch=('resnet18',)*3), 'give one architecture'),
+    (dict(blocks={'layer7': 'se'}), "has no stage 'layer7'"), (dict(blocks={-1: 'sse'}), 'is no attention block'), (dict(branch=-1), 'no more than the last one'),
+    (dict(zoom=True), 'nothing to look closer at'), (dict(head='levels'), 'needs `parents`'), (dict(pool=partial(pools['bilinear'], dim=0)), 'dim'), (dict(arch=('resnet18',)*3), 'give one architecture'),
     (dict(arch=('resnet18','resnet18'), branch=-2), 'has two bodies'), (dict(arch=('resnet18','resnet18'), weights='a.pth'), 'two files')], ids=lambda o: o if isinstance(o, str) else '')
 def test_a_bad_combination_is_one_clear_error(kw, said):
     with pytest.raises(FineGrainedError, match=said): fine_grained_model(**{**dict(arch='resnet18', n_out=5, pretrained=False, img_size=64), **kw})

@@ -18,7 +18,7 @@ def label(o): return o if isinstance(o, str) else ''
 def made(arch, kw, size):
     "A model with all that can be set, set"
     torch.manual_seed(0)
-    model = fine_grained_model(arch, 3, pretrained=False, img_size=size, attend={1:'se', -2:'eca'}, **kw)
+    model = fine_grained_model(arch, 3, pretrained=False, img_size=size, blocks={1:'se', -2:'eca'}, **kw)
     for o in model.body.after.values(): nn.init.constant_(o.a, .7)
     body = model.body
     for k,p in body.model.named_parameters():

@@ -13,7 +13,7 @@ script = textwrap.dedent('''
     data = fine_grained_data('toy_birds', families=2, species=2, per_class=12, size=48, seed=0)
     set_seed(0)
     learn = fine_grained_learner(data.dls(size=32, bs=8, seed=3 if kind=='grows' else None, num_workers=0), 'toy_resnet', metrics=accuracy, drop=.2, cbs=Accumulate(2) if kind=='callbacks' else None)
-    plans = dict(grows=[Phase('head', 2, lr=1e-2, views=2), Phase('all', 2, lr=2e-3, size=48, keep_stats=True)],
+    plans = dict(grows=[Phase('head', 2, lr=1e-2, cached_views=2), Phase('all', 2, lr=2e-3, size=48, freeze_bn=True)],
         callbacks=[Phase('head', 1), Phase('all', 3, lr=slice(1e-4,5e-3), reinit=1, patience=2)])
     cbs = [EMA(.9), L2SP(.1), MixUp()] if kind=='callbacks' else []
     class Kill(Callback):
@@ -143,10 +143,10 @@ def given():
         aug=('aug of the loaders', dict(dls=dict(aug='strong'))), flip=(r'flip of the loaders \(0.5 then, 0.0 now\)', dict(dls=dict(flip=0.))), scale=('min_scale of the loaders', dict(dls=dict(min_scale=.3))),
         crop=('crop of the loaders', dict(dls=dict(crop='box'))), balanced=('balanced of the loaders', dict(dls=dict(balanced=True))),
         opt=(r'optimiser \(Adam then, SGD now\)', dict(opt_func=SGD)), eps=('optimiser options', dict(opt_func=partial(Adam, eps=.1))), sqr_mom=('optimiser options', dict(opt_func=partial(Adam, sqr_mom=.5))),
-        torch_opt=('optimiser', dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))), wd=('weight decay', dict(wd=.5)), moms=('momentum', dict(moms=(.5,.5,.5))), bn=('weight decay', dict(wd_bn_bias=True)),
+        torch_opt=('optimizer', dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))), wd=('weight decay', dict(wd=.5)), moms=('momentum', dict(moms=(.5,.5,.5))), bn=('weight decay', dict(wd_bn_bias=True)),
         loss=('loss', dict(loss_func=Focal())), smooth=('loss', dict(loss_func=CrossEntropyLossFlat(label_smoothing=.2))), weights=('loss', dict(loss_func=CrossEntropyLossFlat(weight=w))), own=('loss', dict(loss_func=lambda x, y: x.mean())),
         head=('model', dict(head='cosine')), drop=('model', dict(drop=.3)), pool=('model', dict(pool='gem')), groups=('parameter groups', dict(splitter=by_layer)), mix=(r'callbacks \(none then, Mix now\)', dict(cbs=Mix(mixup=.4))),
-        ema=('callbacks', dict(cbs=EMA())), more=('callbacks', dict(cbs=AddLoss('centre'))), amp=('precision', dict(amp='bf16')))
+        ema=('callbacks', dict(cbs=EMA())), more=('callbacks', dict(cbs=AddLoss('center'))), amp=('precision', dict(amp='bf16')))
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
@@ -198,7 +198,7 @@ def test_the_same_is_taken(tmp_path):
     makes = [lambda: dict(loss_func=weighted(), opt_func=partial(Adam, eps=1e-3)), lambda: dict(loss_func=scaled(2)), lambda: dict(loss_func=partial(torch.nn.functional.cross_entropy, label_smoothing=.1), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, eps=1e-6)),
         lambda: dict(loss_func=Focal(weight=[1.,2,3,4]), opt_func=lambda ps, lr: Adam(ps, lr, eps=1e-4))]
     for i,make in enumerate(makes):
-        cbs = (lambda: [AddLoss('centre', .01), EMA(.9), Mix(mixup=.4, cutmix=1.)]) if i==0 else lambda: None
+        cbs = (lambda: [AddLoss('center', .01), EMA(.9), Mix(mixup=.4, cutmix=1.)]) if i==0 else lambda: None
         fit(small(None, **make()), 1, folder=tmp_path/f'run{i}', cbs=cbs())
         learn = fit(small(None, data=moved, dls=dict(num_workers=1, cache=False), **make()), resume=tmp_path/f'run{i}', cbs=cbs())
         assert len(learn.phase_log)==1
@@ -211,7 +211,7 @@ def test_a_run_of_this_kernel_is_looked_at_too():
     learn = fit(small(None), 3, cbs=StopAt('before_validate', 2))
     own = learn.dls
     for k,other,what in (('dls', changed(label=reversed_classes).dls(32, bs=8, num_workers=0, seed=1), 'classes'), ('dls', changed(split=other_split).dls(32, bs=8, num_workers=0, seed=1), 'training pictures'),
-            ('loss_func', CrossEntropyLossFlat(label_smoothing=.3), 'loss'), ('opt_func', SGD, 'optimiser'), ('wd', .3, 'weight decay')):
+            ('loss_func', CrossEntropyLossFlat(label_smoothing=.3), 'loss'), ('opt_func', SGD, 'optimizer'), ('wd', .3, 'weight decay')):
         was = getattr(learn, k)
         setattr(learn, k, other)
         with pytest.raises(FineGrainedError, match=what): fit(learn, resume=True)
@@ -276,11 +276,11 @@ def test_features_of_one_pass_in_a_phase():
     learn = learner()
     calls = []
     learn.model.body.register_forward_hook(lambda *_: calls.append(1))
-    fit(learn, [Phase('head', 5, lr=1e-2, views=1), Phase('all', 1)], cbs=Look())
+    fit(learn, [Phase('head', 5, lr=1e-2, cached_views=1), Phase('all', 1)], cbs=Look())
     n,v = len(learn.dls.train),len(learn.dls.valid)
     assert len(calls)<5*(n+v) # one pass, some probes, and the last epoch; not five epochs
     assert learn.dls.one_batch()[0].ndim==4
-    with pytest.raises(FineGrainedError, match='more than the head trains'): fit(learn, Phase('all', 1, views=1))
+    with pytest.raises(FineGrainedError, match='more than the head trains'): fit(learn, Phase('all', 1, cached_views=1))
 
 def test_what_weights_do_not_say_is_refused_by_name(run, tmp_path):
     from fgvc_fast.all import Callback

@@ -59,9 +59,9 @@ def test_with_whatever_else_trains(data, more):
     assert np.isfinite(log.train_loss.astype(float)).all() and not learn.model.said
 
 @pytest.mark.parametrize('pool,closer,looks', [('parts',False,3), ('parts',True,5), ('avg',False,3)])
-def test_what_is_learned_besides_is_learned_once(data, pool, closer, looks):
+def test_what_is_learned_besides_is_learned_once(data, pool, zoom, looks):
     "Clean, (crop, drop,) attack, attacked: so many looks, and centres go one step"
-    learn = learner(data, [AdversarialTraining(2/255), keep := Keep()], pool=pool, closer=closer)
+    learn = learner(data, [AdversarialTraining(2/255), keep := Keep()], pool=pool, zoom=zoom)
     seen = []
     with learn.model.body.register_forward_hook(lambda *_: seen.append(1)):
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
@@ -71,7 +71,7 @@ def test_what_is_learned_besides_is_learned_once(data, pool, closer, looks):
     if pool!='parts': return
     m,x = keep.model_before.train(),keep.seen[0][0].as_subclass(torch.Tensor)
     rows = m.features(x)
-    torch.testing.assert_close(learn.model.pool.centres, m.pool.beta*rows.detach().mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(learn.model.pool.centers, m.pool.beta*rows.detach().mean(0), atol=1e-5, rtol=1e-4)
 
 def test_pixels_just_beyond_white_stop_nothing(data):
     class Bright(Callback):

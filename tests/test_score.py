@@ -9,7 +9,7 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.all import fine_grained_data, toy_birds
 from fgvc_fast.interpret.calibration import FineGrainedInterpretation
 from fgvc_fast.interpret.features import FeatureHierarchy, _guessed
-from fgvc_fast.interpret.score import CamReport, _blurred, _peak_ci, _truth, cam_report, deletion_insertion, sanity_check
+from fgvc_fast.interpret.score import CamReport, _blurred, _peak_ci, truth_of, cam_report, deletion_insertion, sanity_check
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.robust.occlude import hide, occlusion
@@ -30,7 +30,7 @@ def test_truth_is_where_the_loaders_put_it(data, size, crop):
     learn = learner(data, size, crop=crop)
     rows = list(data['valid'].index)
     h,w = (size,size) if isinstance(size, int) else size
-    boxes,discs = _truth(learn, data, rows, None)
+    boxes,discs = truth_of(learn, data, rows, None)
     for parts,got in ((True,discs), ('box',boxes)):
         dls = data.dls(size=size, bs=64, num_workers=0, device='cpu', aug='none', crop=crop, parts=parts)
         where = dls.test_dl(rows).one_batch()[1].as_subclass(torch.Tensor)
@@ -108,7 +108,7 @@ def test_rank_correlation_is_spearmans():
 
 def flat_map(v): return v.maps.new_ones(len(v.x), 3, 3)
 
-@pytest.mark.parametrize('kw', [dict(), dict(head='cosine'), dict(pool='gem', branch=-2), dict(pool='parts', closer=True), dict(pool='class_attention', attend={-2: 'se', -1: 'cbam'}), dict(arch='vit_tiny_patch16_224', pool='part_tokens')], ids=str)
+@pytest.mark.parametrize('kw', [dict(), dict(head='cosine'), dict(pool='gem', branch=-2), dict(pool='parts', zoom=True), dict(pool='class_attention', blocks={-2: 'se', -1: 'cbam'}), dict(arch='vit_tiny_patch16_224', pool='part_tokens')], ids=str)
 def test_all_that_is_named_is_made_random(kw):
     "After the last row no parameter is what it was; and the learner is"
     from fgvc_fast.interpret.score import _ever_more_random
@@ -142,7 +142,7 @@ def test_report_of_each_question(data):
     learn.model.head.fc.weight.data += .3*torch.randn(1, learn.model.head.fc.in_features)
     rows = list(data['valid'].index[:4])
     r = cam_report(learn, methods='gradcam', asked=['label','score','contrast'], n=None, steps=0).scores.query("method=='gradcam'")
-    boxes = _truth(learn, data, rows, None)[0]
+    boxes = truth_of(learn, data, rows, None)[0]
     from fgvc_fast.interpret.score import box_masks, energy_inside
     with torch.no_grad(): best = learn.model.eval()(learn.dls.test_dl(rows).one_batch()[0]).topk(2).indices.tolist()
     labels = [learn.dls.vocab.o2i[o] for o in data.items.label[rows]]
@@ -196,7 +196,7 @@ def test_probes_follow_a_learner_that_trains_on(data):
     now,fresh = fh._rows(rows),FeatureHierarchy.from_learner(learn)._rows(rows)
     for k in fh.stages: np.testing.assert_allclose(now[k], fresh[k], atol=1e-6)
     assert np.abs(now[fh.stages[-1]]-before[fh.stages[-1]]).max()>1e-4
-    assert fh.separates([pair]).shape==(1,len(fh.stages)+1)
+    assert fh.linear_probes([pair]).shape==(1,len(fh.stages)+1)
 
 def test_two_streams_have_no_stages(data):
     dls = data.dls(size=64, bs=8, num_workers=0, device='cpu')
@@ -248,7 +248,7 @@ def test_a_share_has_a_width(k, n):
     assert _peak_ci(hits)==pytest.approx((o.high-o.low)/2, abs=1e-6)==_peak_ci(-hits)
 
 def test_tables_of_hits_and_of_differences_of_hits():
-    rows = [dict(method=m, layer='', asked='', item=i, **{'peak in box': float(v[i]), 'energy in box': .5}) for m,v in dict(a=[1]*8, b=[1]*8, c=[1]*4+[0]*4, centre=[1]*8).items() for i in range(8)]
+    rows = [dict(method=m, layer='', asked='', item=i, **{'peak in box': float(v[i]), 'energy in box': .5}) for m,v in dict(a=[1]*8, b=[1]*8, c=[1]*4+[0]*4, center=[1]*8).items() for i in range(8)]
     report = CamReport(pd.DataFrame(rows))
     t = report.table()
     assert t['peak in box'].ci['a'].item()>.1 and t['energy in box'].ci['a'].item()<1e-9 # which is no share of pictures

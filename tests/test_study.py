@@ -13,7 +13,7 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import FineGrainedData
 from fgvc_fast.datasets.all import fine_grained_data
 from fgvc_fast.learner import fine_grained_learner
-from fgvc_fast.study.names import _made_of, value_name
+from fgvc_fast.study.names import dependencies_of, value_name
 from fgvc_fast.study.show import Study
 from fgvc_fast.study.table import _clocked, measure
 from fgvc_fast.studies import all_that_help, depth_study, layer_plans, reinit_study, train_one, training_tricks, transfer_study, tricks_study, vit_study
@@ -487,7 +487,7 @@ def made(tmp_path, monkeypatch, text):
     mod = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, 'study_of_mine', mod)
     spec.loader.exec_module(mod)
-    return _made_of(mod.train)
+    return dependencies_of(mod.train)
 
 @pytest.mark.parametrize('line', changed)
 def test_what_train_uses_is_part_of_the_study(tmp_path, monkeypatch, line):
@@ -548,7 +548,7 @@ def test_two_of_one_name_are_two():
 
 def test_names_are_the_same_in_every_process(tmp_path):
     (tmp_path/'exp.py').write_text(parts+timed.replace('train', 'other')+'used = {other, make}, {"a","b","c"}\ndef more(seed, k=frozenset("abc")): return used, train, k\n')
-    go = 'import exp; from fgvc_fast.study.names import _made_of, value_name; print(_made_of(exp.more), value_name([exp.more, exp.opt, exp.Kind.one, exp.cfg]))'
+    go = 'import exp; from fgvc_fast.study.names import dependencies_of, value_name; print(dependencies_of(exp.more), value_name([exp.more, exp.opt, exp.Kind.one, exp.cfg]))'
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent.parent), str(tmp_path)]), 'OMP_NUM_THREADS': '1'}
     a,b = [subprocess.run([sys.executable, '-W', 'ignore', '-c', go], env={**env, 'PYTHONHASHSEED': o}, capture_output=True, text=True, check=True).stdout for o in '13']
     assert a==b and "'used'" in a

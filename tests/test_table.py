@@ -5,7 +5,7 @@ from PIL import Image
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.data.all import FineGrainedData
 from fgvc_fast.datasets.all import fine_grained_data, read_folder, toy_birds
-from fgvc_fast.data.table import carve
+from fgvc_fast.data.table import stratified_split
 
 def table(train, valid=3, test=5, **kwargs):
     "`train` pictures of each class, that do not exist"
@@ -194,13 +194,13 @@ def test_carve_divides_files(two, seed):
     key = items.path.str.removeprefix('./')
     assert whole(data, key) and whole(data.split(.2, test=.2, seed=seed), key) and whole(data.merge(data.drop([0])).split(.3), key)
     for share in (.1,.25,.5):
-        n = pd.Series(carve(items.assign(split='train'), share, seed)=='valid').groupby([items.label, key]).first().groupby('label').agg(['sum','size'])
+        n = pd.Series(stratified_split(items.assign(split='train'), share, seed)=='valid').groupby([items.label, key]).first().groupby('label').agg(['sum','size'])
         assert ((n['sum']-n['size']*share).abs()<=(1.5 if two else .5)).all(), n # to the nearest file, where a file has one label
 
 @pytest.mark.parametrize('share', [.01,.1,.5,.85,.9,.99])
 def test_carve_against_its_rule(share):
     items = table(range(1, 31), 0, 0).items.assign(split='train')
-    got = (carve(items, share, 3)=='valid').groupby(items.label).sum().tolist()
+    got = (stratified_split(items, share, 3)=='valid').groupby(items.label).sum().tolist()
     assert got==[min(max(round(n*share), n>=3), n-1) for n in range(1, 31)]
 
 def test_small_classes():

@@ -21,7 +21,7 @@ def one_of_each(cache):
     paths,x = [data.path(i) for i in range(7)],np.asarray(data.picture(0))
     res['test rows'],res['test paths'] = made['parts'].test_dl(range(9), with_labels=True),made['plain'].test_dl([*paths, x, torch.from_numpy(x.copy()).permute(2,0,1)])
     weighted = data.block(32, cache=False, device='cpu').weighted_dataloaders(data, np.ones(len(data)), bs=6, num_workers=0, device='cpu')
-    res['weighted'],res['share'] = weighted.valid,dls().train.share(0, 2)
+    res['weighted'],res['share'] = weighted.valid,dls().train.shard(0, 2)
     return res
 
 def batch(dl):

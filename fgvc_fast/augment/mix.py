@@ -17,7 +17,7 @@ from numbers import Integral, Real
 from torch.nn import functional as F
 from .evidence import evidence_of
 from ..core import check, check_number
-from ..models.split import _has_halves
+from ..models.split import can_split
 
 # %% ../../nbs/api/320_augment.mix.ipynb #cf8c1d46
 def mixup(x, # Batch of anything with floating point values
@@ -135,7 +135,7 @@ class Mix(Callback):
         both = [type(o).__name__ for o in self.learn.cbs if isinstance(o, Mix)]
         check(len(both)==1, f"{' and '.join(both)} would each mix every batch. Use one callback that chooses between them: Mix(mixup=.4, cutmix=1.)")
         if 'snapmix' not in self.given: return
-        _has_halves(get_model(self.model))
+        can_split(get_model(self.model))
         check(_has_reduction(self.loss_func), f"SnapMix weighs each picture by itself, and {_loss_name(self.loss_func)} gives only one loss for the batch: use a loss with a `reduction`, such as `CrossEntropyLossFlat()`, or Mix(mixup=...) or Mix(cutmix=...)")
     def before_batch(self):
         self.mixed = None

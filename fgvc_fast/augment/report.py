@@ -16,8 +16,8 @@ from pathlib import Path
 from scipy import stats
 from tempfile import TemporaryDirectory
 from ..core import check, check_number
-from ..data.loader import FineGrainedDL, _seeded
-from ..learner import _gather
+from ..data.loader import FineGrainedDL, seeded
+from ..learner import gather
 
 # %% ../../nbs/api/520_augment.report.ipynb #2e1aaf39
 def _loaders(dls, seed):
@@ -28,14 +28,14 @@ def _loaders(dls, seed):
 
 def _one_run(learn, cbs, dls, epochs, seed, kwargs):
     "Which validation pictures a copy of `learn` gets right, after training on `dls`"
-    with _seeded(seed), TemporaryDirectory() as tmp:
+    with seeded(seed), TemporaryDirectory() as tmp:
         dls = _loaders(dls, seed)
         twin = deepcopy(learn, {id(learn.dls): dls, **{id(o): o for o in learn.dls.loaders}})
         twin.path = Path(tmp) # whatever callbacks write
         with twin.no_bar(), twin.no_logging():
             twin.fit_phases(epochs, cbs=cbs, **kwargs)
             if not twin._phase_run.done: raise KeyboardInterrupt # which `fit_phases` keeps to itself
-            return _gather(twin, dls.valid, lambda scores,targ: (scores.argmax(1)==targ,))[0].numpy()
+            return gather(twin, dls.valid, lambda scores,targ: (scores.argmax(1)==targ,))[0].numpy()
 
 # %% ../../nbs/api/520_augment.report.ipynb #7319e06d
 def _compared(right, base, times=1):

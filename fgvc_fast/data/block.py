@@ -22,13 +22,13 @@ from fasttransform import Transform
 from matplotlib.patches import Rectangle
 from pathlib import Path
 from PIL import Image
-from ..core import FineGrainedError, check, check_choice, check_number, check_size, in_lines, listing
-from .augs import _keeps_shape, _split_augs
+from ..core import FineGrainedError, check, check_choice, check_number, check_size, wrap_label, listing
+from .augs import check_keeps_shape, split_augs
 from .cache import Presized, open_cache
-from .image import centre_region, fit_aspect, is_one_picture
-from .lazy import BoxedFile, LazyImage, _pixels, open_lazily
+from .image import center_region, fit_aspect, is_one_picture
+from .lazy import BoxedFile, LazyImage, pixel_tensor, open_lazily
 from .loader import FineGrainedDL
-from .table import FineGrainedData, _led_to, _real_paths
+from .table import FineGrainedData, follow_link, real_paths
 
 # %% ../../nbs/api/030_data.block.ipynb #e9c589df
 def random_region(region, min_scale:float, # Least share of the area, (0,1]
@@ -89,7 +89,7 @@ class CropResize(RandTransform):
         store_attr('size,crop,margin,min_scale,flip,light')
         if more is not None:
             check(callable(more), f"more={more!r}: give a transform of torchvision's v2, or None")
-            _keeps_shape(more, size)
+            check_keeps_shape(more, size)
             store_attr('more')
         self.more,self.cache,self.twins,self.last = more,cache,None,None # what is not among the arguments that are printed
 
@@ -102,7 +102,7 @@ class CropResize(RandTransform):
         h,w = self.size
         if self.cache and isinstance(x, LazyImage): x = self.cache.get(x, 'train' if self.train else 'valid', self.plan)
         region = self.region(x, w/h)
-        out,mirrored = self._pixels(x, region, (w,h)),self.train and random.random()<self.flip
+        out,mirrored = self.pixel_tensor(x, region, (w,h)),self.train and random.random()<self.flip
         if mirrored: out = out.flip(-1)
         if self.train and self.light: out = _lit(out, self.light)
         if self.train and self.more is not None: out = self.more(out)
@@ -111,16 +111,16 @@ class CropResize(RandTransform):
         if self.twins is not None: self.last = x,region,mirrored,out.box
         return out
 
-    def _pixels(self, x, region, size):
+    def pixel_tensor(self, x, region, size):
         if isinstance(x, Presized) or self.train and isinstance(x, LazyImage): return x.pixels(region, size)
-        return _pixels(x.region(region, size) if isinstance(x, LazyImage) else x.resize(size, Image.Resampling.BILINEAR, box=region))
+        return pixel_tensor(x.region(region, size) if isinstance(x, LazyImage) else x.resize(size, Image.Resampling.BILINEAR, box=region))
 
 # %% ../../nbs/api/030_data.block.ipynb #db2e61bb
 @patch
 def region(self:CropResize, x, aspect):
     "Which part of `x` is looked at this time"
     box = getattr(x, 'box', None) if self.crop else None
-    if box is None: base = (0,0,*x.size) if self.train else centre_region(x.size, aspect)
+    if box is None: base = (0,0,*x.size) if self.train else center_region(x.size, aspect)
     else:
         m = self.margin*max(box[2]-box[0], box[3]-box[1])
         edges = [random.uniform(0, 2*m) if self.train else m for _ in range(4)]
@@ -234,7 +234,7 @@ _augs = dict(none=(dict(min_scale=1., flip=0.), 0.), light=({}, 0.), standard=({
 
 def _augment(aug, device):
     "What `aug` asks of `CropResize`, and of batches on `device`"
-    level,more = _split_augs(aug, _augs)
+    level,more = split_augs(aug, _augs)
     item,light = _augs[level]
     item = item if more is None else {**item, 'more': more}
     if not light or torch.device(device).type=='cpu': return {**item, 'light': light},[]
@@ -253,23 +253,23 @@ class ToFloat(IntToFloatTensor):
 def _rows_of_paths(data, items, cols):
     "`items` with the row of each path that is one of the table's, whatever links lead to it; an error where its rows differ in the columns `cols`"
     rows = {}
-    for i,o in enumerate(_real_paths(data.items.path.array, data.root)): rows.setdefault(o, []).append(i)
+    for i,o in enumerate(real_paths(data.items.path.array, data.root)): rows.setdefault(o, []).append(i)
     def row_of(o):
-        own = rows.get(_led_to(o), []) if isinstance(o, (str,Path)) else []
+        own = rows.get(follow_link(o), []) if isinstance(o, (str,Path)) else []
         check(len(own)<2 or not cols or len(data.items.loc[own, cols].drop_duplicates())==1, f"{o} stands in the rows {listing(own)} of the table, which differ in {listing(cols)}: give the number of the one that is meant")
         return own[0] if own else o
     return [row_of(o) for o in items]
 
-def _test_items(data, items, labelled, boxed=False):
+def _test_items(data, items, labeled, boxed=False):
     "The list of `items` to look at, or one clear error"
     check(not is_one_picture(items) and hasattr(items, '__iter__') and not isinstance(items, (dict,pd.DataFrame)), f"{type(items).__name__}: give a list of rows, paths or pictures, even of one")
     items = [int(o) if isinstance(o, (int,np.integer)) or getattr(o, 'ndim', None)==0 and getattr(o.dtype, 'kind', 'f') in 'iuf' and float(o).is_integer() else o for o in items]
     if data is None: return items
-    if (labelled or boxed or data.banner) and any(isinstance(o, (str,Path)) for o in items):
-        items = _rows_of_paths(data, items, ['label']*labelled + ['x0','y0','x1','y1']*boxed)
+    if (labeled or boxed or data.banner) and any(isinstance(o, (str,Path)) for o in items):
+        items = _rows_of_paths(data, items, ['label']*labeled + ['x0','y0','x1','y1']*boxed)
     bad = [o for o in items if isinstance(o, int) and not 0<=o<len(data)]
     check(not bad, f"There is no row {listing(bad)}: the table has rows 0 to {len(data)-1}")
-    bare = [o for o in items if isinstance(o, int) and pd.isna(data.items.label.iat[o])] if labelled else []
+    bare = [o for o in items if isinstance(o, int) and pd.isna(data.items.label.iat[o])] if labeled else []
     check(not bare, f"Row {listing(bare)} has no label: leave it, or `with_labels`, out")
     return items
 
@@ -487,7 +487,7 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
     for im,bb,(*_,y),ax in zip(ims.cpu(), ((bbs.cpu()+1)*scale)[:,0], items, get_grid(len(items), nrows, ncols, figsize=figsize)):
         x0,y0,x1,y1 = bb.tolist()
         im.show(ctx=ax)
-        ax.set_title(in_lines(self.vocab[y]), fontsize=9)
+        ax.set_title(wrap_label(self.vocab[y]), fontsize=9)
         ax.add_patch(plt.Rectangle((x0-.5,y0-.5), x1-x0, y1-y0, fill=False, ec='yellow', lw=1.5))
 
 # %% ../../nbs/api/030_data.block.ipynb #214312f5

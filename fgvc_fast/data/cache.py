@@ -10,7 +10,7 @@ import io, json, numpy as np, os, shutil, torch, warnings
 from fastai.data.external import fastai_path
 from fastcore.basics import patch, store_attr
 from ..core import check_number
-from .lazy import _pixels, _upright_points, jpeg_pixels, resized
+from .lazy import pixel_tensor, upright_points, jpeg_pixels, resized
 from filelock import FileLock
 from hashlib import blake2b
 from pathlib import Path
@@ -33,7 +33,7 @@ class Presized:
         sx,sy = w/(x1-x0),h/(y1-y0)
         return resized(self.kept, ((region[0]-x0)*sx, (region[1]-y0)*sy, (region[2]-x0)*sx, (region[3]-y0)*sy), size)
 
-    def upright(self, xy): return _upright_points(xy, self.turned)
+    def upright(self, xy): return upright_points(xy, self.turned)
 
 # %% ../../nbs/api/022_data.cache.ipynb #4ff67eb0
 _entry = np.dtype([('key','<u8'), ('bytes','<u8'), ('mtime','<i8'), ('ctime','<i8'), ('boxed','<u4'), # which file
@@ -142,7 +142,7 @@ def _as_jpeg(pixels):
 def _make(self:CachedImages, i, who, im, use, plan):
     "Presize `im`, and keep it in entry `i`"
     base,(w,h) = plan(im.size, im.box)
-    pixels = im.pixels(base, (w,h)) if use=='train' else _pixels(im.region(base, (w,h)))
+    pixels = im.pixels(base, (w,h)) if use=='train' else pixel_tensor(im.region(base, (w,h)))
     jpeg = self.compress and use=='train'
     kept = _as_jpeg(pixels) if jpeg else np.ascontiguousarray(pixels.permute(1,2,0).numpy()).reshape(-1)
     if jpeg: pixels = jpeg_pixels(kept.copy()) # the first epoch sees what later ones will

@@ -10,7 +10,7 @@ import numpy as np, os, pandas as pd, warnings
 from fastcore.basics import patch
 from fastcore.parallel import parallel
 from PIL import ImageOps
-from ..core import FineGrainedError, check, check_number, in_lines, listing
+from ..core import FineGrainedError, check, check_number, wrap_label, listing
 from .table import FineGrainedData
 
 # %% ../../nbs/api/028_data.duplicates.ipynb #116d002e
@@ -96,7 +96,7 @@ def show_duplicates(self:FineGrainedData,
         a,between,b = axs[k//cols, k%cols*4:k%cols*4+3]
         for ax,row,split,label in ((a,p.row_a,p.split_a,p.label_a), (b,p.row_b,p.split_b,p.label_b)):
             ax.imshow(self.picture(row))
-            ax.set_title(f"{split}\n{in_lines('no label' if pd.isna(label) else label, int(size*14))}", fontsize=8, color='firebrick' if p.leak or p.labels_differ else 'black')
+            ax.set_title(f"{split}\n{wrap_label('no label' if pd.isna(label) else label, int(size*14))}", fontsize=8, color='firebrick' if p.leak or p.labels_differ else 'black')
         between.text(.5, .5, f"{p.distance}{chr(10)+'mirrored' if p.mirrored else ''}", ha='center', va='center', fontsize=8, transform=between.transAxes)
     fig.tight_layout(pad=.3)
 

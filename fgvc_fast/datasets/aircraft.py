@@ -8,7 +8,7 @@ __all__ = ['aircraft_card', 'read_aircraft']
 # %% ../../nbs/api/060_datasets.aircraft.ipynb #c4084312
 import pandas as pd
 from ..core import check, listing
-from .formats import _once, _tree, _upright, _words, reader
+from .formats import check_unique, find_tree, check_boxes, read_words, reader
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/060_datasets.aircraft.ipynb #668cc5ad
@@ -32,8 +32,8 @@ _parts_of_split = dict(train='train', val='valid', test='test')
 
 def _names(fn):
     "The names in `fn`, one in each line, in its order"
-    names = _words(fn, ['name'], rest=True, tree=f'a tree of FGVC-Aircraft looks like this:{_aircraft_layout}\n').name.tolist()
-    _once(fn, 'the name', names)
+    names = read_words(fn, ['name'], rest=True, tree=f'a tree of FGVC-Aircraft looks like this:{_aircraft_layout}\n').name.tolist()
+    check_unique(fn, 'the name', names)
     return names
 
 def _level(root, level, plural):
@@ -42,7 +42,7 @@ def _level(root, level, plural):
     res = []
     for o in _parts_of_split:
         fn = root/f'images_{level}_{o}.txt'
-        df = _words(fn, ['id','name'], rest=True, tree=tree)
+        df = read_words(fn, ['id','name'], rest=True, tree=tree)
         df['name'] = df.name.str.strip()
         bad = df[~df.name.isin(names)]
         check(not len(bad), f"{fn}: {level} '{bad.name.iloc[0] if len(bad) else ''}' of image {listing(bad.id)} is not in {plural}.txt")
@@ -55,10 +55,10 @@ def _level(root, level, plural):
 # %% ../../nbs/api/060_datasets.aircraft.ipynb #01ea9802
 def _aircraft_boxes(fn, ids):
     "Corners of the boxes of images `ids`: from xmin, ymin, xmax, ymax that count from 1 and lie inside"
-    b = _words(fn, ['id','x0','y0','x1','y1'], numbers=['x0','y0','x1','y1'])
-    _once(fn, 'image', b.id)
+    b = read_words(fn, ['id','x0','y0','x1','y1'], numbers=['x0','y0','x1','y1'])
+    check_unique(fn, 'image', b.id)
     b[['x0','y0']] = (b[['x0','y0']]-1).clip(lower=0)
-    return _upright(fn, b, b.id).set_index('id').reindex(ids).reset_index(drop=True)
+    return check_boxes(fn, b, b.id).set_index('id').reindex(ids).reset_index(drop=True)
 
 # %% ../../nbs/api/060_datasets.aircraft.ipynb #fe9f5f99
 @reader
@@ -68,7 +68,7 @@ def read_aircraft(root, # The folder that holds `data`, or one above it, or `dat
     )->FineGrainedData:
     "FGVC-Aircraft: official split, boxes, manufacturer → family → variant, the banner cut off"
     check(val in ('train','valid'), f"val='{val}' is unknown: the published val can be 'train' or 'valid'")
-    root = _tree(root, 'FGVC-Aircraft', ['images_variant_train.txt', 'data/images_variant_train.txt'], _aircraft_layout)
+    root = find_tree(root, 'FGVC-Aircraft', ['images_variant_train.txt', 'data/images_variant_train.txt'], _aircraft_layout)
     if (root/'data'/'images_variant_train.txt').is_file(): root = root/'data'
     variant = _level(root, 'variant', 'variants')
     items = pd.DataFrame(dict(path='images/'+variant.index+'.jpg', label=variant.name.array, split=variant.part.map(_parts_of_split).to_numpy()))

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 from pathlib import Path
 from PIL import Image
 from ..core import FineGrainedError, check, listing
-from .formats import _lines, _once, _present, _tree, reader
+from .formats import text_lines, check_unique, check_present, find_tree, reader
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/062_datasets.cifar.ipynb #d00da506
@@ -77,15 +77,15 @@ def _batch(fn, n):
 def _names(root, n, binary):
     "Column → the names of its numbers"
     if not binary:
-        fn = _present(root/('batches.meta' if n==10 else 'meta'), f'a tree of CIFAR-{n} looks like this:{_layouts[n]}')
+        fn = check_present(root/('batches.meta' if n==10 else 'meta'), f'a tree of CIFAR-{n} looks like this:{_layouts[n]}')
         d,res = _unpickle(fn),{}
         for c,k in _keys[n].items():
             check(_name_keys[k] in d, f"{fn} has no {_name_keys[k]} (it has {listing(d)})")
             res[c] = d[_name_keys[k]]
     else:
         fns = dict(label='batches.meta.txt') if n==10 else {c: f"{_name_keys[k]}.txt" for c,k in _keys[n].items()}
-        res = {c: [o.strip() for o in _lines(root/f, f'a tree of CIFAR-{n} looks like this:{_layouts[n]}') if o.strip()] for c,f in fns.items()}
-    for c,v in res.items(): _once(root, f'the {c}', [str(o).replace('_', ' ') for o in v])
+        res = {c: [o.strip() for o in text_lines(root/f, f'a tree of CIFAR-{n} looks like this:{_layouts[n]}') if o.strip()] for c,f in fns.items()}
+    for c,v in res.items(): check_unique(root, f'the {c}', [str(o).replace('_', ' ') for o in v])
     return {c: [str(o) for o in v] for c,v in res.items()}
 
 # %% ../../nbs/api/062_datasets.cifar.ipynb #0009f6ff
@@ -132,10 +132,10 @@ def _unpack(batches, paths, to):
 def _read_cifar(n, root, pictures, card, kwargs):
     "CIFAR-`n` in any of its two versions"
     first = _files[n]['train'][0]
-    root = _tree(root, f'CIFAR-{n}', [first, f'{first}.bin'], _layouts[n])
+    root = find_tree(root, f'CIFAR-{n}', [first, f'{first}.bin'], _layouts[n])
     binary = not (root/first).is_file()
     found = [(s, root/f'{f}{".bin"*binary}') for s,fs in _files[n].items() for f in fs]
-    for _,fn in found: _present(fn, f'a tree of CIFAR-{n} looks like this:{_layouts[n]}')
+    for _,fn in found: check_present(fn, f'a tree of CIFAR-{n} looks like this:{_layouts[n]}')
     names = _names(root, n, binary)
     batches = [_batch(fn, n) for _,fn in found]
     items = pd.DataFrame({c: np.concatenate([l[c] for l,_ in batches]) for c in names})

@@ -8,8 +8,8 @@ __all__ = ['dogs_card', 'read_dogs']
 # %% ../../nbs/api/063_datasets.dogs.ipynb #63a27ff1
 import numpy as np, pandas as pd
 from ..core import FineGrainedError, check, listing
-from .cars import _mat
-from .formats import _tree, reader
+from .cars import read_mat
+from .formats import find_tree, reader
 from ..data.block import FineGrainedData
 from xml.etree import ElementTree
 
@@ -38,7 +38,7 @@ def _largest_box(fn):
 # %% ../../nbs/api/063_datasets.dogs.ipynb #997322c6
 def _dog_list(fn):
     "The paths and class ids of a list of Stanford Dogs"
-    files,ids = [str(o) for o in _mat(fn, 'file_list')],_mat(fn, 'labels')
+    files,ids = [str(o) for o in read_mat(fn, 'file_list')],read_mat(fn, 'labels')
     check(len(files)==len(ids), f"{fn}: {len(files):,} files and {len(ids):,} labels")
     bad = [o for o in files if o.count('/')!=1 or '-' not in o.split('/')[0]]
     check(not bad, f"{fn}: expected files like n02085620-Chihuahua/n02085620_5927.jpg, found {listing(bad)}")
@@ -52,7 +52,7 @@ def read_dogs(root, # The folder that holds train_list.mat and `Images`, or one 
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "Stanford Dogs: official split, box of the largest dog, ImageNet's class"
-    root = _tree(root, 'Stanford Dogs', ['train_list.mat','lists/train_list.mat'], _dogs_layout)
+    root = find_tree(root, 'Stanford Dogs', ['train_list.mat','lists/train_list.mat'], _dogs_layout)
     lists = root if (root/'train_list.mat').is_file() else root/'lists'
     df = pd.concat([_dog_list(lists/f'{s}_list.mat').assign(split=s) for s in ('train','test')], ignore_index=True)
     check(not df.file.duplicated().any(), f"{lists}: {listing(df.file[df.file.duplicated()])} stands twice in train_list.mat and test_list.mat")

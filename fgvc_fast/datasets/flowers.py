@@ -9,7 +9,7 @@ __all__ = ['flowers_card', 'flower_names', 'read_flowers']
 import numpy as np, pandas as pd
 from scipy.io import loadmat
 from ..core import FineGrainedError, check, listing
-from .formats import _present, _tree, _words, reader
+from .formats import check_present, find_tree, read_words, reader
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/064_datasets.flowers.ipynb #f671c9a7
@@ -39,7 +39,7 @@ _flowers_tree = 'a tree of Oxford Flowers 102 has imagelabels.mat, setid.mat (or
 
 def _mat(fn, *names):
     "The arrays `names` of the MATLAB file `fn`, flat"
-    try: m = loadmat(_present(fn, _flowers_tree))
+    try: m = loadmat(check_present(fn, _flowers_tree))
     except FineGrainedError: raise
     except Exception as e: raise FineGrainedError(f"{fn} is not a MATLAB file that scipy can read: {e}") from e # scipy raises whatever the bytes lead it to
     lost = [o for o in names if o not in m]
@@ -59,7 +59,7 @@ def _flowers_mat(root):
 # %% ../../nbs/api/064_datasets.flowers.ipynb #d4a24260
 def _flowers_txt(root):
     "The same of fastai's lists, whose classes run from 0"
-    df = pd.concat([_words(root/f'{s}.txt', ['path','label'], tree=_flowers_tree).assign(split=s) for s in ('train','valid','test')], ignore_index=True)
+    df = pd.concat([read_words(root/f'{s}.txt', ['path','label'], tree=_flowers_tree).assign(split=s) for s in ('train','valid','test')], ignore_index=True)
     num = pd.to_numeric(df.label, errors='coerce')
     check(num.notna().all(), f"{root}: the class of {listing(df.path[num.isna()])} is not a number")
     check(not df.path.duplicated().any(), f"{root}: {listing(df.path[df.path.duplicated()])} stands twice in train.txt, valid.txt and test.txt")
@@ -71,7 +71,7 @@ def read_flowers(root, # The folder that holds `jpg` and the lists, or one above
     **kwargs # `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "Oxford Flowers 102: official train, valid and test, names of the flowers"
-    root = _tree(root, 'Oxford Flowers 102', ['setid.mat','imagelabels.mat','valid.txt'], _flowers_layout)
+    root = find_tree(root, 'Oxford Flowers 102', ['setid.mat','imagelabels.mat','valid.txt'], _flowers_layout)
     mat = (root/'setid.mat').is_file() or (root/'imagelabels.mat').is_file()
     items = (_flowers_mat if mat else _flowers_txt)(root)
     bad = items.path[~items.label.between(1, 102)]

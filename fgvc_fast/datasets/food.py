@@ -8,7 +8,7 @@ __all__ = ['food_card', 'read_food']
 # %% ../../nbs/api/065_datasets.food.ipynb #eae6dd43
 import json, pandas as pd
 from ..core import FineGrainedError, check, listing
-from .formats import _once, _present, _tree, reader
+from .formats import check_unique, check_present, find_tree, reader
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/065_datasets.food.ipynb #ea72404c
@@ -26,7 +26,7 @@ _food_tree = 'a tree of Food-101 has meta/classes.txt, labels.txt, train.txt, te
 
 def _food_lines(fn):
     "The lines of `fn` that say something"
-    try: return [o.strip() for o in _present(fn, _food_tree).read_text(encoding='utf-8-sig').splitlines() if o.strip()]
+    try: return [o.strip() for o in check_present(fn, _food_tree).read_text(encoding='utf-8-sig').splitlines() if o.strip()]
     except UnicodeDecodeError as e: raise FineGrainedError(f"{fn} is not a text file: {e}") from e
 
 def _food_list(meta, split):
@@ -48,7 +48,7 @@ def read_food(root, # The folder that holds `images` and `meta`, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "Food-101: official split, dishes as people write them"
-    root = _tree(root, 'Food-101', [f'{m}{s}' for m in ('meta/','') for s in ('train.txt','train.json','classes.txt')], _food_layout)
+    root = find_tree(root, 'Food-101', [f'{m}{s}' for m in ('meta/','') for s in ('train.txt','train.json','classes.txt')], _food_layout)
     meta = root/'meta' if (root/'meta').is_dir() else root
     if meta==root and root.name=='meta': root = root.parent
     classes = _food_lines(meta/'classes.txt')
@@ -56,7 +56,7 @@ def read_food(root, # The folder that holds `images` and `meta`, or one above it
     check(len(names)==len(classes), f"{meta}: classes.txt has {len(classes)} lines, labels.txt {len(names)}: they should be the same dishes")
     items = pd.DataFrame([(o,s) for s in ('train','test') for o in _food_list(meta, s)], columns=['name','split'])
     check(not items.name.duplicated().any(), f"{meta}: {listing(items.name[items.name.duplicated()])} stands twice in the lists of train and test")
-    for o,v in {'classes.txt':classes, 'labels.txt':names}.items(): _once(meta/o, 'the name', v)
+    for o,v in {'classes.txt':classes, 'labels.txt':names}.items(): check_unique(meta/o, 'the name', v)
     folder = items.name.str.split('/').str[0]
     check(folder.isin(classes).all(), f"{meta/'classes.txt'} has no line for {listing(sorted(set(folder)-set(classes)))}, which train or test names")
     items['label'] = pd.Categorical(folder.map(dict(zip(classes, names))), names)

@@ -11,7 +11,7 @@ from array import array
 from contextlib import contextmanager
 from numbers import Integral
 from ..core import FineGrainedError, check, listing
-from .formats import _present, _tree, reader
+from .formats import check_present, find_tree, reader
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/066_datasets.inaturalist.ipynb #51007b66
@@ -144,9 +144,9 @@ def _inat_files(root, year, mini):
     check(not mini or year in (None,2021), f"Only 2021 has a train_mini.json, not {year}: leave out mini=True")
     heads = {y: 'train_mini' if mini else 'train' if y==2021 else f'train{y}' for y in ([2021] if mini else [year] if year else inaturalist_cards)}
     marks = [f'{o}.json' for o in heads.values()]
-    root = _tree(root, f'iNaturalist {year or ""}'.strip(), marks, _inat_layout)
+    root = find_tree(root, f'iNaturalist {year or ""}'.strip(), marks, _inat_layout)
     year = next(y for y,o in heads.items() if (root/f'{o}.json').is_file())
-    val = _present(root/('val.json' if year==2021 else f'val{year}.json'), 'the published val is the test split, because the labels of test are not public')
+    val = check_present(root/('val.json' if year==2021 else f'val{year}.json'), 'the published val is the test split, because the labels of test are not public')
     return root,year,root/f'{heads[year]}.json',val
 
 # %% ../../nbs/api/066_datasets.inaturalist.ipynb #beaceb68
@@ -168,7 +168,7 @@ def read_inaturalist(root, # The folder that holds the JSON files, or one above 
         if c in cats and c not in tree: items[c] = _coded(cats[c].fillna('').astype(str), which)
     if boxes:
         check(year==2017, f"Boxes were published for 2017 only, not for {year}")
-        found = {k: v for s in ('train','val') for k,v in _inat_boxes(_present(root/f'{s}_2017_bboxes.json', 'the boxes of 2017 are in train_2017_bboxes.json and val_2017_bboxes.json')).items()}
+        found = {k: v for s in ('train','val') for k,v in _inat_boxes(check_present(root/f'{s}_2017_bboxes.json', 'the boxes of 2017 are in train_2017_bboxes.json and val_2017_bboxes.json')).items()}
         items[['x0','y0','x1','y1']] = np.array([found.get(o, (np.nan,)*4) for o in items.path])
     card = inaturalist_cards[year]
     if mini: card = {**card, 'title':'iNaturalist 2021 mini', 'counts':{**card['counts'], 'train':500000}, 'size':50}

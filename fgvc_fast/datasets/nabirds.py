@@ -8,7 +8,7 @@ __all__ = ['nabirds_card', 'read_nabirds']
 # %% ../../nbs/api/067_datasets.nabirds.ipynb #78efe696
 import numpy as np, pandas as pd
 from ..core import check, listing
-from .formats import _corners, _matched, _once, _part_table, _tree, _words, reader
+from .formats import corners_of, match_ids, check_unique, read_part_table, find_tree, read_words, reader
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/067_datasets.nabirds.ipynb #8fcf9954
@@ -30,10 +30,10 @@ _nabirds_tree = f'a tree of NABirds looks like this:{_nabirds_layout}\n'
 def _nodes(root):
     "Names by class id, and the parent of each class that has one"
     fn = root/'classes.txt'
-    df = _words(fn, ['id','name'], rest=True, tree=_nabirds_tree, whole=['id'])
-    _once(fn, 'class', df.id)
+    df = read_words(fn, ['id','name'], rest=True, tree=_nabirds_tree, whole=['id'])
+    check_unique(fn, 'class', df.id)
     names = dict(zip(df.id, df.name.str.split().str.join(' ')))
-    h = _words(root/'hierarchy.txt', ['child','parent'], tree=_nabirds_tree, whole=['child','parent'])
+    h = read_words(root/'hierarchy.txt', ['child','parent'], tree=_nabirds_tree, whole=['child','parent'])
     check(not h.child.duplicated().any(), f"{root/'hierarchy.txt'}: class {listing(h.child[h.child.duplicated()])} has two parents")
     lost = sorted({*h.child, *h.parent}-set(names))
     check(not lost, f"{fn} has no line for class {listing(lost)}")
@@ -66,10 +66,10 @@ def read_nabirds(root, # The folder that holds images.txt, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "NABirds: official split, boxes, parts, order → family → species → class; plumage, photographer, size of the picture"
-    root = _tree(root, 'NABirds', ['hierarchy.txt'], _nabirds_layout)
-    items = _words(root/'images.txt', ['id','file'], rest=True, tree=_nabirds_tree)
-    _once(root/'images.txt', 'image', items.id)
-    def col(fn, *cols, whole=()): return _matched(items, root/fn, _words(root/fn, ['id',*whole,*cols], tree=_nabirds_tree, whole=whole, numbers=cols))
+    root = find_tree(root, 'NABirds', ['hierarchy.txt'], _nabirds_layout)
+    items = read_words(root/'images.txt', ['id','file'], rest=True, tree=_nabirds_tree)
+    check_unique(root/'images.txt', 'image', items.id)
+    def col(fn, *cols, whole=()): return match_ids(items, root/fn, read_words(root/fn, ['id',*whole,*cols], tree=_nabirds_tree, whole=whole, numbers=cols))
     names,parents = _nodes(root)
     cls,train = col('image_class_labels.txt', whole=['cls']).cls,col('train_test_split.txt', whole=['train']).train
     check(train.isin([0,1]).all(), f"{root/'train_test_split.txt'}: image {listing(items.id[~train.isin([0,1])])} has neither 1 (train) nor 0 (test)")
@@ -84,8 +84,8 @@ def read_nabirds(root, # The folder that holds images.txt, or one above it
     out['plumage'] = cls.map(plumage)
     if (root/'bounding_boxes.txt').is_file():
         b = col('bounding_boxes.txt', 'x', 'y', 'w', 'h')
-        out[['x0','y0','x1','y1']] = _corners(root/'bounding_boxes.txt', b.assign(id=items.id))
+        out[['x0','y0','x1','y1']] = corners_of(root/'bounding_boxes.txt', b.assign(id=items.id))
     if (root/'sizes.txt').is_file(): out[['width','height']] = col('sizes.txt', 'width', 'height')
     if (root/'photographers.txt').is_file(): out['photographer'] = _photographers(root/'photographers.txt', items.id)
     kwargs['card'] = {**nabirds_card, **kwargs.get('card', {})}
-    return FineGrainedData(out, root, ['order','family','species','label'], parts=_part_table(root, items.id, _nabirds_tree, ()), **kwargs)
+    return FineGrainedData(out, root, ['order','family','species','label'], parts=read_part_table(root, items.id, _nabirds_tree, ()), **kwargs)

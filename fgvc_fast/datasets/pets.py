@@ -9,7 +9,7 @@ __all__ = ['pets_card', 'read_pets']
 import pandas as pd
 from xml.etree import ElementTree
 from ..core import FineGrainedError, check, listing
-from .formats import _once, _tree, _words, reader
+from .formats import check_unique, find_tree, read_words, reader
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/068_datasets.pets.ipynb #b70527c1
@@ -28,7 +28,7 @@ oxford-iiit-pet/
 
 def _pets_list(fn):
     "Columns name, class, species, breed of a list of Pets; lines that begin with # are its header"
-    df = _words(fn, ['name','class','species','breed'], tree='a tree of Oxford-IIIT Pets has annotations/trainval.txt, test.txt, xmls/ and images/', skip='#', whole=['class','species','breed'])
+    df = read_words(fn, ['name','class','species','breed'], tree='a tree of Oxford-IIIT Pets has annotations/trainval.txt, test.txt, xmls/ and images/', skip='#', whole=['class','species','breed'])
     bad = df.name[~df.species.isin([1,2])]
     check(not len(bad), f"{fn}, {listing(bad)}: species must be 1 (cat) or 2 (dog)")
     return df
@@ -49,7 +49,7 @@ def read_pets(root, # The folder that holds `images` and `annotations`, one abov
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "Oxford-IIIT Pets: official split, head boxes, trimaps, species → breed"
-    root = _tree(root, 'Oxford-IIIT Pets', ['annotations/trainval.txt','trainval.txt'], _pets_layout)
+    root = find_tree(root, 'Oxford-IIIT Pets', ['annotations/trainval.txt','trainval.txt'], _pets_layout)
     ann = root/'annotations' if (root/'annotations'/'trainval.txt').is_file() else root
     if ann==root and root.name=='annotations': root = root.parent
     items = pd.concat([_pets_list(ann/f'{s}.txt').assign(split=s) for s in ('trainval','test')], ignore_index=True)
@@ -60,7 +60,7 @@ def read_pets(root, # The folder that holds `images` and `annotations`, one abov
     items['breed'] = items.name.str.rsplit('_', n=1).str[0].str.replace('_', ' ')
     names = items.groupby('class').breed.unique()
     check((names.str.len()==1).all(), f"{ann}: class {listing(names.index[names.str.len()>1])} has pictures of several breeds: {listing(names[names.str.len()>1].explode())}")
-    _once(ann, 'the breed', names.str[0])
+    check_unique(ann, 'the breed', names.str[0])
     items['label'] = pd.Categorical(items.breed, names.str[0])
     items['species'] = pd.Categorical(items.species.map({1:'cat', 2:'dog'}), ['cat','dog'])
     items['path'] = 'images/' + items.name + '.jpg'

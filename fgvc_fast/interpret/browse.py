@@ -9,7 +9,7 @@ __all__ = []
 import base64, io, numpy as np
 from fastcore.basics import patch
 from ..core import FineGrainedError, check, check_number
-from .cam import _look, _question, _shown, spotlight
+from .cam import logits_and_maps, asked_line, to_images, spotlight
 from .errors import FineGrainedInterpretation
 from .layers import asked_against
 from html import escape
@@ -59,9 +59,9 @@ def _pair_html(self:FineGrainedInterpretation, one, other, times, k, method, sid
     halves = []
     for this,that in ((one,other),(other,one)):
         idxs,wrong,total = self._of_pair(this, that, k)
-        x,_,maps = _look(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
+        x,_,maps = logits_and_maps(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
         cards = []
-        for im,m,i in zip(_shown(self.dls.valid, x), maps, idxs):
+        for im,m,i in zip(to_images(self.dls.valid, x), maps, idxs):
             right = self.preds[i]==self.targs[i]
             said = 'right' if right else f'taken for {escape(str(self.vocab[self.preds[i]]))}'
             pics = ''.join(f'<img src="{_as_jpeg(o, side)}" alt="">' for o in (im.permute(1,2,0), spotlight(im, m)))
@@ -98,7 +98,7 @@ def to_html(self:FineGrainedInterpretation,
     check(len(pairs), 'No two classes are confused, so there is nothing to write')
     rows = list(pairs.itertuples(index=False))
     wrong = (self.preds!=self.targs).sum().item()
-    asked = escape(_question(method, None, asked_against(method, against), self.vocab))
+    asked = escape(asked_line(method, None, asked_against(method, against), self.vocab))
     about = f'{wrong} mistakes in {len(self.preds):,} pictures of {len(self.vocab):,} classes. Left the picture, right what the model looked at, in colour ({asked}). Arrow keys go from pair to pair.'
     options = ''.join(f'<option value="{i}">{escape(str(a))} / {escape(str(b))} ({t})</option>' for i,(a,b,t) in enumerate(rows))
     path = Path(path)

@@ -12,7 +12,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from ..core import check, check_number
 from .errors import FineGrainedInterpretation
-from ..learner import _gather
+from ..learner import gather
 from ..memory import items_of, trained_on
 
 # %% ../../nbs/api/645_interpret.calibration.ipynb #6bc4e8eb
@@ -20,22 +20,22 @@ from ..memory import items_of, trained_on
 def calibration(self:FineGrainedInterpretation,
     bins:int=15 # Of equal width
     )->pd.DataFrame:
-    "By certainty of the answer: how many pictures, their mean `certainty` and how many are `right`; bins without pictures are left out"
+    "By confidence in the answer: how many pictures, their mean `confidence` and how many are right (`accuracy`); bins without pictures are left out"
     check_number('bins', bins, 1, whole=True)
     i = (self.probs*bins).ceil().clamp(1, bins).long()-1
     n = i.bincount(minlength=bins)
     sums = [torch.zeros(bins, dtype=torch.float64).index_add_(0, i, o.double()) for o in (self.probs, self.preds==self.targs)]
     lo = np.arange(bins)/bins
-    res = pd.DataFrame(dict(above=lo, up_to=lo+1/bins, pictures=n.numpy(), certainty=(sums[0]/n).numpy(), right=(sums[1]/n).numpy()))
+    res = pd.DataFrame(dict(above=lo, up_to=lo+1/bins, pictures=n.numpy(), confidence=(sums[0]/n).numpy(), accuracy=(sums[1]/n).numpy()))
     return res[res.pictures>0].reset_index(drop=True)
 
 @patch
 def ece(self:FineGrainedInterpretation, bins:int=15 # As `calibration`
     )->float:
-    "The expected calibration error, 0–1: by how much certainty and accuracy differ"
+    "The expected calibration error, 0–1: by how much confidence and accuracy differ"
     if self.tempered: warnings.warn(f'The temperature was fitted on {self.tempered:,} of these {len(self.preds):,} pictures, so this error is smaller than on others: measure on pictures it has not seen')
     t = self.calibration(bins)
-    return float((t.pictures*(t.certainty-t.right).abs()).sum()/t.pictures.sum())
+    return float((t.pictures*(t.confidence-t.accuracy).abs()).sum()/t.pictures.sum())
 
 # %% ../../nbs/api/645_interpret.calibration.ipynb #ecc4b124
 @patch
@@ -48,11 +48,11 @@ def plot_calibration(self:FineGrainedInterpretation,
     t = self.calibration(bins)
     if ax is None: _,ax = plt.subplots(figsize=(3.8,3.8))
     mid,w = (t.above+t.up_to)/2,1/bins
-    ax.bar(mid, t.right, .92*w, color='#2a7f62', label='right')
-    ax.bar(mid, t.certainty-t.right, .92*w, t.right, color='#c0262d', alpha=.35, label='promised and not kept, or the other way round')
+    ax.bar(mid, t.accuracy, .92*w, color='#2a7f62', label='right')
+    ax.bar(mid, t.confidence-t.accuracy, .92*w, t.accuracy, color='#c0262d', alpha=.35, label='promised and not kept, or the other way round')
     ax.plot([0,1], [0,1], '--', color='grey', lw=1)
     for x,n in zip(mid, t.pictures): ax.text(x, .02, f'{n}', ha='center', fontsize=6.5, color='white')
-    ax.set(xlim=(0,1), ylim=(0,1), xlabel='certainty of the answer', ylabel='share of right answers')
+    ax.set(xlim=(0,1), ylim=(0,1), xlabel='confidence in the answer', ylabel='share of right answers')
     ax.set_title(f'calibration error {self.ece(bins):.1%} in {bins} bins' + '\non pictures that the temperature was fitted to'*bool(self.tempered), fontsize=10)
     for s in ('top','right'): ax.spines[s].set_visible(False)
     return ax
@@ -88,7 +88,7 @@ def calibrate(self:Learner,
         return _losses_at(scores.float()*was, targ),
     n = trained_on(self, dl)
     if n: warnings.warn(f'{n:,} of the pictures that the temperature is fitted to are training pictures, of which the model is surer than of others: fit it to pictures that were not trained on')
-    t = _lowest(_gather(self, dl, few)[0].double().mean(0)) or was # where all are equal nothing speaks for another
+    t = _lowest(gather(self, dl, few)[0].double().mean(0)) or was # where all are equal nothing speaks for another
     model.temperature.fill_(t)
     self.calibrated_on = frozenset(items_of(dl))
     return t

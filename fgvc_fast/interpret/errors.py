@@ -12,11 +12,11 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from numbers import Integral
-from ..core import check, check_number, in_lines, in_plot
-from .cam import _look, _question, _shown, draw_cam
+from ..core import check, check_number, wrap_label, in_plot
+from .cam import logits_and_maps, asked_line, to_images, draw_cam
 from .layers import asked_against
-from ..learner import _gather
-from ..levels import _levels_of
+from ..learner import gather
+from ..levels import levels_of
 from ..memory import items_of, learner_key, loader_key, trained_on
 from ..metrics import per_class_accuracy
 
@@ -55,7 +55,7 @@ class FineGrainedInterpretation(Interpretation):
         check(dl is None or hasattr(dl, 'dataset'), f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
         if dl is None: dl = _split_loader(learn.dls, ds_idx)
         if n := trained_on(learn, dl): warnings.warn(f'{n:,} of these pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
-        res = cls(learn, dl, *_gather(learn, dl, _few), act)
+        res = cls(learn, dl, *gather(learn, dl, _few), act)
         res.mark,res.tempered = _mark(learn, dl),_tempered(learn, dl)
         return res
 
@@ -118,7 +118,7 @@ def most_confused(self:FineGrainedInterpretation, min_val:int=1 # Fewer mistakes
     of = np.bincount(self.targs.numpy())
     names = np.array(self.vocab, dtype=object)
     res = pd.DataFrame(dict(actual=names[i], predicted=names[j], times=times, of=of[i]))
-    tree = _levels_of(self.dls)
+    tree = levels_of(self.dls)
     if tree: res['meet'] = pd.Series(tree.meet(torch.from_numpy(j), torch.from_numpy(i)), dtype=object)
     return res.sort_values(['times','of'], ascending=[False,True], kind='stable', ignore_index=True)
 
@@ -154,7 +154,7 @@ def plot_per_class(self:FineGrainedInterpretation,
 @patch
 def error_levels(self:FineGrainedInterpretation)->pd.DataFrame:
     "Of the mistakes, how many and which share meet at each level of the data set; the last row are those that share nothing"
-    tree = _levels_of(self.dls)
+    tree = levels_of(self.dls)
     check(tree is not None and len(tree.levels)>1, 'This data set has no levels above the labels: say which columns hold them, as in `fine_grained_data(df, levels=["family","label"])`')
     c = self.most_confused()
     res = c.groupby(c.meet.fillna('none'), sort=False).times.sum().reindex([*tree.levels[-2::-1],'none'], fill_value=0)
@@ -206,9 +206,9 @@ def _draw(self:FineGrainedInterpretation, axs, idxs, titles, method, against='au
     "Draw the pictures `idxs` with their maps on `axs`, under `titles`, and below what was asked if it was not the usual question"
     if not len(idxs): return
     self._as_asked()
-    x,_,maps = _look(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
-    for ax,im,m,t,i in zip(axs, _shown(self.dls.valid, x), maps, titles, idxs): draw_cam(ax, im, m, t, bool(self.preds[i]==self.targs[i]))
-    if (how := asked_against(method, against))!='mean': ax.figure.supxlabel(_question(method, None, how, self.vocab), fontsize=7, color='#555')
+    x,_,maps = logits_and_maps(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
+    for ax,im,m,t,i in zip(axs, to_images(self.dls.valid, x), maps, titles, idxs): draw_cam(ax, im, m, t, bool(self.preds[i]==self.targs[i]))
+    if (how := asked_against(method, against))!='mean': ax.figure.supxlabel(asked_line(method, None, how, self.vocab), fontsize=7, color='#555')
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #358e67ae
 @patch
@@ -320,7 +320,7 @@ def plot_top_losses(self:FineGrainedInterpretation,
     _,axs = plt.subplots(nrows, ncols, figsize=(1.9*ncols, 2.6*nrows), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     def title(i):
-        said = f'{in_lines(self.vocab[self.preds[i]], 26)} {self.probs[i]:.0%}'
-        return f'{said}\n' + (f'not {in_lines(self.vocab[self.targs[i]], 26)}\n' if self.preds[i]!=self.targs[i] else '') + f'loss {self.losses[i]:.2f}'
+        said = f'{wrap_label(self.vocab[self.preds[i]], 26)} {self.probs[i]:.0%}'
+        return f'{said}\n' + (f'not {wrap_label(self.vocab[self.targs[i]], 26)}\n' if self.preds[i]!=self.targs[i] else '') + f'loss {self.losses[i]:.2f}'
     self._draw(axs.flat, idxs, [title(i) for i in idxs], method, against)
     plt.tight_layout(pad=.4, h_pad=.8)

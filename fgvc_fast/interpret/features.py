@@ -10,10 +10,10 @@ import pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Iterable
 from fastcore.basics import patch
 from ..core import check, check_number, in_plot, listing
-from .cam import _load, _shown, draw_cam
-from .layers import _as_it_is, _runnable
+from .cam import batches_of, to_images, draw_cam
+from .layers import eval_fp32, bare_model
 from ..memory import question
-from ..metrics import _check_answers, _no_answers
+from ..metrics import check_answers, count_no_answers
 from ..models.model import FineGrainedModel
 from numbers import Integral
 from torch import nn
@@ -27,7 +27,7 @@ class FeatureHierarchy:
         check(ok, f"The stages of a {type(getattr(learn, 'model', learn)).__name__} are not known: make the learner with `fine_grained_learner`, on one body")
 
     @property
-    def model(self): return _runnable(self.learn.model) # the one that the learner has now
+    def model(self): return bare_model(self.learn.model) # the one that the learner has now
     @property
     def stages(self): return self.model.body.group_names()
 
@@ -42,11 +42,11 @@ class FeatureHierarchy:
 def _batches(self:FeatureHierarchy, items):
     "Pictures (B, 3, H, W) and the maps of all stages, a list of (B, C, h, w), batch by batch"
     dev = next(self.model.parameters()).device
-    for x in _load(self.learn, items)[1]:
+    for x in batches_of(self.learn, items)[1]:
         x = x.as_subclass(torch.Tensor).to(dev)
-        with _as_it_is(self.model, dev):
+        with eval_fp32(self.model, dev):
             ms = self.model.body.see(self.model.norm(x), stages=range(len(self.stages)))[1]['stages']
-            _check_answers(_no_answers(*ms), len(x))
+            check_answers(count_no_answers(*ms), len(x))
             yield x,ms
 
 @patch
@@ -75,7 +75,7 @@ def show(self:FeatureHierarchy, item, # A path, a picture or a row of the data s
     "The picture, and for each stage all maps as colours and its `k` strongest channels"
     import matplotlib.pyplot as plt
     check_number('k', k, 1, whole=True)
-    n,batches = _load(self.learn, item)
+    n,batches = batches_of(self.learn, item)
     check(n==1, f'show looks at one picture, and these are {n}: `maps` takes many')
     (x,ms), = self._batches(item)
     fig = plt.figure(figsize=(1.2*(k+3.2), 1.36*len(ms)), layout='constrained')
@@ -85,7 +85,7 @@ def show(self:FeatureHierarchy, item, # A path, a picture or a row of the data s
         ax.imshow(im, **kw)
         ax.set_title(title, fontsize=7.5, pad=2)
         ax.axis('off')
-    draw(grid[:,:2], _shown(self.learn.dls.valid, x)[0].permute(1,2,0), '')
+    draw(grid[:,:2], to_images(self.learn.dls.valid, x)[0].permute(1,2,0), '')
     for j,(name,m) in enumerate(zip(self.stages, ms)):
         m = m[0].cpu().float()
         draw(grid[j,2], _rgb(m), f'{name}: {m.shape[1]}×{m.shape[2]}')
@@ -148,7 +148,7 @@ def _pictures_of(self:FeatureHierarchy, pair):
 
 # %% ../../nbs/api/630_interpret.features.ipynb #bc08e4a7
 @patch
-def separates(self:FeatureHierarchy,
+def linear_probes(self:FeatureHierarchy,
     pairs # Pairs of classes, by name: [('this', 'that'), ...]
     )->pd.DataFrame:
     "How well a linear probe of each stage tells two classes apart: right answers on validation pictures, by pair (rows) and stage, and on how many `pictures`"
@@ -171,12 +171,12 @@ def _guessed(counts):
     return .5/len(counts)*sum(met.count(k)**2/v for k,v in n.items())**.5
 
 @patch
-def plot_separates(self:FeatureHierarchy, pairs, # As `separates`
+def plot_separates(self:FeatureHierarchy, pairs, # As `linear_probes`
     ax=None # matplotlib axes
 ):
-    "`separates` as curves over depth, and their mean"
+    "`linear_probes` as curves over depth, and their mean"
     import matplotlib.pyplot as plt
-    df = self.separates(pairs)
+    df = self.linear_probes(pairs)
     df.pop('pictures')
     counts = [{pair[1]: want.sum(), pair[0]: (~want).sum()} for pair in _pairs_of(pairs, list(self.learn.dls.vocab)) for _,want in self._pictures_of(pair)[1:]]
     room,n = _guessed(counts),sum({k: v for o in counts for k,v in o.items()}.values())
@@ -194,7 +194,7 @@ def plot_separates(self:FeatureHierarchy, pairs, # As `separates`
 
 # %% ../../nbs/api/630_interpret.features.ipynb #b20b8376
 @patch
-def excites(self:FeatureHierarchy,
+def top_activations(self:FeatureHierarchy,
     stage, # Name or number
     channel:int, # Which of its maps
     items=None, # As `cam`; None: the validation split
@@ -216,7 +216,7 @@ def excites(self:FeatureHierarchy,
     m = F.interpolate(m[:,None], x.shape[2:], mode='bilinear')[:,0]
     m = m/m.amax((1,2), keepdim=True).clamp(min=1e-12)
     _,axs = plt.subplots(1, len(top), figsize=(1.5*len(top),1.8), squeeze=False, layout='constrained')
-    for ax,im,o,i in zip(axs[0], _shown(self.learn.dls.valid, x), m.clamp(0,1), top): draw_cam(ax, im, o, f'{peak[i]:.2f}')
+    for ax,im,o,i in zip(axs[0], to_images(self.learn.dls.valid, x), m.clamp(0,1), top): draw_cam(ax, im, o, f'{peak[i]:.2f}')
     return top
 
 # %% ../../nbs/api/630_interpret.features.ipynb #e370d89a
@@ -226,13 +226,13 @@ def receptive_fields(self:FeatureHierarchy, items=None # As `cam`; None: the fir
     "How strongly the middle place of each stage depends on each pixel"
     items = list(self.learn.dls.valid.items)[:self.learn.dls.valid.bs] if items is None else items
     dev,n,res = next(self.model.parameters()).device,0,{k: 0. for k in self.stages}
-    for x in _load(self.learn, items)[1]:
+    for x in batches_of(self.learn, items)[1]:
         x = x.as_subclass(torch.Tensor).to(dev).clone().requires_grad_()
         n += len(x)
-        with _as_it_is(self.model, dev), torch.enable_grad():
+        with eval_fp32(self.model, dev), torch.enable_grad():
             for k,m in zip(self.stages, self.model.body.see(self.model.norm(x), stages=range(len(self.stages)))[1]['stages']):
                 g, = torch.autograd.grad(m[:,:,m.shape[2]//2,m.shape[3]//2].sum(), x, retain_graph=True)
-                _check_answers(_no_answers(g), len(x))
+                check_answers(count_no_answers(g), len(x))
                 res[k] = res[k] + g.abs().sum((0,1)).cpu()
     return {k: o/o.max().clamp(min=1e-12) for k,o in res.items()}
 

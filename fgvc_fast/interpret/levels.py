@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from PIL import Image
 from ..core import check
-from ..learner import _gather
+from ..learner import gather
 from ..levels import Levels
 from ..memory import trained_on
 
@@ -45,14 +45,14 @@ def answer_level(self:Learner,
     check(len(items), "There are no pictures to answer for: give rows of the data set, paths or pictures")
     tree = _tree(self)
     dl = self.dls.test_dl(items, **(dict(num_workers=0) if len(items)<=64 else {})) # workers take longer to start than that
-    p,best = _gather(self, dl, lambda scores,*_: tree.best(scores.softmax(1)))
+    p,best = gather(self, dl, lambda scores,*_: tree.best(scores.softmax(1)))
     deep = _deepest(p, confidence).tolist()
     def name(i, k): return tree.vocab[tree.levels[k]][best[i,k]]
     return pd.DataFrame(dict(
         answer=pd.Series([name(i, k) if k>=0 else None for i,k in enumerate(deep)], dtype=object),
         level=pd.Series([tree.levels[k] if k>=0 else None for k in deep], dtype=object),
         confidence=[p[i,max(k, 0)].item() for i,k in enumerate(deep)], # of no answer: of the coarsest
-        label=[name(i, -1) for i in range(len(p))], probability=p[:,-1])).set_index(pd.Index(items if all(isinstance(o, Integral) for o in items) else range(len(items))))
+        label=[name(i, -1) for i in range(len(p))], label_confidence=p[:,-1])).set_index(pd.Index(items if all(isinstance(o, Integral) for o in items) else range(len(items))))
 
 # %% ../../nbs/api/650_interpret.levels.ipynb #1c4eca89
 @patch
@@ -60,7 +60,7 @@ def level_coverage(self:Learner,
     confidences=(.5,.6,.7,.8,.9,.95,.99), # As `answer_level`
     dl=None # Loader of pictures with labels; None: the validation split
     )->pd.DataFrame:
-    "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are `right`"
+    "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are right (`accuracy`)"
     check(isinstance(confidences, (tuple,list,np.ndarray)) and len(confidences), f'confidences={confidences!r}: give probabilities, as (.5, .9)')
     for c in confidences: _is_probability(c)
     check(dl is None or hasattr(dl, 'dataset'), f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
@@ -71,13 +71,13 @@ def level_coverage(self:Learner,
         return p,best==torch.stack([tree.up[o].to(targ.device)[targ] for o in tree.levels], 1)
     dl = self.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl
     if n := trained_on(self, dl): warnings.warn(f'{n:,} of these pictures are training pictures, which the model knows by heart: of others fewer answers are right')
-    p,right = _gather(self, dl, few)
+    p,right = gather(self, dl, few)
     rows = []
     for c in confidences:
         deep = _deepest(p, c)
         for k in range(len(tree.levels)-1, -2, -1):
             there = deep==k
-            rows.append(dict(confidence=c, level=tree.levels[k] if k>=0 else 'unsure', share=there.float().mean().item(), right=right[there,k].float().mean().item() if k>=0 else np.nan))
+            rows.append(dict(confidence=c, level=tree.levels[k] if k>=0 else 'unsure', share=there.float().mean().item(), accuracy=right[there,k].float().mean().item() if k>=0 else np.nan))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/api/650_interpret.levels.ipynb #d83dde1f
@@ -95,10 +95,10 @@ def plot_level_coverage(self:Learner,
     for x,c in enumerate(confidences):
         y = 0
         for k,o in enumerate(df[df.confidence==c].itertuples()):
-            ok = o.share if o.level=='unsure' else o.share*np.nan_to_num(o.right)
+            ok = o.share if o.level=='unsure' else o.share*np.nan_to_num(o.accuracy)
             ax.bar(x, ok, .8, y, color='#dddddd' if o.level=='unsure' else greens[k])
             ax.bar(x, o.share-ok, .8, y+ok, color='#c0262d')
-            if o.share>.06 and o.level!='unsure': ax.text(x, y+ok/2, f'{o.right:.0%}', ha='center', va='center', fontsize=8, color='white' if k==0 else 'black')
+            if o.share>.06 and o.level!='unsure': ax.text(x, y+ok/2, f'{o.accuracy:.0%}', ha='center', va='center', fontsize=8, color='white' if k==0 else 'black')
             y += o.share
     for k,o in enumerate(levels): ax.bar(0, 0, color='#dddddd' if o=='unsure' else greens[k], label=o)
     ax.bar(0, 0, color='#c0262d', label='wrong')

@@ -8,28 +8,28 @@ __all__ = []
 # %% ../../nbs/api/670_interpret.mistakes.ipynb #08be772c
 import pandas as pd, torch
 from fastcore.basics import patch
-from ..core import check, check_number, in_lines
-from .cam import _look, _shown, draw_cam
+from ..core import check, check_number, wrap_label
+from .cam import logits_and_maps, to_images, draw_cam
 from .errors import FineGrainedInterpretation
 from .layers import asked_against
-from .retrieval import _file_numbers, _kept, _loader, _rows_of
+from .retrieval import file_numbers, kept_embeddings, items_loader, embeddings_of
 from numbers import Integral
 
 # %% ../../nbs/api/670_interpret.mistakes.ipynb #21fb7f05
 @patch
 def _nearest_of(self:FineGrainedInterpretation, idxs, classes):
     "For each picture `idxs` the nearest training picture of each of `classes` (n, m), as items of the loaders"
-    rows,targs = _kept(self.learn)
-    dl,items,res = _loader(self.learn, [self.dl.items[i] for i in idxs]),self.dls.train.dataset.items,[]
-    files,known = _file_numbers(dl, self.dls.train)
-    for file,row,cs in zip(files, _rows_of(self.learn, dl)[0], classes):
+    embeddings,targs = kept_embeddings(self.learn)
+    dl,items,res = items_loader(self.learn, [self.dl.items[i] for i in idxs]),self.dls.train.dataset.items,[]
+    files,known = file_numbers(dl, self.dls.train)
+    for file,row,cs in zip(files, embeddings_of(self.learn, dl)[0], classes):
         res.append([])
         for c in cs:
             at = (targs==c).nonzero()[:,0]
             check(len(at), f"There is no training picture of '{self.vocab[c]}'")
             others = at[known[at]!=file] # not itself, unless there is nothing else
             if len(others): at = others
-            res[-1].append(items[at[(rows[at]@row).argmax()].item()])
+            res[-1].append(items[at[(embeddings[at]@row).argmax()].item()])
     return res
 
 @patch
@@ -55,15 +55,15 @@ def plot_errors(self:FineGrainedInterpretation,
     check(not same, f'Pictures {same} were named rightly: there is no mistake to explain')
     said,true = ([int(o[i]) for i in idxs] for o in (self.preds, self.targs))
     items = [self.dl.items[i] for i in idxs]
-    x,_,maps = _look(self.learn, items*3, method, [*said, *true, *zip(said, true)], layer, against)
+    x,_,maps = logits_and_maps(self.learn, items*3, method, [*said, *true, *zip(said, true)], layer, against)
     near = self._nearest_of(idxs, [*zip(said, true)])
-    shown,maps = _shown(self.dls.valid, x[:len(idxs)]),maps.view(3, len(idxs), *maps.shape[1:])
-    others = _shown(self.dls.valid, torch.cat([_look_at(self.learn, o) for o in near])).view(len(idxs), 2, *shown.shape[1:])
+    shown,maps = to_images(self.dls.valid, x[:len(idxs)]),maps.view(3, len(idxs), *maps.shape[1:])
+    others = to_images(self.dls.valid, torch.cat([_look_at(self.learn, o) for o in near])).view(len(idxs), 2, *shown.shape[1:])
     _,axs = plt.subplots(len(idxs), 6, figsize=(11.4,2.4*len(idxs)), squeeze=False, layout='constrained')
     how = asked_against(method, against)
-    alone = '\n(its score alone)' if how is None else '' if isinstance(how, str) and how=='mean' else f'\n(against {in_lines(str(how), 14, 1)})'
+    alone = '\n(its score alone)' if how is None else '' if isinstance(how, str) and how=='mean' else f'\n(against {wrap_label(str(how), 14, 1)})'
     for r,i in enumerate(idxs):
-        a,b = (in_lines(self.vocab[o[r]], 22) for o in (said, true))
+        a,b = (wrap_label(self.vocab[o[r]], 22) for o in (said, true))
         titles = [f'said {self.probs[i]:.0%}:\n{a}', f'why {a}{alone}', f'why {b}{alone}', 'why the one,\nnot the other', f'training: {a}', f'training: {b}']
         for ax,t,im,m in zip(axs[r], titles, [shown[r]]*4 + list(others[r]), [None]+list(maps[:,r])+[None]*2):
             if m is None: ax.imshow(im.permute(1,2,0))
@@ -76,7 +76,7 @@ def _look_at(learn, items): return learn.dls.test_dl(items, num_workers=0, bs=le
 
 # %% ../../nbs/api/670_interpret.mistakes.ipynb #28b3c84a
 @patch
-def suspects(self:FineGrainedInterpretation,
+def label_issues(self:FineGrainedInterpretation,
     least:float=.5 # Certainty of the wrong answer, 0–1
     )->pd.DataFrame:
     "Mistakes that the model was sure of, the surest first: candidates for a wrong label"
@@ -84,4 +84,4 @@ def suspects(self:FineGrainedInterpretation,
     i = i[self.probs[i].argsort(descending=True)].tolist()
     data,items = getattr(self.dls, 'data', None),[self.dl.items[k] for k in i]
     names = [str(data.path(o)) if data is not None and isinstance(o, Integral) else str(o) for o in items]
-    return pd.DataFrame(dict(item=items, picture=names, label=[self.vocab[self.targs[k]] for k in i], said=[self.vocab[self.preds[k]] for k in i], certainty=self.probs[i].tolist(), number=i))
+    return pd.DataFrame(dict(item=items, picture=names, label=[self.vocab[self.targs[k]] for k in i], predicted=[self.vocab[self.preds[k]] for k in i], confidence=self.probs[i].tolist(), number=i))

@@ -11,7 +11,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from ..core import check, in_plot, listing
 from . import retrieval # chkstyle: ignore (now learners have `embeddings`)
-from ..levels import _levels_of
+from ..levels import levels_of
 
 # %% ../../nbs/api/680_interpret.projection.ipynb #2d7c7ae9
 @patch
@@ -25,16 +25,16 @@ def plot_embeddings(self:Learner,
     import matplotlib.pyplot as plt
     from sklearn.manifold import TSNE
     check(how is None or hasattr(how, 'fit_transform'), f'how={how!r}: give something with `fit_transform`, such as PCA(2) of scikit-learn')
-    rows,targs = self.embeddings(split)
-    check(len(rows)>3, f'{len(rows)} pictures are no map')
-    tree = _levels_of(self.dls)
+    embeddings,targs = self.embeddings(split)
+    check(len(embeddings)>3, f'{len(embeddings)} pictures are no map')
+    tree = levels_of(self.dls)
     levels = list(tree.levels) if tree else ['label']
     by = levels[0] if by is None else by
     check(isinstance(by, str) and by in levels, f"by={by!r} is no level of this data set: use {listing(levels)}")
     group = tree.up[by][targs].numpy() if tree else targs.numpy()
     names = tree.vocab[by] if tree else self.dls.vocab
-    if how is None: how = TSNE(perplexity=min(30, (len(rows)-1)/3), init='pca', random_state=0)
-    xy = how.fit_transform(rows.float().numpy())
+    if how is None: how = TSNE(perplexity=min(30, (len(embeddings)-1)/3), init='pca', random_state=0)
+    xy = how.fit_transform(embeddings.float().numpy())
     if ax is None: _,ax = plt.subplots(figsize=(5.5,4))
     own,at = np.unique(group, return_inverse=True)
     cmap = plt.get_cmap('tab10' if len(own)<=10 else 'tab20' if len(own)<=20 else 'hsv')
@@ -43,5 +43,5 @@ def plot_embeddings(self:Learner,
         for k,g in enumerate(own): ax.scatter([], [], s=14, color=cmap(k), label=in_plot(names[g]))
         ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
     ax.set(xticks=[], yticks=[])
-    ax.set_title(f"{len(rows):,} {'training' if split=='train' else 'validation'} pictures by {by}", fontsize=9)
+    ax.set_title(f"{len(embeddings):,} {'training' if split=='train' else 'validation'} pictures by {by}", fontsize=9)
     return xy

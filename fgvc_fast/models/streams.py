@@ -12,7 +12,7 @@ from numbers import Integral
 from torch import nn
 from torch.nn import functional as F
 from ..core import check, listing
-from .body import Body, Stage, _for_size, _pair
+from .body import Body, Stage, for_size, as_pair
 
 # %% ../../nbs/api/104_models.streams.ipynb #bf758354
 class TwoStreams(nn.Module):
@@ -85,7 +85,7 @@ def check_size(self:TwoStreams, size):
 @patch
 def resize(self:TwoStreams, size):
     "Go on with images of `size`"
-    size = _pair(size)
-    for go in [_for_size(o, size) for o in self.bodies]: go() # both, or none
+    size = as_pair(size)
+    for go in [for_size(o, size) for o in self.bodies]: go() # both, or none
     self.img_size = self.bodies[0].img_size
     return self

@@ -8,7 +8,7 @@ __all__ = ['corruptions', 'corrupt']
 # %% ../../nbs/api/710_robust.corrupt.ipynb #055c8f19
 import io, numpy as np, torch
 from ..core import check, check_choice, check_number
-from .attack import _pixels
+from .attack import as_pixels
 from PIL import Image
 from torchvision.transforms.v2.functional import gaussian_blur
 from zlib import crc32
@@ -49,6 +49,6 @@ def corrupt(
     "`x` as it comes out of a worse camera, or a smaller file"
     f,levels = _kinds[check_choice('kind', kind, _kinds)]
     check_number('strength', strength, 1, 5, whole=True)
-    x = _pixels(x, 'x')
+    x = as_pixels(x, 'x')
     check(x.shape[1]==3, f'x has {x.shape[1]} channels: give pictures in colour (n, 3, height, width)')
     return f(x, levels[strength-1]).clamp(0, 1)

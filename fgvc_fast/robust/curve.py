@@ -8,9 +8,9 @@ __all__ = ['Robustness', 'robustness', 'plot_robustness']
 # %% ../../nbs/api/730_robust.curve.ipynb #506af032
 import pandas as pd, torch
 from fastcore.basics import patch
-from ..core import check, check_choice, check_number, half_interval, in_lines
-from ..metrics import _check_answers, _no_answers
-from ..models.split import _evaluating
+from ..core import check, check_choice, check_number, half_interval, wrap_label
+from ..metrics import check_answers, count_no_answers
+from ..models.split import eval_mode
 from .attack import attacks
 from .corrupt import corrupt, corruptions
 from .train import PixelModel
@@ -81,11 +81,11 @@ def robustness(
     right,total,shown = {},0,[]
     def count(kind, strength, x, y):
         with torch.no_grad(): scores = net(x)
-        _check_answers(_no_answers(scores), len(x))
+        check_answers(count_no_answers(scores), len(x))
         said = scores.argmax(1)
         right[kind,strength] = right.get((kind,strength), 0) + (said==y).sum().item()
         return said
-    with _evaluating(learn.model):
+    with eval_mode(learn.model):
         for x,y in _batches(learn, dl, n):
             x = net.to_pixels(x)
             total += len(x)
@@ -151,7 +151,7 @@ def gallery(self:Robustness,
         for j,key in enumerate(cols):
             a,said = o[key]
             axs[2*r,j].imshow(a.permute(1,2,0))
-            axs[2*r,j].set_title((f'eps {_spelled(key[1])}\n' if j else 'clean\n')+in_lines(self.vocab[said], 20), fontsize=7, color='#17803d' if said==y else '#c0262d')
+            axs[2*r,j].set_title((f'eps {_spelled(key[1])}\n' if j else 'clean\n')+wrap_label(self.vocab[said], 20), fontsize=7, color='#17803d' if said==y else '#c0262d')
             if not j: continue
             d = a-x
             axs[2*r+1,j].imshow((.5+d/(2*d.abs().max().clamp(min=1e-9))).permute(1,2,0))

@@ -8,11 +8,11 @@ __all__ = ['hide', 'occlusion']
 # %% ../../nbs/api/740_robust.occlude.ipynb #7c302ac9
 import numpy as np, pandas as pd, torch
 from ..core import check, check_choice, check_number
-from ..interpret.cam import _load
-from ..interpret.score import _truth, disc_masks
-from ..levels import _levels_of
-from ..metrics import _check_answers, _no_answers
-from ..models.split import _evaluating
+from ..interpret.cam import batches_of
+from ..interpret.score import truth_of, disc_masks
+from ..levels import levels_of
+from ..metrics import check_answers, count_no_answers
+from ..models.split import eval_mode
 from .train import PixelModel
 
 # %% ../../nbs/api/740_robust.occlude.ipynb #74e319e3
@@ -50,13 +50,13 @@ def _hidden_and_control(learn, data, rows, part, grow):
     known = sorted(set(data.parts.part)) if getattr(data, 'parts', None) is not None else []
     if isinstance(part, str): check_choice('part', part, known)
     check(part is None or isinstance(part, (str,pd.Series)), f'part={part!r}: give its name, or one for each row (a Series)')
-    discs = _truth(learn, data, rows, part)[1]
+    discs = truth_of(learn, data, rows, part)[1]
     check(discs is not None, 'Which part tells these classes apart is not known: give `part`, its name, or one for each row (a Series)')
     names = pd.Series(part, data.items.index) if isinstance(part, str) else data.items.differs if part is None else part
     other = _another(data, rows, names)
     control = np.full_like(discs, np.nan)
     both = [j for j,i in enumerate(rows) if i in other.index]
-    control[both] = _truth(learn, data, [rows[j] for j in both], other)[1]
+    control[both] = truth_of(learn, data, [rows[j] for j in both], other)[1]
     control[:,2],keep = discs[:,2],np.isfinite(discs).all(1) & np.isfinite(control).all(1)
     check(keep.any(), 'There is no picture in which the part and another can both be seen')
     return [i for i,k in zip(rows, keep) if k],*(np.where(np.arange(3)==2, grow*o[keep], o[keep]) for o in (discs, control))
@@ -78,15 +78,15 @@ def occlusion(
     targs,dev = torch.tensor(pd.Index(learn.dls.vocab).get_indexer(data.items.label[rows])),next(learn.model.parameters()).device
     hidden,said = {'nothing': np.full_like(discs, np.nan), 'the part that counts': discs, 'another part': control},{}
     done = 0
-    with _evaluating(learn.model):
-        for x in _load(learn, rows)[1]:
+    with eval_mode(learn.model):
+        for x in batches_of(learn, rows)[1]:
             x,at = net.to_pixels(x.to(dev)),slice(done, done+len(x))
             done += len(x)
             for k,d in hidden.items():
                 scores = net(hide(x, d[at]))
-                _check_answers(_no_answers(scores), len(x))
+                check_answers(count_no_answers(scores), len(x))
                 said.setdefault(k, []).append(scores.argmax(1).cpu())
-    tree = _levels_of(learn.dls)
+    tree = levels_of(learn.dls)
     res = pd.DataFrame([tree.accuracy(torch.cat(o), targs) if tree else dict(label=(torch.cat(o)==targs).float().mean().item()) for o in said.values()], index=pd.Index(said, name='hidden'))
     if tree and len(tree.levels)>1:
         up = tree.up[tree.levels[-2]]

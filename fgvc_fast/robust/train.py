@@ -11,7 +11,7 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import get_model
 from ..augment.mix import own_loss
 from ..core import check, check_choice, check_number
-from ..learner import SideLosses
+from ..learner import AuxLosses
 from ..models.model import only_logits
 from .attack import attacks
 from inspect import signature
@@ -38,7 +38,7 @@ class PixelModel(nn.Module):
     def forward(self, x): return self.model(self.to_batch(x))
 
 # %% ../../nbs/api/720_robust.train.ipynb #e5679384
-class AdversarialTraining(SideLosses):
+class AdversarialTraining(AuxLosses):
     "Learn also from training pictures that have just been attacked"
     order = -4 # after `Mix`, before other losses are added
     def __init__(self,

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd, re
 from fastcore.basics import patch
 from html import escape
 from ..core import check, listing
-from .table import Study, _short, _versions
+from .table import Study, library_versions, shortened
 
 # %% ../../nbs/api/910_study.show.ipynb #91beec00
 _numbers = [f'{s}_{k}' for s in ('train','valid','test') for k in ('top1','top5','loss')] + ['epochs','minutes','parameters']
@@ -53,7 +53,7 @@ def _cells(self:Study, columns=None):
 # %% ../../nbs/api/910_study.show.ipynb #f32931c1
 def _given(made_of):
     "What all runs of a study were given, in short"
-    return ', '.join(f"{k}={_short(re.sub(' #[0-9a-f]{8}', '', v), 130)}" for k,v in made_of.items() if k not in ('train','code'))
+    return ', '.join(f"{k}={shortened(re.sub(' #[0-9a-f]{8}', '', v), 130)}" for k,v in made_of.items() if k not in ('train','code'))
 
 @patch
 def _about(self:Study):
@@ -65,7 +65,7 @@ def _about(self:Study):
     if not len(ok): return f'{self.name}: 0 of {n} runs{bad}'
     counts = {s: ok[f'{s}_pictures'].dropna().astype(int).unique() for s in ('valid','test') if f'{s}_pictures' in ok}
     on = ' and '.join(f"{' or '.join(f'{o:,}' if o else 'no' for o in v)} {s} pictures" for s,v in counts.items() if len(v))
-    by = ', '.join(f"{k} {' and '.join(ok[k].unique())}" for k in _versions())
+    by = ', '.join(f"{k} {' and '.join(ok[k].unique())}" for k in library_versions())
     return f"{self.name}: {len(ok)} of {n} runs{bad}{' with '*bool(_given(self.made_of))}{_given(self.made_of)}; mean ± standard deviation over seeds, on {on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}"
 
 @patch

@@ -14,7 +14,7 @@ from torch import nn
 from ..augment.mix import mixed_loss
 from ..core import check, check_choice, check_number, listing
 from ..embed import metric_loss # chkstyle: ignore (now `losses` has those too)
-from ..learner import SideLosses
+from ..learner import AuxLosses
 from ..losses import losses
 from ..models.model import FineGrainedModel
 
@@ -39,12 +39,12 @@ def _built(o, **sizes):
     return made(**{k: sizes[k] for k in asked - getattr(made, 'keywords', {}).keys()})
 
 # %% ../../nbs/api/510_train.add_loss.ipynb #b3d0b16b
-class AddLoss(SideLosses):
+class AddLoss(AuxLosses):
     "Learn with another loss beside the label's own"
     _stateattrs,_learn,_model = ('_model',),None,None # a reference that does not keep a model alive cannot be pickled
     def __init__(self,
         loss, # A name from `losses`, a class or a `partial` of one, a module, or a function of (what it looks at, labels)
-        weight:float=None, # What it counts beside the label's loss; None: the loss's own `side_weight`, else (and where it is alone) 1
+        weight:float=None, # What it counts beside the label's loss; None: the loss's own `aux_weight`, else (and where it is alone) 1
         on:str=None, # What it looks at: 'logits', the head's 'rows' or the last 'maps'; None: what it says itself, else 'logits'
         name:str=None, # Of its column and of its parameters; None: the loss's own
         alone:bool=False # Shall the body learn from this loss only? The label then teaches the head, and nothing below it
@@ -53,9 +53,9 @@ class AddLoss(SideLosses):
         check(isinstance(loss, str) or callable(loss), f'AddLoss needs a loss, not {loss!r}: a name, a class, a module, or a function of (what it looks at, labels)')
         src = _source(loss)
         self.on = getattr(src, 'on', 'logits') if on is None else on
-        check_choice('on', self.on, ('logits','rows','maps')), check_choice('alone', alone, (False,True))
+        check_choice('on', self.on, ('logits','embeddings','maps')), check_choice('alone', alone, (False,True))
         check(name is None or isinstance(name, str) and name, f'name={name!r}: give a text, or None')
-        if weight is None: weight = 1. if alone else getattr(src, 'side_weight', 1.)
+        if weight is None: weight = 1. if alone else getattr(src, 'aux_weight', 1.)
         check(check_number('weight', weight)>0, f'weight={weight} would unlearn: use a number above 0, or leave the loss out')
         check(not alone or self.on!='logits', "alone=True takes the label's loss off the body, so this loss must look at what the body gives: 'rows' or 'maps'")
         self.part = name or _called(loss)
@@ -84,7 +84,7 @@ def _join(self:AddLoss, learn):
     check(self.part not in [o.part for o in self._others(learn)], f"There is a loss named '{self.part}' already: give one of them another name, as in AddLoss(..., name='{self.part}2')")
     n_out = len(learn.dls.vocab)
     if self.loss is None or self._model is None or self._model() is not model: # else a later fit goes on with what it has learned
-        nf = dict(logits=n_out, rows=model.pool.nf, maps=model.body.nf)[self.on]
+        nf = dict(logits=n_out, embeddings=model.pool.nf, maps=model.body.nf)[self.on]
         self.loss,self._model = _built(self.spec, nf=nf, n_out=n_out),weakref.ref(model)
     if isinstance(self.loss, nn.Module): model.added[self.part] = self.loss.to(next(model.parameters()).device)
     self._asked(learn, [self, *self._others(learn)])

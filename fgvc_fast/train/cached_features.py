@@ -24,10 +24,10 @@ from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from unittest import mock
 from ..core import check, check_number, digest, listing
-from ..data.loader import FineGrainedDL, _seed_all, _seeded
-from ..models.body import _twin
+from ..data.loader import FineGrainedDL, seed_all, seeded
+from ..models.body import shared_twin
 from ..models.model import FineGrainedModel
-from .groups import FrozenNorms
+from .groups import FreezeBN
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #047b6e1e
 def _named(maps, seen, mid):
@@ -64,7 +64,7 @@ def _wants_maps(learn, model):
     if getattr(model.body, 'after', None): return True # a block that learns
     pool,keep = model.pool,{k for o in (model, *learn.cbs) for k in getattr(o, 'keep', None) or ()}
     learns = any(True for _ in pool.parameters()) or any(hasattr(m, 'running_mean') for m in pool.modules())
-    return learns or hasattr(pool, 'sides') or 'points' in getattr(pool, 'wants', {}) or 'maps' in keep
+    return learns or hasattr(pool, 'aux_losses') or 'points' in getattr(pool, 'wants', {}) or 'maps' in keep
 
 def _sees(model, x, rows=False):
     "What `model` sees in `x`, by name; the pool's rows instead of maps if `rows`"
@@ -95,8 +95,8 @@ def _check_frozen(learn):
     last = len(model.body.stages)-1
     inside = [model.body.stages[int(i)].name for i in after if int(i)!=last or last in seen]
     check(not inside, f"The attention block after stage {listing(map(repr, inside))} learns, and the stages behind it see what it does: features can be kept only before a block after the last stage. Train through the body")
-    check(model.closer is None, 'closer=True looks at crops of the pictures, which stored features are not: train through the body, or build the learner without it')
-    still = {m for o in learn.cbs if isinstance(o, FrozenNorms) for m in o.norms}
+    check(model.zoom is None, 'zoom=True looks at crops of the pictures, which stored features are not: train through the body, or build the learner without it')
+    still = {m for o in learn.cbs if isinstance(o, FreezeBN) for m in o.norms}
     alive = [k for k,m in model.body.named_modules() if hasattr(m, 'running_mean') and m not in still and not own & {*m.parameters()}]
     check(not alive, f"Norm layers of the body ({listing(alive, 2)}) would renew their statistics with every batch: freeze them too, `with freeze_below(learn, 'head'): ...` without `stats`")
     mixers = [type(o).__name__ for o in learn.cbs if _touches(o)]
@@ -143,7 +143,7 @@ def _even(conv, size):
 
 def _fused(model, x):
     "`model` for pictures of the size of `x`, each batch norm folded into the convolution before it; as it is where that would change what it sees"
-    quick = _twin(model).eval()
+    quick = shared_twin(model).eval()
     try:
         names = {m: k for k,m in quick.named_modules()}
         for conv,norm,size in _pairs(quick, x):
@@ -179,24 +179,24 @@ def _empty(shape, dtype, place, device, home):
 class FeatureDL(GetAttr):
     "Deals stored features in the batches in which `dl` deals pictures"
     _default = 'dl'
-    def __init__(self, dl, views, more, device):
-        self.dl,self.views,self.more,self.where,self.view = dl,views,more,device,0
+    def __init__(self, dl, cached_views, more, device):
+        self.dl,self.cached_views,self.more,self.where,self.view = dl,cached_views,more,device,0
         self.before_iter = self.after_iter = self.after_batch = noop # what `dl` does there, it does to pictures
     @property
     def rng(self): return self.dl.rng
     @rng.setter
     def rng(self, o): self.dl.rng = o
     def __len__(self): return len(self.dl)
-    def share(self, *args, **kwargs):
+    def shard(self, *args, **kwargs):
         res = copy(self)
-        res.dl = self.dl.share(*args, **kwargs)
+        res.dl = self.dl.shard(*args, **kwargs)
         return res
     def __iter__(self):
         self.randomize()
         yield from self.create_batches(self.get_idxs())
     def create_batches(self, idxs): return map(self.create_batch, chunked(idxs, self.bs, self.drop_last))
     def create_batch(self, idxs):
-        i,rows = torch.as_tensor([int(o) for o in idxs]),self.views[self.view]
+        i,rows = torch.as_tensor([int(o) for o in idxs]),self.cached_views[self.view]
         if rows.device.type!='cpu': x = rows[i.to(rows.device)]
         else:
             x = torch.empty(len(i), rows.shape[1], dtype=rows.dtype, pin_memory=self.where.type=='cuda')
@@ -205,20 +205,20 @@ class FeatureDL(GetAttr):
         return x,*[o[i] for o in self.more[self.view]]
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #b00d8b5e
-def _looks(dls, views, seed, cpu):
+def _looks(dls, cached_views, seed, cpu):
     "(number of the loader, a loader of all its pictures in order, or of those of training as in validation)"
     for i,dl in enumerate(dls.loaders):
         ok = hasattr(dl, 'new') and getattr(dl, 'n', None) and dl.bs
         check(ok, f'Features are kept of loaders that know how many pictures they have and deal them in batches; {type(dl).__name__} does not')
-        for v in range(max(views, 1) if i==0 else 1):
+        for v in range(max(cached_views, 1) if i==0 else 1):
             own = dict(seed=hash((seed, v))%2**63) if isinstance(dl, FineGrainedDL) else {}
             yield i,dl.new(shuffle=False, drop_last=False, n=dl.n, get_idxs=partial(range, dl.n), bs=min(dl.bs, 16) if cpu else 2*dl.bs, **own)
 
-def _batches(looks, views, seed):
+def _batches(looks, cached_views, seed):
     "Batches of all `looks`: (number of the look, batch)"
     for k,(i,dl) in enumerate(looks):
-        _seed_all(seed, k)
-        plain = views==0 and i==0 and hasattr(dl.dataset, 'set_split_idx')
+        seed_all(seed, k)
+        plain = cached_views==0 and i==0 and hasattr(dl.dataset, 'set_split_idx')
         with dl.dataset.set_split_idx(1) if plain else nullcontext():
             for b in dl: yield k,b
 
@@ -235,7 +235,7 @@ def _probe(learn, model, dl, precision, device):
     "A copy of `model`, whether it keeps rows, and how what it sees of `dl` is laid out"
     n = min(dl.n, 2)
     x = to_device(dl.new(n=n, bs=n, num_workers=0, get_idxs=partial(range, n)).one_batch()[0], device).as_subclass(torch.Tensor)
-    twin = _twin(model).eval()
+    twin = shared_twin(model).eval()
     if getattr(model.body, 'after', None): twin.body.after = nn.ModuleDict() # learns: what goes into it is kept
     with torch.no_grad():
         rows = not _wants_maps(learn, model)
@@ -243,11 +243,11 @@ def _probe(learn, model, dl, precision, device):
         with precision: return twin,rows,_Layout(_sees(twin, x, rows))
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #5ba87e77
-def _compute(learn, views, seed, max_gb):
+def _compute(learn, cached_views, seed, max_gb):
     "Loaders of the features of all pictures of `learn`, their layout, and bytes"
     model,cache = get_model(learn.model),getattr(learn.dls, 'cache', None)
     device,home = one_param(model).device,cache.folder.parent if cache is not None else tempfile.gettempdir()
-    looks,precision = list(_looks(learn.dls, views, seed, device.type=='cpu')),_precision(learn)
+    looks,precision = list(_looks(learn.dls, cached_views, seed, device.type=='cpu')),_precision(learn)
     twin,rows,lay = _probe(learn, model, looks[0][1], precision, device)
     quick = {} # by size of picture
     def see(x):
@@ -261,14 +261,14 @@ def _compute(learn, views, seed, max_gb):
     size = half if place=='disk' else need
     if size>2e8: print(f"Features of {n:,} pictures, {size/1e9:,.1f} GB {dict(gpu='on the GPU', memory='in memory', disk=f'on disk ({home}), in half precision')[place]}")
     kept = [_empty((dl.n, lay.width), lay.dtype, place, device, home) for _,dl in looks]
-    more = _ask(learn, see, looks, kept, views, seed, device)
+    more = _ask(learn, see, looks, kept, cached_views, seed, device)
     of = [[k for k,(j,_) in enumerate(looks) if j==i] for i in range(len(learn.dls.loaders))]
     return [FeatureDL(dl, [kept[k] for k in ks], [more[k] for k in ks], device) for dl,ks in zip(learn.dls.loaders, of)],rows,lay,size
 
-def _ask(learn, see, looks, kept, views, seed, device):
+def _ask(learn, see, looks, kept, cached_views, seed, device):
     "Fill `kept` with what `see` makes of all pictures, and return what came with them"
     at,more = [0]*len(looks),[[] for _ in looks]
-    with closing(_batches(looks, views, seed)) as batches:
+    with closing(_batches(looks, cached_views, seed)) as batches:
         for k,b in progress_bar(batches, total=sum(len(dl) for _,dl in looks), leave=False) if hasattr(learn, 'progress') else batches:
             x,*others = to_device(b, device)
             check(all(isinstance(o, torch.Tensor) for o in others), f'Beside pictures the loaders give {listing({type(o).__name__ for o in others})}: only tensors can be kept with features')
@@ -304,7 +304,7 @@ class _Deal(Callback):
     def before_train(self):
         self._look()
         check(not (self.rows and 'maps' in getattr(get_model(self.model), 'keep', ())), 'A loss wants the maps, and the rows of the pool were kept: add its callback to the learner before the features are computed')
-        self.train_dl.view = self.epoch%len(self.train_dl.views)
+        self.train_dl.view = self.epoch%len(self.train_dl.cached_views)
 
 @contextmanager
 def _seeing(model, lay):
@@ -322,18 +322,18 @@ def _seeing(model, lay):
 @contextmanager
 def frozen_features(
     learn:Learner, # Made by `fine_grained_learner`, its body frozen: inside `freeze_below(learn, 'head')`
-    views:int=0, # Augmented views of each training picture, dealt in turn; 0: the plain picture, as in validation
+    cached_views:int=0, # Augmented views of each training picture, dealt in turn; 0: the plain picture, as in validation
     seed:int=None, # Of the views: the same ones again; None: the loader's own, or another each time
     max_gb:float=10. # That features may take on disk, where memory does not hold them
     ):
     "Inside this `with`, `learn` trains on features that the frozen body gives once for each view of a picture"
     check(isinstance(learn, Learner), f'learn={learn!r}: give the learner whose body is frozen')
-    check_number('views', views, 0, whole=True), check_number('seed', seed, whole=True, none=True), check_number('max_gb', max_gb, 0)
+    check_number('cached_views', cached_views, 0, whole=True), check_number('seed', seed, whole=True, none=True), check_number('max_gb', max_gb, 0)
     _check_frozen(learn)
     dls,model = learn.dls,get_model(learn.model)
     if seed is None: seed = getattr(dls.train, 'seed', None)
     if seed is None: seed = deepcopy(dls.train.rng).getrandbits(63)
-    with _seeded(seed): loaders,rows,lay,size = _compute(learn, views, seed, max_gb) # what is drawn later does not depend on it
+    with seeded(seed): loaders,rows,lay,size = _compute(learn, cached_views, seed, max_gb) # what is drawn later does not depend on it
     try:
         learn.dls = copy(dls)
         learn.dls.loaders = loaders
@@ -341,4 +341,4 @@ def frozen_features(
     finally:
         learn.dls = dls
         learn._end_cleanup() # a batch, a loader
-        for o in loaders: o.views = o.more = None
+        for o in loaders: o.cached_views = o.more = None

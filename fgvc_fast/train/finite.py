@@ -12,7 +12,7 @@ from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from ..core import FineGrainedError
-from .distributed import from_all, processes
+from .distributed import all_gather, rank_and_world
 
 # %% ../../nbs/api/436_train.finite.ipynb #d983acc0
 class NonFiniteLoss(FineGrainedError):
@@ -45,14 +45,14 @@ class FiniteLoss(Callback):
     def before_step(self): self.steps,self.skipped = self.steps+1,0 # nobody has skipped this one
     def after_cancel_step(self): self.skipped += 1
     def after_batch(self):
-        if self.good is None or not self.training or processes(self.learn)[1]>1: return
+        if self.good is None or not self.training or rank_and_world(self.learn)[1]>1: return
         loss = self.recorder.smooth_loss.val if hasattr(self.learn, 'recorder') else self.loss
         if loss is not None and not math.isfinite(loss): self._stop(self._where(f'the loss is {float(self.loss.detach().mean()):g} in batch {self.iter+1}'))
         if said := self._ill(): self._stop(self._where(f'{said} in batch {self.iter+1}'))
     def after_train(self):
         if self.good is None: return
         well = [p.detach().isfinite().all() for p in self.model.parameters() if p.requires_grad]
-        said = [o for o in from_all(self.learn, self._ill() if not well or torch.stack(well).all() else 'weights are no numbers any more') if o]
+        said = [o for o in all_gather(self.learn, self._ill() if not well or torch.stack(well).all() else 'weights are no numbers any more') if o]
         if said: self._stop(self._where(f'{said[0]} after the last batch'))
     def after_validate(self):
         if self.good is None or not hasattr(self.learn, 'recorder') or not self.recorder.valid_metrics: return

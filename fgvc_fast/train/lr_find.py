@@ -16,14 +16,14 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from ..core import check
 from .groups import freeze_below
-from .phases import Phase, _as_plan, _group_lrs
-from .runner import _resize, _size_of, _stats_from, _weights
+from .phases import Phase, as_plan, group_lrs
+from .runner import resize_learner, learner_size, stats_from, cpu_weights
 
 # %% ../../nbs/api/480_train.lr_find.ipynb #9cbc9b57
 @contextmanager
 def _as_before(learn):
     "Whatever is trained inside, `learn` comes out with the weights, optimizer, size and files that it came with"
-    w,opt,size,folder = _weights(learn.model),learn.opt,_size_of(learn),learn.model_dir
+    w,opt,size,folder = cpu_weights(learn.model),learn.opt,learner_size(learn),learn.model_dir
     learn.opt = None
     try:
         with tempfile.TemporaryDirectory() as d:
@@ -31,7 +31,7 @@ def _as_before(learn):
             yield
     finally:
         learn.model_dir = folder
-        _resize(learn, size)
+        resize_learner(learn, size)
         learn.model.load_state_dict(w)
         learn.opt = opt
         for p in learn.model.parameters(): p.grad = None
@@ -53,11 +53,11 @@ def lr_find_phase(self:Learner,
     ):
     "As `lr_find`, for `phase`: its depth, spread of rates, re-initialisation and size; the learner comes out as it went in"
     check(isinstance(phase, Phase), f"lr_find_phase wants one phase, as in learn.lr_find_phase(Phase('all', 4)), not {phase!r}")
-    phase, = _as_plan(self, phase if isinstance(phase.lr, slice) else replace(phase, lr=1.), None)
-    top = np.array(_group_lrs(self, phase))
+    phase, = as_plan(self, phase if isinstance(phase.lr, slice) else replace(phase, lr=1.), None)
+    top = np.array(group_lrs(self, phase))
     part = np.where(top>0, top, top[-1])/top[-1] # frozen groups do not step, whatever their rate
     with _as_before(self):
-        _resize(self, phase.size)
+        resize_learner(self, phase.size)
         if phase.reinit: self.model.reinit(phase.reinit)
-        with freeze_below(self, phase.to, _stats_from(self, phase.reinit) if phase.keep_stats else None):
+        with freeze_below(self, phase.to, stats_from(self, phase.reinit) if phase.freeze_bn else None):
             with self.added_cbs(SpreadRates(part)): return self.lr_find(**kwargs)

@@ -14,7 +14,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from fastcore.foundation import L
 from ..core import check, digest, listing
-from ..memory import _frame, _named, _of_torch, _set_later, _stuff, class_attrs, function_parts, is_own, own_functions
+from ..memory import describe_frame, told_by_name, module_attrs, later_attrs, pickle_digest, class_attrs, function_parts, is_own, own_functions
 from .groups import param_groups
 from functools import partial
 from inspect import signature
@@ -48,8 +48,8 @@ def _options(o):
         res = {k: v for k,v in (own | held).items() if k[:1]!='_'}
     if isinstance(o, SimpleNamespace): return own
     if not is_own(type(o)): return res
-    alone,later = all(b is object or b.__module__==type(o).__module__ for b in type(o).__mro__),_set_later(type(o))
-    return res | {k: v for k,v in own.items() if k not in later|_of_torch and k[:2]!='__' and (alone or not isinstance(v, (list,dict,set)))} | class_attrs(type(o))
+    alone,later = all(b is object or b.__module__==type(o).__module__ for b in type(o).__mro__),later_attrs(type(o))
+    return res | {k: v for k,v in own.items() if k not in later|module_attrs and k[:2]!='__' and (alone or not isinstance(v, (list,dict,set)))} | class_attrs(type(o))
 
 def described(o, codes:list, # Code of functions is added here
     up:tuple=() # Ids of what it is part of
@@ -66,9 +66,9 @@ def _described(o, codes, up):
     if isinstance(o, nn.Parameter): return f'parameter {tuple(o.shape)}'
     if isinstance(o, torch.Tensor): return f'tensor {_tensor(o)}'
     if isinstance(o, np.ndarray): return f'array {digest(o)}'
-    if isinstance(o, (pd.DataFrame,pd.Series,pd.Index)): return f'table {digest(_frame(o))}'
+    if isinstance(o, (pd.DataFrame,pd.Series,pd.Index)): return f'table {digest(describe_frame(o))}'
     if isinstance(o, (ModuleType,BuiltinFunctionType)) or isinstance(o, type) and not is_own(o): return o.__name__ if isinstance(o, ModuleType) else _name(o)
-    if whole or isinstance(o, _named): return type(o).__name__
+    if whole or isinstance(o, told_by_name): return type(o).__name__
     if isinstance(o, type): return _name(o) + all_of((class_attrs(o), own_functions(o)))
     if isinstance(o, FunctionType): return _function(o, codes, up)
     if isinstance(o, MethodType): return f'{_function(o.__func__, codes, up)} of {described(o.__self__, codes, up)}'
@@ -76,7 +76,7 @@ def _described(o, codes, up):
     if isinstance(o, dict): return '{' + ', '.join(f'{k}: {described(v, codes, up)}' for k,v in sorted(o.items(), key=lambda kv: str(kv[0]))) + '}'
     if isinstance(o, (set,frozenset)): return '{' + ', '.join(sorted(described(v, codes, up) for v in o)) + '}'
     if isinstance(o, (list,tuple,deque,L)): return f'[{all_of(o)}]'
-    if not hasattr(o, '__dict__') and not hasattr(type(o), '__slots__'): return f'{_name(type(o))} {_stuff(o)}'
+    if not hasattr(o, '__dict__') and not hasattr(type(o), '__slots__'): return f'{_name(type(o))} {pickle_digest(o)}'
     said = {k: v for k,v in _options(o).items() if k not in _not_said}
     does = [described(f, codes, up) for f in own_functions(type(o))]
     return _name(type(o)) + ''.join(described(v, codes, up) for v in (said, does) if v)
@@ -125,7 +125,7 @@ def _loader(dls, codes):
     res |= {k: getattr(cut, k, None) for k in ('crop','margin','min_scale','flip')} | dict(light=made.get('light'))
     return res | dict(aug=described(list(L(made.get('aug'))), codes), tfms=described(theirs, codes), parts=made.get('parts') or False)
 
-def _optimiser(learn, codes):
+def _optimizer(learn, codes):
     "What `learn` would step with, but for what a schedule sets"
     opt = learn.opt_func if isinstance(learn.opt_func, OptimWrapper) else learn.opt_func(learn.splitter(learn.model), lr=learn.lr)
     if isinstance(opt, OptimWrapper): return _name(type(opt.opt)),described({k: v for k,v in opt.opt.defaults.items() if k not in ('lr','weight_decay','betas','momentum')} | dict(more=opt.opt.defaults.get('betas', (0,))[1:]), codes)
@@ -146,7 +146,7 @@ def _modules(model):
     return [(k, type(m).__name__, described(numbers(k, m), [])) for k,m in model.named_modules() if not k.startswith('added')]
 
 _changing = 'fastai.callback.mixup','fastai.callback.training','fgvc_fast.augment.','fgvc_fast.train.','fgvc_fast.robust.'
-_watching = 'FiniteLoss PhaseWatch NoValid Parallel SameStatistics ShortEpochCallback'.split()
+_watching = 'FiniteLoss PhaseWatch NoValid Parallel SyncBuffers ShortEpochCallback'.split()
 
 def _changes(cb):
     "Does callback `cb`, of fastai or ours, change what is learned?"
@@ -204,15 +204,15 @@ def run_marks(learn:Learner,
     with suppress(Exception): opts = _loader(dls, [])
     for k in opts: mark(f'{k} of the loaders', plain(lambda codes: _loader(dls, codes)[k]))
     mark('loss', lambda codes: (described(learn.loss_func, codes), _called(learn.loss_func)))
-    mark('optimiser', lambda codes: (_optimiser(learn, codes)[0], _called(learn.opt_func)))
-    mark('optimiser options', lambda codes: (_optimiser(learn, codes)[1],)*2)
+    mark('optimizer', lambda codes: (_optimizer(learn, codes)[0], _called(learn.opt_func)))
+    mark('optimiser options', lambda codes: (_optimizer(learn, codes)[1],)*2)
     mark('weight decay', plain(lambda _: (_wd(learn, wd), bool(learn.wd_bn_bias))))
     mark('momentum', plain(lambda _: list(learn.moms)))
     if lr is not None: mark('rate of the learner', plain(lambda codes: described(lr, codes)))
     names = {p: k for k,p in model.named_parameters()}
     mark('parameter groups', lambda _: ([[names[p] for p in g] for g in param_groups(learn)], f'{len(param_groups(learn))} groups'))
     made = getattr(learn, 'made_of', {})
-    mark('model', lambda _: ([{k: made.get(k) for k in ('arch','pool','head','attend','branch','closer')}, _modules(model)], ' '.join(str(made[k]) for k in ('arch','pool','head') if k in made)))
+    mark('model', lambda _: ([{k: made.get(k) for k in ('arch','pool','head','blocks','branch','zoom')}, _modules(model)], ' '.join(str(made[k]) for k in ('arch','pool','head') if k in made)))
     mark('callbacks', lambda codes: ((o := [_callback(cb, codes) for cb in learn.cbs.sorted('order') if _changes(cb)]), ', '.join(type(cb).__name__ for cb in learn.cbs.sorted('order') if _changes(cb) and type(cb).__name__!='DecayWeights') or 'none'))
     mark('modules of your own', lambda codes: (described([(k, type(m)) for k,m in model.named_modules() if is_own(type(m))], codes), ''))
     mark('layers', lambda codes: (described(_layers(model), codes), ''))

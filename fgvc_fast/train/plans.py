@@ -12,7 +12,7 @@ from inspect import signature
 from numbers import Integral
 from ..core import check, check_number, listing
 from .groups import group_names
-from .phases import Phase, Plan, _above_0, default_plan
+from .phases import Phase, Plan, check_positive, default_plan
 
 # %% ../../nbs/api/470_train.plans.ipynb #ebc6e70e
 def _shares(epochs, n, name):
@@ -28,39 +28,39 @@ def _stages(learn):
 # %% ../../nbs/api/470_train.plans.ipynb #b17b8ebe
 def fastai_plan(learn, epochs, lr=2e-3):
     "fastai's `fine_tune`: the head for one epoch, then everything at half the rate, the shallow groups a hundred times slower"
-    _above_0('lr', lr), _shares(epochs, 2, 'fastai')
+    check_positive('lr', lr), _shares(epochs, 2, 'fastai')
     return Plan([Phase('head', 1, lr=lr, pct_start=.99), Phase('all', epochs-1, lr=slice(lr/200, lr/2), div=5., pct_start=.3)])
 
 def gradual_plan(learn, epochs, lr=1e-2):
     "One stage more in each epoch, from the head down; then everything (gradual unfreezing)"
-    _above_0('lr', lr)
+    check_positive('lr', lr)
     names = _stages(learn)[::-1]
-    alone = [Phase(o if i else 'head', 1, lr=lr/10 if i else lr, decay=1/2.6, keep_stats=True) for i,o in enumerate(names[:-1])]
+    alone = [Phase(o if i else 'head', 1, lr=lr/10 if i else lr, decay=1/2.6, freeze_bn=True) for i,o in enumerate(names[:-1])]
     _shares(epochs, len(names), 'gradual')
-    return Plan([*alone, Phase('all', epochs-len(alone), lr=lr/10, decay=1/2.6, keep_stats=True)])
+    return Plan([*alone, Phase('all', epochs-len(alone), lr=lr/10, decay=1/2.6, freeze_bn=True)])
 
 # %% ../../nbs/api/470_train.plans.ipynb #c0352e45
 def reinit_plan(learn, epochs, lr=1e-2, n=3):
     "The head on the transferred body; then, `n` times, everything after re-initialising one stage more"
-    _above_0('lr', lr)
+    check_positive('lr', lr)
     parts = _shares(epochs, check_number('n', n, 1, whole=True)+1, 'reinit')
-    return Plan([Phase('head', parts[0], lr=lr)] + [Phase('all', e, lr=lr/10, ratio=10., reinit=i+1, keep_stats=True) for i,e in enumerate(parts[1:])])
+    return Plan([Phase('head', parts[0], lr=lr)] + [Phase('all', e, lr=lr/10, ratio=10., reinit=i+1, freeze_bn=True) for i,e in enumerate(parts[1:])])
 
 def layers_plan(learn, epochs, lr=1e-2):
     "As long on the head as on the last stage and the head, and so on down to everything, all groups at one rate"
-    _above_0('lr', lr)
+    check_positive('lr', lr)
     names = _stages(learn)[:0:-1]
     depths = ['head', *names[1:], 'all']
     return Plan([Phase(o, e, lr=lr/10 if i else lr, ratio=1.) for i,(o,e) in enumerate(zip(depths, _shares(epochs, len(depths), 'layers')))])
 
 def blocks_plan(learn, epochs, lr=1e-2):
     "For transformers: the head, then half of the attention blocks with it, then all"
-    _above_0('lr', lr)
+    check_positive('lr', lr)
     body = getattr(learn.model, 'body', None)
     n = len(body.blocks()) if hasattr(body, 'blocks') else 0
     check(n>1, f"the plan 'blocks' is for transformers, and {getattr(body, 'name', type(learn.model).__name__)} has no attention blocks to count: use 'gradual' or 'layers'")
     parts = _shares(epochs, 3, 'blocks')
-    return Plan([Phase('head', parts[0], lr=lr)] + [Phase(f'blocks:-{k}', e, lr=lr/10, ratio=10., keep_stats=True) for k,e in zip((n//2, n), parts[1:])])
+    return Plan([Phase('head', parts[0], lr=lr)] + [Phase(f'blocks:-{k}', e, lr=lr/10, ratio=10., freeze_bn=True) for k,e in zip((n//2, n), parts[1:])])
 
 # %% ../../nbs/api/470_train.plans.ipynb #126039c9
 plans = dict(default=lambda learn, epochs, lr=1e-2, **kwargs: default_plan(epochs, lr, pretrained=getattr(learn, 'pretrained', True), **kwargs),
@@ -75,7 +75,7 @@ def plan(self:Learner,
     )->Plan:
     "The plan `name` for this learner: a list of phases to look at, change, and hand to `fit_phases`"
     check(isinstance(name, str) and name in plans, f"there is no plan {name!r}: use {listing(plans, 20)}, or a list of `Phase`s of your own")
-    check_number('epochs', epochs, 1, whole=True), _above_0('lr', lr, True)
+    check_number('epochs', epochs, 1, whole=True), check_positive('lr', lr, True)
     takes = signature(default_plan if name=='default' else plans[name]).parameters
     wrong = [k for k in kwargs if k not in takes or k=='pretrained']
     check(not wrong, f"the plan {name!r} does not take {listing(wrong)}: it takes {listing([k for k in takes if k not in ('learn','pretrained')], 9)}")

@@ -11,8 +11,8 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from ..core import check, check_number
 from .groups import group_names
-from .phases import Phase, _as_plan, _rates
-from .runner import PhaseRun, _label
+from .phases import Phase, as_plan, rates_over_steps
+from .runner import PhaseRun, phase_label
 
 # %% ../../nbs/api/490_train.plot.ipynb #f20135c4
 def _spans(run, rates, n):
@@ -79,16 +79,16 @@ def plot_phases(self:Learner,
     ):
     "Draw a `plan` before it runs, or what came of it: the rate of every group over the epochs, and the losses"
     if figsize is not None: check(isinstance(figsize, (tuple,list)) and len(figsize)==2 and all(check_number('figsize', o, 0)>0 for o in figsize), f'figsize={figsize!r}: give width and height in inches')
-    run = getattr(self, '_phase_run', None) if plan is None else PhaseRun(_as_plan(self, plan, lr), lr)
+    run = getattr(self, '_phase_run', None) if plan is None else PhaseRun(as_plan(self, plan, lr), lr)
     check(run is not None, "there is nothing to draw yet: give a plan, as in learn.plot_phases(8), or train with learn.fit_phases first")
     n,ran = len(self.dls.train),run.steps>0
-    rates = [_rates(self, o, run.lr) for o in run.plan]
+    rates = [rates_over_steps(self, o, run.lr) for o in run.plan]
     spans = list(_spans(run, rates, n))
     fig,axs = plt.subplots(1+ran, 1, sharex=True, squeeze=False, layout='constrained', figsize=figsize or (7, 4.2 if ran else 2.6))
     axs = axs[:,0]
     _draw_rates(axs[0], run, rates, spans, n, group_names(self))
     if ran: _draw_losses(axs[1], run, spans, n)
     else: axs[0].set_xlabel('epoch')
-    _draw_phases(axs, run, spans, [_label(self, o) for o in run.plan], n)
+    _draw_phases(axs, run, spans, [phase_label(self, o) for o in run.plan], n)
     axs[0].set_xlim(0, spans[-1][1])
     axs[0].xaxis.get_major_locator().set_params(integer=True)

@@ -29,14 +29,14 @@ def dls(): return fine_grained_data('toy_birds', families=2, species=2, per_clas
 @pytest.mark.parametrize('cb', (None, MixUp, CutMix))
 @pytest.mark.parametrize('loss', (CrossEntropyLossFlat, partial(LabelSmoothingCrossEntropyFlat, eps=.2)), ids=('plain','smooth'))
 def test_learned_is_the_sum(dls, cb, loss):
-    learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(PartPool, parts=2), head='levels', branch=-2, closer=True, loss_func=loss())
+    learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(PartPool, parts=2), head='levels', branch=-2, zoom=True, loss_func=loss())
     After.n = 0
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=[Before(), After(), *([cb()] if cb else [])])
     assert After.n==len(dls.train)
     copy.deepcopy(learn.model) # nothing of a batch hangs on
 
 def test_evaluation_says_nothing(dls):
-    learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(PartPool, parts=2), branch=-2, closer=True)
+    learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(PartPool, parts=2), branch=-2, zoom=True)
     with learn.no_bar(), learn.no_logging(): preds,_ = learn.get_preds()
     assert learn.model.said==[]
     torch.testing.assert_close(preds.sum(1), torch.ones(len(preds))) # log-probabilities of the closer look are logits like any other

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.learner import CPUAutocast, SideLosses, fine_grained_learner
+from fgvc_fast.learner import CPUAutocast, AuxLosses, fine_grained_learner
 from fgvc_fast.train.accumulate import Accumulate
 from fgvc_fast.train.weight_decay import DecayWeights, undecayed
 from fgvc_fast.train.ema import EMA
@@ -47,7 +47,7 @@ def learner(n=28, bs=8, seed=1, dtype=torch.float32, **kwargs):
         learn.loss_func = nn.CrossEntropyLoss()
     return learn
 
-def plan(): return [Phase('head', 2, lr=3e-2), Phase('top', 2, lr=2e-2, reinit=1), Phase('all', 2, lr=1e-2, keep_stats=True)]
+def plan(): return [Phase('head', 2, lr=3e-2), Phase('top', 2, lr=2e-2, reinit=1), Phase('all', 2, lr=1e-2, freeze_bn=True)]
 
 def quiet(learn, f, *args, **kwargs):
     with learn.no_logging(): getattr(learn, f)(*args, **kwargs)
@@ -313,7 +313,7 @@ def test_l2sp_with_a_fine_grained_learner_starts_from_the_body(birds):
 
 class Gradients(Callback):
     "For each step its gradient, and what it should be: the mean over the items since the last, of what the loss was before it was weighted"
-    order,run_valid = 5,False # after Mix and SideLosses, before Accumulate
+    order,run_valid = 5,False # after Mix and AuxLosses, before Accumulate
     def before_fit(self): self.got,self.want,self.now = [],[],[]
     def after_loss(self):
         self.now.append((len(self.yb[0]), torch.autograd.grad(self.loss_grad, list(self.model.parameters()), retain_graph=True)))
@@ -347,7 +347,7 @@ def test_side_losses_are_weighted_alike():
             return res
     see,learn = Gradients(),learner(20, dtype=torch.float64)
     learn.model = Says().double()
-    quiet(learn, 'fit', 1, 1e-2, cbs=[SideLosses(), Accumulate(2), see, Took()])
+    quiet(learn, 'fit', 1, 1e-2, cbs=[AuxLosses(), Accumulate(2), see, Took()])
     for a,b in zip(see.got, see.want):
         for x,y in zip(a, b): assert torch.allclose(x, y, atol=1e-13)
 
@@ -460,7 +460,7 @@ class Decays(Callback):
         names = {p: k for k,p in self.model.named_parameters()}
         self.seen.append({names[p] for p,_,s,_ in self.opt.all_params() if s.get('do_wd', True)})
 
-@pytest.mark.parametrize('arch, kw', [('toy_resnet', dict(pool='gem', attend={-1: 'cbam'}, branch=-2)), ('toy_resnet', dict(pool='parts', head='cosine')), ('vit_tiny_patch16_224', dict(pretrained=False, depth=2))])
+@pytest.mark.parametrize('arch, kw', [('toy_resnet', dict(pool='gem', blocks={-1: 'cbam'}, branch=-2)), ('toy_resnet', dict(pool='parts', head='cosine')), ('vit_tiny_patch16_224', dict(pretrained=False, depth=2))])
 def test_in_every_phase_of_a_fine_grained_learner(arch, kw, birds):
     learn,see = fine_grained_learner(birds, arch, **kw),Decays()
     fit(learn, [Phase('head', 1), Phase('all', 1)], cbs=see)

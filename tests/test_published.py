@@ -2,7 +2,7 @@
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from scipy.io import savemat
-import trees_a as trees
+import published_trees as trees
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.aircraft import aircraft_card, read_aircraft
 from fgvc_fast.datasets.cars import _car, cars_card, read_cars

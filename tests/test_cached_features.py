@@ -11,9 +11,9 @@ from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.all import fine_grained_data
 from fgvc_fast.data.loader import FineGrainedDL
-from fgvc_fast.learner import CPUAutocast, SideLosses, fine_grained_learner
+from fgvc_fast.learner import CPUAutocast, AuxLosses, fine_grained_learner
 from fgvc_fast.models.all import pools
-from fgvc_fast.models.annotated import GivenPartPool
+from fgvc_fast.models.annotated import AnnotatedPartPool
 from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.models.pool import MeanPool
 from fgvc_fast.models.second import CompactPool
@@ -58,13 +58,13 @@ def learner(arch='cnn', dls=None, cbs=(), amp=False, **kwargs):
     model = fine_grained_model(n_out=nc, pretrained=False, **{'img_size': 32, **kwargs})
     for m in model.body.modules(): # as if it had seen something
         if isinstance(m, nn.BatchNorm2d): m.running_mean.uniform_(-.2, .2), m.running_var.uniform_(.7, 1.5)
-    learn = Learner(dls or loaders(), model.to(memory_format=torch.channels_last), loss_func=CrossEntropyLossFlat(), splitter=lambda m: m.groups(), metrics=accuracy, cbs=[SideLosses(), *cbs])
+    learn = Learner(dls or loaders(), model.to(memory_format=torch.channels_last), loss_func=CrossEntropyLossFlat(), splitter=lambda m: m.groups(), metrics=accuracy, cbs=[AuxLosses(), *cbs])
     if amp: learn.add_cb(CPUAutocast())
     learn.remove_cb(ProgressCallback)
     return learn
 
-def fit(learn, features=True, epochs=2, views=1, cbs=None, **kwargs):
-    with learn.no_logging(), freeze_below(learn, 'head'), frozen_features(learn, views, **kwargs) if features else nullcontext():
+def fit(learn, features=True, epochs=2, cached_views=1, cbs=None, **kwargs):
+    with learn.no_logging(), freeze_below(learn, 'head'), frozen_features(learn, cached_views, **kwargs) if features else nullcontext():
         torch.manual_seed(2)
         learn.fit_one_cycle(epochs, 1e-2, cbs=cbs)
     return learn
@@ -80,20 +80,20 @@ def assert_same(a, b, atol=1e-4):
 # the same as through the body
 
 of_tokens = 'class_token', 'tokens', 'part_tokens'
-small = dict(compact=partial(CompactPool, dim=64), given_parts=partial(GivenPartPool, parts=2, given=1.))
+small = dict(compact=partial(CompactPool, dim=64), annotated_parts=partial(AnnotatedPartPool, parts=2, given=1.))
 def fits(body, pool): return (body=='vit' or pool not in of_tokens) and not (body=='vit' and pool in ('stages','pyramid'))
 
 @pytest.mark.parametrize('body,pool', [(b,p) for b in bodies for p in pools if fits(b, p)])
 def test_as_through_the_body(body, pool):
     def both(features):
-        learn = learner(body, loaders(n_inp=2 if pool=='given_parts' else 1), pool=small.get(pool, pool))
+        learn = learner(body, loaders(n_inp=2 if pool=='annotated_parts' else 1), pool=small.get(pool, pool))
         start = [p.clone() for p in learn.model.head.parameters()]
         fit(learn, features)
         assert not all(torch.equal(p, q) for p,q in zip(learn.model.head.parameters(), start))
         return learn
     assert_same(both(True), both(False))
 
-kinds = dict(branch=dict(branch=-2), branch_of_rows=dict(branch=-2, pool='gem'), streams=dict(arch=('toy_resnet','toy_resnet'), pool='bilinear'), block_behind=dict(attend={-1: 'se'}),
+kinds = dict(branch=dict(branch=-2), branch_of_rows=dict(branch=-2, pool='gem'), streams=dict(arch=('toy_resnet','toy_resnet'), pool='bilinear'), block_behind=dict(blocks={-1: 'se'}),
     dropout_in_the_head=dict(head='fastai'), cosine=dict(head='cosine'), accumulated=dict(cbs=[GradientAccumulation(12)]), balanced=dict(), drop_last=dict(), fastai_loader=dict(), torchvision=dict(arch=resnet18))
 
 @pytest.mark.parametrize('kind', kinds)
@@ -114,7 +114,7 @@ def test_rows_or_maps():
     def width(**kwargs):
         learn = learner('cnn', **kwargs)
         if kwargs.get('pool')=='avg': learn.model.keep = ('maps',) # as a loss does that looks at maps
-        with freeze_below(learn, 'head'), frozen_features(learn) as dls: return dls[0].views[0].shape
+        with freeze_below(learn, 'head'), frozen_features(learn) as dls: return dls[0].cached_views[0].shape
     nf = learner('cnn').model.body.nf
     assert (width(), width(pool='gem'), width(pool='avg'), width(pool='compact')) == ((22,nf), (22,4*nf), (22,4*nf), (22,4096)) # maps of 2 × 2
 
@@ -135,17 +135,17 @@ class Spy(Callback):
 
 def test_views_take_turns():
     spy = Spy()
-    fit(learner('cnn', loaders(wild=True)), epochs=5, views=2, cbs=spy)
+    fit(learner('cnn', loaders(wild=True)), epochs=5, cached_views=2, cbs=spy)
     a,b,*more = spy.seen
     assert not torch.allclose(a, b)
     for o,want in zip(more, (a,b,a)): torch.testing.assert_close(o, want)
 
 @pytest.mark.parametrize('cls', [FineGrainedDL, DataLoader])
 def test_a_seed_gives_the_same_views(cls):
-    def views(seed):
+    def cached_views(seed):
         learn = learner('cnn', loaders(seed=None, cls=cls, wild=True))
-        with freeze_below(learn, 'head'), frozen_features(learn, 2, seed=seed) as dls: return torch.stack(dls[0].views)
-    a,b,c = views(5),views(5),views(6)
+        with freeze_below(learn, 'head'), frozen_features(learn, 2, seed=seed) as dls: return torch.stack(dls[0].cached_views)
+    a,b,c = cached_views(5),cached_views(5),cached_views(6)
     assert torch.equal(a, b) and not torch.allclose(a, c) and not torch.allclose(a[0], a[1])
 
 def test_plain_view_is_that_of_validation(tmp_path):
@@ -155,8 +155,8 @@ def test_plain_view_is_that_of_validation(tmp_path):
     x = torch.cat([b[0].as_subclass(torch.Tensor) for b in learn.dls.test_dl(data['train'].index)])
     with torch.no_grad(): want = learn.model.eval().features(x)
     with learn.no_bar(), freeze_below(learn, 'head'):
-        with frozen_features(learn) as dls: torch.testing.assert_close(dls[0].views[0], want, rtol=1e-3, atol=1e-4)
-        with frozen_features(learn, 1) as dls: assert not torch.allclose(dls[0].views[0], want, atol=1e-2)
+        with frozen_features(learn) as dls: torch.testing.assert_close(dls[0].cached_views[0], want, rtol=1e-3, atol=1e-4)
+        with frozen_features(learn, 1) as dls: assert not torch.allclose(dls[0].cached_views[0], want, atol=1e-2)
         assert learn.dls.train_ds.split_idx==0
         with pytest.MonkeyPatch.context() as m:
             def fails(*args): raise MemoryError('no more')
@@ -253,8 +253,8 @@ class RandomPool(MeanPool):
     def forward(self, x): return self.drop(super().forward(x))
 
 refused = dict(pool=(dict(arch='cnn', pool=RandomPool), 'random while it trains .Dropout'), drop_path=(dict(arch='vit', drop_path_rate=.5), 'random while it trains .DropPath'), dropout=(dict(arch='vit', proj_drop_rate=.2), 'random while it trains .Dropout'),
-    torchvision=(dict(arch=convnext_tiny, layer_scale=1.), 'StochasticDepth'), block_inside=(dict(arch='cnn', attend={-2: 'eca'}), 'attention block after stage'),
-    closer=(dict(arch='cnn', pool='parts', closer=True), 'closer=True'), mix=(dict(arch='cnn', cbs=[Mix(mixup=.4)]), 'Mix changes the pictures'),
+    torchvision=(dict(arch=convnext_tiny, layer_scale=1.), 'StochasticDepth'), block_inside=(dict(arch='cnn', blocks={-2: 'eca'}), 'attention block after stage'),
+    zoom=(dict(arch='cnn', pool='parts', zoom=True), 'zoom=True'), mix=(dict(arch='cnn', cbs=[Mix(mixup=.4)]), 'Mix changes the pictures'),
     fastai=(dict(arch='cnn', cbs=[FastaiMixUp()]), 'MixUp changes the pictures'), erase=(dict(arch='cnn', cbs=[Erase()]), 'Erase changes the pictures'))
 
 @pytest.mark.parametrize('kind', refused)
@@ -304,8 +304,8 @@ def test_refused_of_other_learners_and_views():
     with pytest.raises(FineGrainedError, match='models of `fine_grained_learner`.*Sequential does not'), frozen_features(other): pass
     learn = learner('cnn')
     with freeze_below(learn, 'head'):
-        for views in (-1, True, 1.5, None):
-            with pytest.raises(FineGrainedError, match='views='), frozen_features(learn, views): pass
+        for cached_views in (-1, True, 1.5, None):
+            with pytest.raises(FineGrainedError, match='cached_views='), frozen_features(learn, cached_views): pass
 
 # where they are kept
 
@@ -313,7 +313,7 @@ def test_half_precision_on_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(cached_features, '_free_memory', lambda: 0)
     monkeypatch.setattr(cached_features.tempfile, 'gettempdir', lambda: str(tmp_path))
     learn = learner('cnn', pool='gem')
-    with freeze_below(learn, 'head'), frozen_features(learn) as dls: assert dls[0].views[0].dtype is torch.float16
+    with freeze_below(learn, 'head'), frozen_features(learn) as dls: assert dls[0].cached_views[0].dtype is torch.float16
     assert not list(tmp_path.iterdir())
     assert_same(fit(learner('cnn', pool='gem')), fit(learner('cnn', pool='gem'), False), 5e-3)
     with freeze_below(learn, 'head'), pytest.raises(FineGrainedError, match='even in half precision.*max_gb=1e-09'), frozen_features(learn, max_gb=1e-9): pass
@@ -333,7 +333,7 @@ def test_pictures_of_other_sizes():
         dls.train.dataset = Sizes(22)
         return learner('mobilenetv2_035', dls, pad_type='same', **kwargs)
     learn = mixed()
-    with freeze_below(learn, 'head'), frozen_features(learn, 1) as dls: got = dls[0].views[0]
+    with freeze_below(learn, 'head'), frozen_features(learn, 1) as dls: got = dls[0].cached_views[0]
     ds,model = Sizes(22),learn.model.eval()
     with torch.no_grad(): want = torch.cat([model.features(ds[i][0][None]) for i in range(22)])
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3*want.abs().max().item())
@@ -351,7 +351,7 @@ def test_of_many_sizes_few_are_folded(monkeypatch):
     dls.train.dataset = Grows(22)
     monkeypatch.setattr(cached_features, '_fused', lambda *args: folds.append(1) or _fused(*args))
     learn = learner('mobilenetv2_035', dls, pad_type='same')
-    with freeze_below(learn, 'head'), frozen_features(learn, 1) as dls: got = dls[0].views[0]
+    with freeze_below(learn, 'head'), frozen_features(learn, 1) as dls: got = dls[0].cached_views[0]
     with torch.no_grad(): want = torch.cat([learn.model.eval().features(Grows(22)[i][0][None]) for i in range(22)])
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3*want.abs().max().item())
     assert len(folds)==3
@@ -395,7 +395,7 @@ def test_features_of_other_weights_are_not_learned_from(spoil):
         for again in (lambda: learn.fit_one_cycle(1, 1e-3), learn.validate, learn.get_preds):
             with pytest.raises(FineGrainedError, match='other weights'): again()
 
-@pytest.mark.parametrize('kwargs', [dict(views='x'), dict(views=-1), dict(views=True), dict(views=1.5), dict(views=None), dict(seed='x'), dict(seed=1.5), dict(max_gb='x'), dict(max_gb=-1), dict(max_gb=None), dict(max_gb=float('nan'))], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(cached_views='x'), dict(cached_views=-1), dict(cached_views=True), dict(cached_views=1.5), dict(cached_views=None), dict(seed='x'), dict(seed=1.5), dict(max_gb='x'), dict(max_gb=-1), dict(max_gb=None), dict(max_gb=float('nan'))], ids=str)
 def test_what_is_no_option_of_features(kwargs):
     learn = learner()
     with freeze_below(learn, 'head'), pytest.raises(FineGrainedError, match=f'{next(iter(kwargs))}='):

@@ -1,6 +1,6 @@
 """Ten epochs of the head alone on 50 classes of CUB-200-2011: through the frozen body, and on features that it gives once
 
-    python benchmarks/frozen.py --seeds 10
+    python benchmarks/cached_features.py --seeds 10
 
 Training pictures are split 70 : 30 (the test split is not touched), decoded before the clock starts, and ways take turns within a seed. Wall time holds the feature pass, training, and
 validation after every epoch; CPU time of the process is shown beside it, for a machine that is shared. `--ways` times the pass alone: batch sizes, memory formats, norms folded in or not.
@@ -21,10 +21,10 @@ def learner(data, body, args, seed):
     dls = data.dls(size=args.size, seed=seed, num_workers=0)
     return fine_grained_learner(dls, **body, pool=args.pool, metrics=accuracy)
 
-def run(views, learn, epochs):
+def run(cached_views, learn, epochs):
     "(accuracy after the last epoch, wall seconds, CPU seconds)"
     wall,cpu = time.perf_counter(),time.process_time()
-    with learn.no_bar(), learn.no_logging(), freeze_below(learn, 'head'), nullcontext() if views is None else frozen_features(learn, views): learn.fit_one_cycle(epochs, 1e-2)
+    with learn.no_bar(), learn.no_logging(), freeze_below(learn, 'head'), nullcontext() if cached_views is None else frozen_features(learn, cached_views): learn.fit_one_cycle(epochs, 1e-2)
     return learn.recorder.values[-1][-1]*100,time.perf_counter()-wall,time.process_time()-cpu
 
 def compare(data, body, args):
@@ -32,7 +32,7 @@ def compare(data, body, args):
     for seed in range(args.seeds):
         own = data.split(valid=.3, seed=seed)
         for dl in learner(own, body, args, seed).dls.loaders: [None for _ in dl] # decodes and keeps
-        for k,views in ways.items(): res[k].append(run(views, learner(own, body, args, seed), args.epochs))
+        for k,cached_views in ways.items(): res[k].append(run(cached_views, learner(own, body, args, seed), args.epochs))
         print(f'seed {seed}:', '; '.join(f'{k} {v[-1][0]:.1f} % {v[-1][1]:.0f} s (CPU {v[-1][2]:.0f} s)' for k,v in res.items()), flush=True)
     res = {k: np.array(v) for k,v in res.items()}
     base = res['through the body']

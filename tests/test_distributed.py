@@ -7,7 +7,7 @@ from fgvc_fast.augment.mix import Mix
 from fgvc_fast.bundle import load_bundle
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.all import fine_grained_data
-from fgvc_fast.data.loader import share_of
+from fgvc_fast.data.loader import shard_indices
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.robust.train import AdversarialTraining
 from fgvc_fast.save import save_bundle # chkstyle: ignore (now learners have it)
@@ -86,9 +86,9 @@ class Seen(Callback):
 @pytest.mark.parametrize('n,bs,ranks', [(1,4,2),(7,4,2),(48,8,2),(50,8,3),(3,2,8),(64,8,4)])
 def test_shares(n, bs, ranks):
     "Together all of an epoch, once; padded: equally many, at most one a process again"
-    shares = [share_of(n, bs, r, ranks, pad=False) for r in range(ranks)]
+    shares = [shard_indices(n, bs, r, ranks, pad=False) for r in range(ranks)]
     assert sorted(np.concatenate(shares).tolist())==list(range(n))
-    padded = [share_of(n, bs, r, ranks) for r in range(ranks)]
+    padded = [shard_indices(n, bs, r, ranks) for r in range(ranks)]
     assert len({len(o) for o in padded})==1
     assert sorted((np.concatenate(padded)).tolist())==list(range(-(-n//ranks)*ranks))
     for k in range(n//(bs*ranks)): # each batch of all is a batch of one process
@@ -125,7 +125,7 @@ def test_attacked_as_one_process(birds, tmp_path):
     np.testing.assert_allclose(log.to_numpy(dtype=float), ref.to_numpy(dtype=float), rtol=1e-3, atol=1e-4)
     assert close(w, ref_w, 1e-3)
 
-def losses_of_their_own(): return [AddLoss('centre', .01), Mix(mixup=.4, cutmix=1., p=.5), EMA(.9), L2SP(.01, .01), Accumulate(2)]
+def losses_of_their_own(): return [AddLoss('center', .01), Mix(mixup=.4, cutmix=1., p=.5), EMA(.9), L2SP(.01, .01), Accumulate(2)]
 
 def test_all_that_trains(birds, tmp_path):
     "Batch norm, re-initialised stages, growing pictures, stored features, mixing, losses with parameters, averages: weights and statistics are equal everywhere"
@@ -133,11 +133,11 @@ def test_all_that_trains(birds, tmp_path):
     def once():
         res = {}
         for name,opts,plan,cbs in [
-            ('reinit', dict(), [Phase('head', 1, views=2), Phase('all', 1, reinit=1), Phase('all', 1, size=40, keep_stats=True)], lambda: CSVLog(tmp_path/'log.csv')),
+            ('reinit', dict(), [Phase('head', 1, cached_views=2), Phase('all', 1, reinit=1), Phase('all', 1, size=40, freeze_bn=True)], lambda: CSVLog(tmp_path/'log.csv')),
             ('own', dict(branch=-2, pool='gem'), [Phase('head', 1), Phase('all', 2, lr=3e-3)], losses_of_their_own),
-            ('alone', dict(pool='gem'), [Phase('all', 1)], lambda: AddLoss('centre', .01, alone=True)),
+            ('alone', dict(pool='gem'), [Phase('all', 1)], lambda: AddLoss('center', .01, alone=True)),
             ('adversarial', dict(pool='gem'), [Phase('all', 1)], lambda: AdversarialTraining(2/255)),
-            ('parts', dict(pool='parts', closer=True, amp='bf16'), [Phase('all', 1)], lambda: tensorboard_log(tmp_path/'runs'))]:
+            ('parts', dict(pool='parts', zoom=True, amp='bf16'), [Phase('all', 1)], lambda: tensorboard_log(tmp_path/'runs'))]:
             learn = learner(few, 6, 'toy_resnet', seed=torch.initial_seed()%7 + int(os.environ['RANK']), dls_seed=None, **opts) # each begins with a head of its own
             first = state(learn)
             log = run(learn, plan, cbs=cbs())
@@ -152,7 +152,7 @@ def test_all_that_trains(birds, tmp_path):
         assert equal(w, w1) and log.equals(log1), k
         assert any('running_mean' in o and not torch.equal(w[o], start[o]) for o in w), k
         assert np.isfinite(log.to_numpy(dtype=float)).all(), k
-        assert not {'Parallel','SameStatistics'} & cbs, k
+        assert not {'Parallel','SyncBuffers'} & cbs, k
     assert len((tmp_path/'log.csv').read_text().splitlines())==4 # a head and three epochs, once
     assert len(list((tmp_path/'runs').iterdir()))==1
 
@@ -166,7 +166,7 @@ class PressStop(Callback):
 
 def test_stops_and_goes_on(birds, tmp_path):
     "One process is stopped, so all end; started again they go on from the folder to the same curve and weights; one of them writes"
-    plan,mix = [Phase('head', 1, views=2), Phase('all', 2, lr=3e-3)],partial(Mix, mixup=.4)
+    plan,mix = [Phase('head', 1, cached_views=2), Phase('all', 2, lr=3e-3)],partial(Mix, mixup=.4)
     def learn(): return learner(birds, 6, seed=int(os.environ.get('RANK', 0)))
     def stopped(): run(learn(), plan[1:], cbs=[mix(), PressStop(6)], folder=tmp_path/'run')
     a,b = two(stopped, tmp_path)

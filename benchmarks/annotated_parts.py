@@ -1,7 +1,7 @@
-"Do marked parts help on toy birds, and are they found? (`python benchmarks/given_parts.py [--seeds 3] [--epochs 8] [--per_class 10]`)"
+"Do marked parts help on toy birds, and are they found? (`python benchmarks/annotated_parts.py [--seeds 3] [--epochs 8] [--per_class 10]`)"
 import argparse, time
 import numpy as np, torch
-from fgvc_fast.all import GivenPartPool, Phase, fine_grained_data, fine_grained_learner, partial
+from fgvc_fast.all import AnnotatedPartPool, Phase, fine_grained_data, fine_grained_learner, partial
 from _table import table
 
 def found(learn, dl, near=.1):
@@ -31,7 +31,7 @@ def main():
     data,rows = fine_grained_data('toy_birds'),[]
     if args.per_class: data = data.subset(per_class=args.per_class)
     n = data.parts.part.nunique()
-    pools = {'avg': 'avg'} | {f'given_parts, given={o:g}': partial(GivenPartPool, parts=n, given=o) for o in args.given}
+    pools = {'avg': 'avg'} | {f'annotated_parts, given={o:g}': partial(AnnotatedPartPool, parts=n, given=o) for o in args.given}
     for name,pool in pools.items():
         start = time.time()
         res = 100*np.array([trained(data, pool, s, args.epochs) for s in range(args.seeds)])

@@ -49,13 +49,13 @@ def test_all_right(interp, capsys):
     fine.preds = fine.targs
     fine.plot_errors()
     assert 'every answer is right' in capsys.readouterr().out
-    assert not len(fine.suspects()) and not fine.error_levels().mistakes.sum()
+    assert not len(fine.label_issues()) and not fine.error_levels().mistakes.sum()
     with pytest.raises(FineGrainedError, match='nothing to write'): fine.to_html('nowhere.html')
 
 def test_suspects_are_the_surest_mistakes(interp):
-    s = interp.suspects(.2)
+    s = interp.label_issues(.2)
     wrong = (interp.preds!=interp.targs) & (interp.probs>=.2)
-    assert len(s)==wrong.sum() and s.certainty.is_monotonic_decreasing and (s.label!=s.said).all()
+    assert len(s)==wrong.sum() and s.confidence.is_monotonic_decreasing and (s.label!=s.predicted).all()
     assert list(s.picture)==[str(interp.learn.dls.data.path(o)) for o in s['item']]
 
 def test_per_class_chart_and_levels(interp):

@@ -11,7 +11,7 @@ from fgvc_fast.data.table import FineGrainedData
 from fgvc_fast.datasets.toy import toy_birds
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.models.body import Body
-from fgvc_fast.models.annotated import GivenPartPool, part_targets
+from fgvc_fast.models.annotated import AnnotatedPartPool, part_targets
 from fgvc_fast.models.pool import pools
 
 # ---- the loaders: find the dots ----
@@ -54,11 +54,11 @@ def middle(x, c):
     at = (x[c]-x.min(0).values>.35).nonzero().double()
     return ((at.mean(0)+.5)/size).flip(0) if len(at) else None,len(at)
 
-def compare(xb, pb, colours):
+def compare(xb, pb, colors):
     "How many points were found at their dots, and how many were left out with theirs"
     found = lost = 0
     for x,points in zip(xb, pb):
-        for (px,py),c in zip(points.tolist(), colours):
+        for (px,py),c in zip(points.tolist(), colors):
             at,n = middle(torch.as_tensor(x), c)
             if math.isnan(px):
                 lost += 1
@@ -77,9 +77,9 @@ def test_dots(tmp_path, suffix, cache, crop):
     for flip in (0.,1.):
         dls = data.dls(size, bs=8, crop=crop, parts=True, cache=cache, flip=flip, min_scale=.3, num_workers=0, seed=1)
         assert dls.parts==list(dots) and dls.n_inp==2
-        colours = [1,0,2] if flip else [0,1,2] # in a mirror image left and right change places
+        colors = [1,0,2] if flip else [0,1,2] # in a mirror image left and right change places
         for again in range(2): # the second time out of the cache
-            res = [compare(xb, pb, colours) for _ in range(3) for xb,pb,_ in dls.train]
+            res = [compare(xb, pb, colors) for _ in range(3) for xb,pb,_ in dls.train]
             found,lost = map(sum, zip(*res))
             assert found>60 and lost>(0 if crop else 5)
             assert sum(compare(xb, pb, [0,1,2])[0] for xb,pb,_ in dls.valid)>=len(data['valid'])*(3 if crop else 2)
@@ -196,7 +196,7 @@ def test_targets(h, w):
 def test_true_places_in_training():
     "given=1: the rows are those of the true places, those of the predicted ones where none is known; at test time they are never asked"
     torch.manual_seed(0)
-    pool,maps,points = GivenPartPool(8, 3, given=1.),torch.randn(4,8,5,6),torch.rand(4,3,2)
+    pool,maps,points = AnnotatedPartPool(8, 3, given=1.),torch.randn(4,8,5,6),torch.rand(4,3,2)
     points[0,1] = torch.nan
     true,_ = part_targets(points, 5, 6)
     at = pool.attention(maps)
@@ -218,23 +218,23 @@ def test_true_places_in_training():
 def test_loss():
     "Against torch's own distributions; unknown parts do not count"
     torch.manual_seed(0)
-    pool,maps,points = GivenPartPool(8, 3, weight=.3),torch.randn(4,8,5,6),torch.rand(4,3,2)
+    pool,maps,points = AnnotatedPartPool(8, 3, weight=.3),torch.randn(4,8,5,6),torch.rand(4,3,2)
     points[0,1] = torch.nan
-    (name,weight,value), = pool.sides(None, maps, points=points)
+    (name,weight,value), = pool.aux_losses(None, maps, points=points)
     true,known = part_targets(points, 5, 6)
     def dist(o): return torch.distributions.Categorical(probs=o[known].flatten(1).double())
     ref = torch.distributions.kl_divergence(dist(true+1e-30), dist(pool.attention(maps))).mean()
     assert (name,weight)==('places',.3) and abs(value.item()-ref.item())<1e-5
     value.backward()
     assert pool.where.weight.grad.abs().sum()>0
-    blank = pool.sides(None, maps, points=torch.full((4,3,2), torch.nan))[0][2]
+    blank = pool.aux_losses(None, maps, points=torch.full((4,3,2), torch.nan))[0][2]
     assert blank.item()==0 and blank.requires_grad
-    assert GivenPartPool(8, 3, weight=0).sides(None, maps)==[]
+    assert AnnotatedPartPool(8, 3, weight=0).aux_losses(None, maps)==[]
 
 def test_learns_the_places():
     "From maps that say where a part is, its place is learned, whatever the size of the map"
     torch.manual_seed(0)
-    pool = GivenPartPool(4, 2)
+    pool = AnnotatedPartPool(4, 2)
     opt = torch.optim.Adam(pool.parameters(), .1)
     def batch(h, w, n=32):
         points = torch.rand(n,2,2)*.8+.1
@@ -242,7 +242,7 @@ def test_learns_the_places():
     for _ in range(150):
         maps,points = batch(6, 6)
         opt.zero_grad()
-        pool.sides(None, maps, points=points)[0][2].backward()
+        pool.aux_losses(None, maps, points=points)[0][2].backward()
         opt.step()
     for h,w in ((6,6), (4,9)):
         maps,points = batch(h, w)
@@ -258,13 +258,13 @@ def test_on_bodies(arch, px, dim):
     torch.manual_seed(0)
     body = Body(arch, pretrained=False, img_size=px)
     maps = body.eval()(torch.rand(2,3,px,px)).detach()
-    pool,points = GivenPartPool(body.nf, 3, dim=dim, given=1.),torch.tensor([[.1,.2],[.9,.9],[torch.nan]*2]).repeat(2,1,1)
+    pool,points = AnnotatedPartPool(body.nf, 3, dim=dim, given=1.),torch.tensor([[.1,.2],[.9,.9],[torch.nan]*2]).repeat(2,1,1)
     assert pool.nf==4*(dim or body.nf)
     for m in (maps, maps.to(memory_format=torch.channels_last), torch.zeros_like(maps), maps[...,:1,:1]):
         for training in (True,False):
             x = m.detach().clone().requires_grad_()
             rows = pool.train(training)(x, points=points)
-            loss = rows.square().mean()+sum(w*v for _,w,v in pool.sides(rows, x, points=points))
+            loss = rows.square().mean()+sum(w*v for _,w,v in pool.aux_losses(rows, x, points=points))
             pool.zero_grad()
             loss.backward()
             assert rows.shape==(2,pool.nf) and all(o.isfinite().all() for o in (rows, x.grad, *[p.grad for p in pool.parameters() if p.grad is not None]))
@@ -274,13 +274,13 @@ def test_on_bodies(arch, px, dim):
     assert (half.float()-rows).norm()<.02*rows.norm()
 
 def test_options():
-    assert pools['given_parts'] is GivenPartPool and GivenPartPool(8).nf==16
+    assert pools['annotated_parts'] is AnnotatedPartPool and AnnotatedPartPool(8).nf==16
     for kwargs,say in ((dict(parts=0),'parts=0'), (dict(parts=2.5),'parts=2.5'), (dict(dim=0),'dim=0'), (dict(given=1.2),'given=1.2'), (dict(sigma=0),'sigma=0')):
-        with pytest.raises(FineGrainedError, match=say): GivenPartPool(8, **kwargs)
-    pool,maps = GivenPartPool(8, 3),torch.randn(2,8,4,4)
+        with pytest.raises(FineGrainedError, match=say): AnnotatedPartPool(8, **kwargs)
+    pool,maps = AnnotatedPartPool(8, 3),torch.randn(2,8,4,4)
     with pytest.raises(FineGrainedError, match='parts=5'): pool(maps, points=torch.rand(2,5,2))
     with pytest.raises(FineGrainedError, match='parts=1'): pool(maps, points=torch.rand(2,4))
-    with pytest.raises(FineGrainedError, match=r'data.dls\(..., parts=True\)'): pool.sides(None, maps)
+    with pytest.raises(FineGrainedError, match=r'data.dls\(..., parts=True\)'): pool.aux_losses(None, maps)
 
 # ---- together ----
 
@@ -290,7 +290,7 @@ def birds(tmp_path_factory): return toy_birds(tmp_path_factory.mktemp('birds'), 
 @pytest.mark.parametrize('parts', [True, 'box'])
 def test_learner(birds, parts):
     dls = birds.dls(size=64, bs=8, parts=parts, num_workers=0, seed=0, device='cpu')
-    learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(GivenPartPool, parts=len(dls.parts), dim=32))
+    learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(AnnotatedPartPool, parts=len(dls.parts), dim=32))
     where = learn.model.pool.where.weight.detach().clone()
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-2)
@@ -309,5 +309,5 @@ def test_mixing_is_refused(birds):
     "Mixed pictures have two sets of parts"
     dls = birds.dls(size=64, bs=8, parts=True, num_workers=0, device='cpu')
     for cb in (MixUp(), CutMix()):
-        learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(GivenPartPool, parts=len(dls.parts)))
+        learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(AnnotatedPartPool, parts=len(dls.parts)))
         with learn.no_bar(), learn.no_logging(), pytest.raises(FineGrainedError, match='Mix mixes pictures'): learn.fit(1, cbs=cb)
