@@ -562,11 +562,11 @@ exceptions = { # 'Class.*': what is written under it
     'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing wrap_label',
     'public because two of our modules need it, and handed only what these have checked: no user calls it':
         'half_interval written_to is_own function_parts class_attrs own_functions check_vocab callback_key SameVocab FineGrainedLearner.validation_context in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same '
-        'with_progress check_replaceable check_keeps_shape split_augs open_picture exif_orientation stored_size turn_box swaps_sides '
+        'with_progress check_replaceable check_keeps_shape split_augs open_picture exif_orientation stored_size turn_box '
         'pixel_tensor upright_points seed_all seeded follow_link real_paths read_mat corners_of text_lines match_ids check_unique '
         'read_part_table check_present find_tree check_boxes read_words retrieval_measures nearest_elsewhere contrast_class batches_of '
         'logits_and_maps asked_line resize_maps vocab_of bare_model score_of file_numbers kept_embeddings items_loader truth_of '
-        'name_of check_tree levels_of tree_of at_least_float32 called_by describe_frame told_by_name module_attrs later_attrs '
+        'name_of check_tree levels_of tree_of at_least_float32 called_by describe_frame later_attrs '
         'pickle_digest check_answers count_no_answers for_size as_pair shared_twin check_parents check_pad threshold_range RollOut '
         'check_token_flow hook_attention unpack_map as_pixels short_digest dependencies_of as_settings shortened library_versions '
         'whole_learner check_positive as_plan counted group_lrs rates_over_steps phase_label resize_learner learner_size stats_from '
