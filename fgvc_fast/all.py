@@ -8,10 +8,10 @@ from .losses import *
 from .embed import *
 from .metrics import *
 from .levels import *
+from .answers import *
 from .augment.all import *
 from .train.all import *
 from .learner import *
-from .augment.report import *
 from .interpret.all import *
 from .robust.all import *
 from .bundle import *

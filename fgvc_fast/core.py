@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FineGrainedError', 'check', 'check_number', 'check_choice', 'check_size', 'check_folder', 'written_to', 'digest',
-           'listing', 'wrap_label', 'in_plot', 'half_interval']
+           'swapped', 'listing', 'wrap_label', 'in_plot', 'half_interval']
 
 # %% ../nbs/api/000_core.ipynb #dc3ef0bf
 import errno, hashlib, math, numpy as np, os
@@ -80,6 +80,17 @@ def digest(*things # Bytes, arrays, or whatever has a `repr` that says all of it
         h.update(f"{type(o).__name__} {getattr(o, 'dtype', '')} {getattr(o, 'shape', len(raw))};".encode())
         h.update(raw)
     return h.hexdigest()
+
+# %% ../nbs/api/000_core.ipynb #d91a162f
+@contextmanager
+def swapped(o, **attrs # Other values, by name
+    ):
+    "Inside this `with`, the object or module `o` has `attrs` in place of its own"
+    own = {k: vars(o)[k] for k in attrs if k in vars(o)}
+    for k,v in attrs.items(): setattr(o, k, v)
+    try: yield o
+    finally:
+        for k in attrs: setattr(o, k, own[k]) if k in own else delattr(o, k)
 
 # %% ../nbs/api/000_core.ipynb #88b28b6d
 def listing(names, most:int=5 # How many names to show before counting the rest

@@ -169,7 +169,7 @@ def _told(o, training, up, done, settled):
     return [name, go(held) if hasattr(o, '__dict__') or held else pickle_digest(o), *all_of(type(o))]
 
 # %% ../nbs/api/240_memory.ipynb #d1660e46
-_passing = {'training','said','kept'} # of the last batch
+_passing = {'training','traces'} # of the last batch
 module_attrs = {*vars(nn.Module())}
 
 def _hooks(m):

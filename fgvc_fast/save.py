@@ -15,7 +15,8 @@ from pathlib import Path
 from .bundle import with_progress, check_replaceable, check_same, recipe, write_bundle
 from .core import FineGrainedError, check, listing
 from .data.block import CropResize
-from .learner import name_of, check_vocab, test_read
+from .answers import check_vocab
+from .learner import name_of, test_read
 from .levels import check_tree
 from .metrics import check_answers, count_no_answers, per_class_accuracy, top_k
 

@@ -7,9 +7,11 @@ from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from fgvc_fast.all import CutMix, Mix, MixUp, PartPool, fine_grained_data, fine_grained_learner
 
 class Before(Callback):
-    "Sees the batch before anybody has taken what was said"
+    "Asks for the same as the learner does, beside it"
     order,run_valid = -100,False
-    def after_pred(self): self.said,self.out,self.y,self.mixed = list(self.model.said),self.pred,self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
+    def before_batch(self): self.asked = self.model.trace('aux_losses').__enter__()
+    def after_batch(self): self.asked.__exit__()
+    def after_pred(self): self.said,self.out,self.y,self.mixed = self.asked.aux_losses,self.pred,self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
 
 class After(Callback):
     "Compares what is about to be learned with the sum"
@@ -34,9 +36,10 @@ def test_learned_is_the_sum(dls, cb, loss):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=[Before(), After(), *([cb()] if cb else [])])
     assert After.n==len(dls.train)
     copy.deepcopy(learn.model) # nothing of a batch hangs on
+    assert learn.model.traces==[]
 
 def test_evaluation_says_nothing(dls):
     learn = fine_grained_learner(dls, 'toy_resnet', pool=partial(PartPool, parts=2), branch=-2, zoom=True)
-    with learn.no_bar(), learn.no_logging(): preds,_ = learn.get_preds()
-    assert learn.model.said==[]
+    with learn.no_bar(), learn.no_logging(), learn.model.trace('aux_losses') as t: preds,_ = learn.get_preds()
+    assert t.aux_losses==learn.model.traces==[]
     torch.testing.assert_close(preds.sum(1), torch.ones(len(preds))) # log-probabilities of the closer look are logits like any other

@@ -11,7 +11,9 @@ from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.all import fine_grained_data
 from fgvc_fast.data.loader import FineGrainedDL
-from fgvc_fast.learner import CPUAutocast, AuxLosses, fine_grained_learner
+from fgvc_fast.learner import fine_grained_learner
+from fgvc_fast.train.aux_loss import AuxLosses
+from fgvc_fast.train.precision import CPUAutocast
 from fgvc_fast.models.all import pools
 from fgvc_fast.models.annotated import AnnotatedPartPool
 from fgvc_fast.models.model import fine_grained_model
@@ -110,17 +112,20 @@ def test_in_mixed_precision():
     a,b = (fit(learner('cnn', pool='gem', amp=True), o) for o in (True, False))
     assert_same(a, b, .05) # bfloat16 has three digits
 
+class Asks(AuxLosses): asks = 'maps',
+
 def test_rows_or_maps():
     def width(**kwargs):
         learn = learner('cnn', **kwargs)
-        if kwargs.get('pool')=='avg': learn.model.keep = ('maps',) # as a loss does that looks at maps
+        if kwargs.get('pool')=='avg': learn.add_cb(Asks()) # as a loss does that looks at maps
         with freeze_below(learn, 'head'), frozen_features(learn) as dls: return dls[0].cached_views[0].shape
     nf = learner('cnn').model.body.nf
     assert (width(), width(pool='gem'), width(pool='avg'), width(pool='compact')) == ((22,nf), (22,4*nf), (22,4*nf), (22,4096)) # maps of 2 × 2
 
 def test_a_loss_that_comes_late_for_maps_is_told():
-    class Late(Callback):
-        def before_fit(self): self.model.keep = ('maps',)
+    class Late(AuxLosses):
+        asks = ()
+        def before_fit(self): self.asks = 'maps',
     with pytest.raises(FineGrainedError, match='before the features are computed'): fit(learner('cnn'), cbs=Late())
 
 # views

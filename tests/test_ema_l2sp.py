@@ -12,7 +12,10 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.learner import CPUAutocast, AuxLosses, fine_grained_learner
+from fgvc_fast.learner import fine_grained_learner
+from fgvc_fast.models.trace import Trace
+from fgvc_fast.train.aux_loss import AuxLosses
+from fgvc_fast.train.precision import CPUAutocast
 from fgvc_fast.train.accumulate import Accumulate
 from fgvc_fast.train.weight_decay import DecayWeights, undecayed
 from fgvc_fast.train.ema import EMA
@@ -343,8 +346,10 @@ def test_side_losses_are_weighted_alike():
     class Says(Net):
         def forward(self, x):
             res = super().forward(x)
-            self.said = [('squares', .3, (res**2).mean())] if self.training else []
+            for t in self.traces: t.take(aux_losses=[('squares', .3, (res**2).mean())])
             return res
+        traces = []
+        def trace(self, *parts, detach): return Trace(self, *parts)
     see,learn = Gradients(),learner(20, dtype=torch.float64)
     learn.model = Says().double()
     quiet(learn, 'fit', 1, 1e-2, cbs=[AuxLosses(), Accumulate(2), see, Took()])
@@ -510,14 +515,14 @@ def test_no_pull_to_what_was_begun_afresh(cut, how):
 
 @pytest.mark.parametrize('device', ['mps','xpu','hpu'])
 def test_precision_that_a_device_does_not_have_is_refused(device):
-    from fgvc_fast.learner import _precision
+    from fgvc_fast.train.precision import precision_callback
     class Device: type = device
     for amp in ('bf16','fp16'):
-        with pytest.raises(FineGrainedError, match=f"amp='{amp}' does nothing on {device}"): _precision(amp, Device)
-    for amp in ('auto',None): assert _precision(amp, Device)==(None, 'float32')
+        with pytest.raises(FineGrainedError, match=f"amp='{amp}' does nothing on {device}"): precision_callback(amp, Device)
+    for amp in ('auto',None): assert precision_callback(amp, Device)==(None, 'float32')
     for bad in ('bf32', 16, True, ''):
-        with pytest.raises(FineGrainedError, match='amp='): _precision(bad, torch.device('cpu'))
-    assert isinstance(_precision('bf16', torch.device('cpu'))[0], CPUAutocast)
+        with pytest.raises(FineGrainedError, match='amp='): precision_callback(bad, torch.device('cpu'))
+    assert isinstance(precision_callback('bf16', torch.device('cpu'))[0], CPUAutocast)
 
 def test_a_pull_that_is_given_to_another_learner_meets_it_anew(tmp_path):
     import pickle

@@ -141,7 +141,7 @@ def test_embeddings_follow_the_weights(learn):
     with learn.no_logging(): learn.fit(1, 1e-3)
     new = learn.embeddings()[0]
     assert not torch.equal(new, embeddings)
-    assert (learn.model.keep, learn.model.kept)==((), {})
+    assert learn.model.traces==[]
 
 def test_metrics_of_retrieval(learn):
     (v,vy),(t,ty) = learn.embeddings('valid'),learn.embeddings()

@@ -119,9 +119,10 @@ def fit(learn, cbs=None, phases=None, **kwargs):
 class Before(Callback):
     "Sees the batch before anybody has added to it"
     order,run_valid = -4,False # right after `Mix` has judged it
+    def before_batch(self): self.asked = self.learn.model.trace('embeddings', 'maps').__enter__()
+    def after_batch(self): self.asked.__exit__()
     def after_pred(self):
-        m = self.learn.model
-        self.said,self.embeddings,self.y_,self.mixed = list(m.said),dict(m.kept),self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
+        self.embeddings,self.y_,self.mixed = dict(embeddings=self.asked.embeddings, maps=self.asked.maps),self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
     def after_loss(self): self.plain = self.learn.loss_grad
 
 class After(Callback):
@@ -164,7 +165,7 @@ def test_every_loss_trains_in_phases(dls, name, mix):
     assert list(before)==list(after)
     assert any(not torch.equal(before[k], after[k]) for k in before if k.startswith('body') and k.endswith('weight'))
     assert len(learn.opt.all_params())==len(list(learn.model.parameters()))
-    assert (learn.model.keep, learn.model.kept, learn.model.apart)==((), {}, False)
+    assert learn.model.traces==[]
 
 def test_side_losses_have_columns(dls):
     learn = fit(learner(dls, pool=partial(PartPool, parts=2), head='levels', branch=-2, zoom=True), AddLoss('center', .01), [Phase('all', 1)])
@@ -201,7 +202,7 @@ def test_own_parameters_learn_in_the_last_group(dls, how):
 def test_a_loss_of_the_learner_stays_and_is_in_no_bundle(dls, tmp_path):
     learn = learner(dls, cbs=AddLoss('center', .01))
     fit(learn)
-    assert 'added.centre.centres' in learn.model.state_dict() and len(learn.validate())==1
+    assert 'added.center.centers' in learn.model.state_dict() and len(learn.validate())==1
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad(): want = learn.model.eval()(x)
     learn.save_bundle(tmp_path/'b')
@@ -220,7 +221,7 @@ def test_a_stopped_fit_leaves_nothing(dls, ev, ex):
     learn = learner(dls)
     try: fit(learn, [AddLoss('arcface', alone=True), StopAt(ev, 2, ex, training=True)])
     except KeyboardInterrupt: assert ex is KeyboardInterrupt
-    assert not len(learn.model.added) and (learn.model.keep, learn.model.kept, learn.model.apart)==((), {}, False)
+    assert not len(learn.model.added) and not any(o.detach for o in learn.model.traces)
     assert len(learn.opt.all_params())==len(list(learn.model.parameters()))
     assert len(learn.validate())==1
 

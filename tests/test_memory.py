@@ -15,7 +15,8 @@ from fgvc_fast.interpret.cam import cam
 from fgvc_fast.interpret.features import FeatureHierarchy
 from fgvc_fast.interpret import browse, mistakes, retrieval # chkstyle: ignore (learners have `embeddings`, interpretations `to_html` and `plot_errors`)
 from fgvc_fast import save # chkstyle: ignore (now learners have `save_bundle`)
-from fgvc_fast.learner import CPUAutocast, fine_grained_learner, test_read as remembered
+from fgvc_fast.learner import fine_grained_learner, test_read as remembered
+from fgvc_fast.train.precision import CPUAutocast
 from fgvc_fast.memory import _says, items_of, loader_key, trained_on, weights_checksum
 from fgvc_fast.train.marks import check_same, run_marks
 from torch import nn

@@ -45,8 +45,8 @@ def test_every_pool_on_every_body(arch, pool, size):
     for amp in (False, True):
         model.train().zero_grad()
         with torch.autocast('cpu', torch.bfloat16, enabled=amp):
-            out = model(x, **points)
-            loss = F.cross_entropy(out.float(), y) + sum(w*(v if v.ndim==0 else F.cross_entropy(v.float(), y)) for _,w,v in model.said)
+            with model.trace('aux_losses') as t: out = model(x, **points)
+            loss = F.cross_entropy(out.float(), y) + sum(w*(v if v.ndim==0 else F.cross_entropy(v.float(), y)) for _,w,v in t.aux_losses)
         loss.backward()
         assert out.shape==(4,5) and loss.isfinite()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

@@ -9,7 +9,8 @@ from fastai.torch_core import set_seed
 from fgvc_fast.augment.mix import Mix
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.all import toy_birds
-from fgvc_fast.learner import CPUAutocast, fine_grained_learner
+from fgvc_fast.learner import fine_grained_learner
+from fgvc_fast.train.precision import CPUAutocast
 from fgvc_fast.robust.attack import bim, fgsm
 from fgvc_fast.robust.corrupt import corrupt, corruptions
 from fgvc_fast.robust.curve import robustness
@@ -41,8 +42,8 @@ def test_the_loss_is_the_formula(data, alpha, head):
     (x,y,shown,loss),m = keep.seen[0],keep.model_before.train()
     x,y = x.as_subclass(torch.Tensor),y.as_subclass(torch.Tensor)
     f = torch.nn.functional.cross_entropy
-    clean = f(m(x), y)
-    sides = sum(w*(v if v.ndim==0 else f(v, y)) for _,w,v in m.said) if m.said else 0.
+    with m.trace('aux_losses') as t: clean = f(m(x), y)
+    sides = sum(w*(v if v.ndim==0 else f(v, y)) for _,w,v in t.aux_losses) if t.aux_losses else 0.
     attacked = f(m(bim(m, x, y, 4/255, 2)), y)
     np.testing.assert_allclose(shown, clean.item(), rtol=1e-4)
     np.testing.assert_allclose(loss, (alpha*clean+(1-alpha)*attacked+sides).item(), rtol=1e-4)
@@ -56,9 +57,9 @@ def test_with_whatever_else_trains(data, more):
     with learn.no_bar(), learn.no_logging(): learn.fit_phases(2)
     log = learn.phase_log
     assert 'adversarial' in log and np.isfinite(log.adversarial.astype(float)).all() and (log.adversarial.astype(float)>0).all()
-    assert np.isfinite(log.train_loss.astype(float)).all() and not learn.model.said
+    assert np.isfinite(log.train_loss.astype(float)).all() and learn.model.traces==[]
 
-@pytest.mark.parametrize('pool,closer,looks', [('parts',False,3), ('parts',True,5), ('avg',False,3)])
+@pytest.mark.parametrize('pool,zoom,looks', [('parts',False,3), ('parts',True,5), ('avg',False,3)])
 def test_what_is_learned_besides_is_learned_once(data, pool, zoom, looks):
     "Clean, (crop, drop,) attack, attacked: so many looks, and centres go one step"
     learn = learner(data, [AdversarialTraining(2/255), keep := Keep()], pool=pool, zoom=zoom)

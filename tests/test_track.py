@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.all import fine_grained_data
-from fgvc_fast.learner import CPUAutocast, fine_grained_learner
+from fgvc_fast.learner import fine_grained_learner
+from fgvc_fast.train.precision import CPUAutocast
 from fgvc_fast.train.all import Phase
 from fgvc_fast.track import CSVLog, tensorboard_log, wandb_log
 from stops import StopAt

@@ -57,7 +57,7 @@ def test_what_is_no_weights(sd, tmp_path, monkeypatch):
     assert not (tmp_path/'never').exists()
     with pytest.raises(FineGrainedError, match='would run code'): read_weights(tmp_path/'learner.pth')
     with pytest.raises(FineGrainedError, match='is a folder: give the weights file in it'): read_weights('folder')
-    with pytest.raises(FineGrainedError, match='it holds state, param_groups'): read_weights('optimiser.pth')
+    with pytest.raises(FineGrainedError, match='it holds state, param_groups'): read_weights('optimizer.pth')
     with pytest.raises(FineGrainedError, match='neither a safetensors file nor one that torch'): read_weights('html.pth')
 
 class Not(Enum): A = 1

@@ -12,7 +12,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from ..core import check, check_number
 from .errors import FineGrainedInterpretation
-from ..learner import gather
+from ..answers import gather
 from ..memory import items_of, trained_on
 
 # %% ../../nbs/api/645_interpret.calibration.ipynb #6bc4e8eb

@@ -18,7 +18,7 @@ from ..core import check, check_choice, check_number, wrap_label, listing
 from ..data.image import is_one_picture
 from .layers import eval_fp32, asked_against, find_method, target_weights, view_layers
 from .methods import cam_methods # chkstyle: ignore (handed on)
-from ..learner import check_vocab
+from ..answers import check_vocab
 
 # %% ../../nbs/api/615_interpret.cam.ipynb #538f453a
 def resize_maps(maps, size):

@@ -15,7 +15,7 @@ from numbers import Integral
 from ..core import check, check_number, wrap_label, in_plot
 from .cam import logits_and_maps, asked_line, to_images, draw_cam
 from .layers import asked_against
-from ..learner import gather
+from ..answers import gather
 from ..levels import levels_of
 from ..memory import items_of, learner_key, loader_key, trained_on
 from ..metrics import per_class_accuracy

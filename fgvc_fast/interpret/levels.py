@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from PIL import Image
 from ..core import check
-from ..learner import gather
+from ..answers import gather
 from ..levels import Levels
 from ..memory import trained_on
 

@@ -8,7 +8,7 @@ __all__ = ['items_loader', 'embeddings_of', 'kept_embeddings', 'file_numbers', '
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #718be60c
 import os, pandas as pd, torch
 from collections.abc import Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
@@ -20,19 +20,11 @@ from weakref import WeakKeyDictionary
 from ..core import check, check_number, wrap_label, listing
 from ..embed import retrieval_measures, nearest_elsewhere
 from .cam import to_images
-from ..learner import gather, check_vocab
+from ..answers import gather, check_vocab
 from ..memory import callback_key, items_of, learner_key, question
 from ..models.model import FineGrainedModel
 
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #68fb275b
-@contextmanager
-def _keeping_embeddings(model):
-    "Inside this `with`, `model.kept['embeddings']` are those of the last batch"
-    check(isinstance(model, FineGrainedModel), f'Rows are asked of models of `fine_grained_learner`, and this is a {type(model).__name__}')
-    was,model.keep = model.keep,('embeddings',)
-    try: yield
-    finally: model.keep,model.kept = was,{}
-
 def items_loader(learn, items, labels=False):
     "A loader of `items`, cut as for validation"
     check(len(items), 'There are no pictures to look at: give paths, pictures or rows of the data set')
@@ -41,8 +33,9 @@ def items_loader(learn, items, labels=False):
 def embeddings_of(learn, dl):
     "The rows (n, nf) of the pictures of `dl`, of length 1, and class numbers (n,) where it has them"
     model = get_model(learn.model)
-    with _keeping_embeddings(model), learn.no_bar() if len(dl.dataset)<=64 else nullcontext():
-        return gather(learn, dl, lambda _,*targs: (F.normalize(model.kept['embeddings'].float()), *targs))
+    check(isinstance(model, FineGrainedModel), f'Embeddings are asked of models of `fine_grained_learner`, and this is a {type(model).__name__}')
+    with model.trace('embeddings') as t, learn.no_bar() if len(dl.dataset)<=64 else nullcontext():
+        return gather(learn, dl, lambda _,*targs: (F.normalize(t.embeddings.float()), *targs))
 
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #b0f11cb9
 def _embed(learn, items): return embeddings_of(learn, items_loader(learn, items))[0]

@@ -12,3 +12,4 @@ from .stages import *
 from .streams import *
 from .tokens import *
 from .toy import *
+from .trace import *

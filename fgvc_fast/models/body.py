@@ -14,7 +14,6 @@ from itertools import product
 from numbers import Integral
 from pathlib import Path
 from pickle import UnpicklingError
-from unittest import mock
 from urllib.parse import urlparse
 from urllib.request import getproxies
 import timm, torch
@@ -24,7 +23,7 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import group_parameters
 from torch import nn
 from torch.func import functional_call
-from ..core import FineGrainedError, check, check_choice, check_size as checked_size, listing
+from ..core import FineGrainedError, check, check_choice, check_size as checked_size, listing, swapped
 
 # %% ../../nbs/api/100_models.body.ipynb #ba24d87f
 Stage = namedtuple('Stage', 'name channels reduction')
@@ -176,7 +175,7 @@ def _hub():
     if not off and not getproxies():
         try: socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
         except OSError: off = True
-    with mock.patch.object(constants, 'HF_HUB_OFFLINE', off): yield
+    with swapped(constants, HF_HUB_OFFLINE=off): yield
 
 def _known(name):
     "Stop at a name that timm does not have, with those that come near"

@@ -24,6 +24,7 @@ from .second import BilinearPool # chkstyle: ignore
 from .stages import unpack_map # chkstyle: ignore
 from .streams import TwoStreams
 from .tokens import TokenPool # chkstyle: ignore
+from .trace import Trace
 
 # %% ../../nbs/api/170_models.model.ipynb #aea78ced
 def _channels(name, o):
@@ -64,10 +65,10 @@ class FineGrainedModel(nn.Module):
         super().__init__()
         self.norm,self.body,self.pool,self.head,self.branch,self.zoom = norm,body,pool,head,branch,zoom
         self.added = nn.ModuleDict() # of `AddLoss`, as long as they are learned with
-        self.said,self.keep,self.kept,self.apart = [],(),{},False
+        self.traces = [] # of those who ask for more than logits: see `trace`
         self.register_buffer('temperature', torch.ones(())) # by which answers are divided: see `calibrate`
 
-    def __getstate__(self): return self.__dict__ | dict(said=[], kept={}) # what was said of a batch stays with it
+    def __getstate__(self): return self.__dict__ | dict(traces=[]) # a copy has been asked by nobody
 
     def _load_from_state_dict(self, state, prefix, *args):
         pre = prefix+'added.'
@@ -99,27 +100,44 @@ class FineGrainedModel(nn.Module):
 @patch
 def _whole(self:FineGrainedModel, x, points=None):
     "What comes of pictures `x` in one look: logits, and by name all on the way to them"
+    apart = self.training and any(t.detach for t in self.traces)
     maps,seen,mid = self.see(x)
     if self.training and 'points' in getattr(self.pool, 'wants', {}): seen['points'] = points
     embeddings = self.pool(maps, **seen)
-    logits = self.head(embeddings.detach() if self.apart and self.training else embeddings)
+    logits = self.head(embeddings.detach() if apart else embeddings)
     if mid is not None and not self.training: logits = logits + self.branch(mid)
     return logits,dict(maps=maps, embeddings=embeddings, seen=seen, mid=mid)
 
 @patch
-def _besides(self:FineGrainedModel, logits, maps, embeddings, seen, mid):
+def _aux_losses(self:FineGrainedModel, logits, maps, embeddings, seen, mid):
     "What is learned besides the label: (name, weight, value) each"
     for part,args in ((self.pool,(embeddings, maps)), (self.head,(embeddings, logits))):
         if hasattr(part, 'aux_losses'): yield from part.aux_losses(*args, **(seen if part is self.pool else {}))
-    if mid is not None: yield 'branch',1.,self.branch(mid.detach() if self.apart else mid)
+    if mid is not None: yield 'branch',1.,self.branch(mid.detach() if any(t.detach for t in self.traces) else mid)
 
 # %% ../../nbs/api/170_models.model.ipynb #4809a536
 @patch
 def aux_names(self:FineGrainedModel):
-    "Names of what is learned besides the label, in the order of `said`"
+    "Names of what is learned besides the label, in the order of `aux_losses`"
     names = [n for o in (self.pool, self.head) for n in getattr(o, 'aux_names', ())] + ['branch']*(self.branch is not None)
     return names + (self.zoom.aux_names if self.zoom else [])
 
+# %% ../../nbs/api/170_models.model.ipynb #0eb6ec1c
+@patch
+def trace(self:FineGrainedModel, *parts, detach=False)->Trace:
+    "Inside this `with`, each pass leaves `parts` ('aux_losses', 'embeddings', 'maps') in what it gives; `detach`: see `Trace`"
+    return Trace(self, *parts, detach=detach)
+
+@patch
+def _note(self:FineGrainedModel, x, logits, way, logits_of):
+    "Leave to each trace what it asked for"
+    aux = []
+    if self.training and any('aux_losses' in t.parts for t in self.traces):
+        aux = [*self._aux_losses(logits, **way)]
+        if self.zoom is not None: aux += self.zoom.train_aux(x, way['maps'], self.pool, logits_of)
+    for t in self.traces: t.take(aux_losses=[*aux], embeddings=way['embeddings'], maps=way['maps'])
+
+# %% ../../nbs/api/170_models.model.ipynb #61ddc173
 @patch
 def forward(self:FineGrainedModel, x, # Pictures (B, 3, H, W) from 0 to 1
     points=None # Where the parts of each are (B, K, 2), for a pool that learns from them
@@ -127,14 +145,10 @@ def forward(self:FineGrainedModel, x, # Pictures (B, 3, H, W) from 0 to 1
     "Logits (B, n_out)"
     x = _plain(x)
     logits,way = self._whole(x, points)
-    if self.alone: return logits if self.training else logits/self.temperature
-    self.kept = {k: way[k] for k in self.keep}
-    self.said = [*self._besides(logits, **way)] if self.training else []
     def logits_of(o): return self._whole(o)[0]
-    if not self.training: return (logits if self.zoom is None else self.zoom.refine(x, way['maps'], self.pool, logits, logits_of))/self.temperature
-    if self.zoom is None: return logits
-    self.said += self.zoom.train_aux(x, way['maps'], self.pool, logits_of)
-    return logits
+    if not self.alone: self._note(x, logits, way, logits_of)
+    if self.training: return logits
+    return (logits if self.alone or self.zoom is None else self.zoom.refine(x, way['maps'], self.pool, logits, logits_of))/self.temperature
 
 # %% ../../nbs/api/170_models.model.ipynb #a84ae641
 @contextmanager

@@ -11,7 +11,7 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import get_model
 from ..augment.mix import own_loss
 from ..core import check, check_choice, check_number
-from ..learner import AuxLosses
+from ..train.aux_loss import AuxLosses
 from ..models.model import only_logits
 from .attack import attacks
 from inspect import signature
@@ -40,7 +40,7 @@ class PixelModel(nn.Module):
 # %% ../../nbs/api/720_robust.train.ipynb #e5679384
 class AdversarialTraining(AuxLosses):
     "Learn also from training pictures that have just been attacked"
-    order = -4 # after `Mix`, before other losses are added
+    order,asks = -4,() # after `Mix`, before other losses are added
     def __init__(self,
         eps:float=8/255, # How far the attack may go, as `fgsm`
         alpha:float=.5, # Weight of the clean loss, 0–1; that of the attacked is 1-alpha
@@ -58,7 +58,7 @@ class AdversarialTraining(AuxLosses):
     def names(self): return ['adversarial']
     def before_batch(self): check(len(self.yb)==1 and torch.is_tensor(self.xb[0]) and self.xb[0].ndim==4, 'AdversarialTraining attacks pictures that have one label each; this batch has something else')
 
-    def besides(self):
+    def aux_losses(self):
         net,x = PixelModel(self.learn),self.xb[0]
         with only_logits(net.model):
             attacked = net.to_batch(self.attack(net, net.to_pixels(x), self.yb[0], self.eps, **self.kwargs)).as_subclass(type(x))

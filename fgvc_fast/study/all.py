@@ -1,4 +1,5 @@
 "Tables of runs"
+from .mix_report import *
 from .names import *
 from .show import *
 from .table import *

@@ -22,11 +22,11 @@ from timm.layers import BatchNormAct2d, Conv2dSame, get_same_padding
 from torch import nn
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from unittest import mock
-from ..core import check, check_number, digest, listing
+from ..core import check, check_number, digest, listing, swapped
 from ..data.loader import FineGrainedDL, seed_all, seeded
 from ..models.body import shared_twin
 from ..models.model import FineGrainedModel
+from .aux_loss import AuxLosses
 from .groups import FreezeBN
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #047b6e1e
@@ -62,9 +62,9 @@ class _Layout:
 def _wants_maps(learn, model):
     "Does anything but a pool that never changes look at the maps?"
     if getattr(model.body, 'after', None): return True # a block that learns
-    pool,keep = model.pool,{k for o in (model, *learn.cbs) for k in getattr(o, 'keep', None) or ()}
+    pool,asked = model.pool,{k for o in learn.cbs if isinstance(o, AuxLosses) for k in o.asks}
     learns = any(True for _ in pool.parameters()) or any(hasattr(m, 'running_mean') for m in pool.modules())
-    return learns or hasattr(pool, 'aux_losses') or 'points' in getattr(pool, 'wants', {}) or 'maps' in keep
+    return learns or hasattr(pool, 'aux_losses') or 'points' in getattr(pool, 'wants', {}) or 'maps' in asked
 
 def _sees(model, x, rows=False):
     "What `model` sees in `x`, by name; the pool's rows instead of maps if `rows`"
@@ -303,7 +303,7 @@ class _Deal(Callback):
         check(_body_mark(get_model(self.model))==self.mark, 'The body has other weights than when the features were computed: leave `frozen_features`, and enter it again')
     def before_train(self):
         self._look()
-        check(not (self.rows and 'maps' in getattr(get_model(self.model), 'keep', ())), 'A loss wants the maps, and the rows of the pool were kept: add its callback to the learner before the features are computed')
+        check(not (self.rows and any(isinstance(o, AuxLosses) and 'maps' in o.asks for o in self.learn.cbs)), 'A loss wants the maps, and the rows of the pool were kept: add its callback to the learner before the features are computed')
         self.train_dl.view = self.epoch%len(self.train_dl.cached_views)
 
 @contextmanager
@@ -316,7 +316,7 @@ def _seeing(model, lay):
         for o in after.values(): maps = o(maps)
         return maps,seen,mid
     def forward(maps, rows=None, **seen): return pool(maps, **seen) if rows is None else rows
-    with mock.patch.object(model, 'see', see), mock.patch.object(model.pool, 'forward', forward): yield
+    with swapped(model, see=see), swapped(model.pool, forward=forward): yield
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #e12c6541
 @contextmanager

@@ -146,10 +146,12 @@ def _modules(model):
     return [(k, type(m).__name__, described(numbers(k, m), [])) for k,m in model.named_modules() if not k.startswith('added')]
 
 _changing = 'fastai.callback.mixup','fastai.callback.training','fgvc_fast.augment.','fgvc_fast.train.','fgvc_fast.robust.'
+_always = 'AuxLosses AuxColumns CPUAutocast SameVocab TrainedOn'.split() # on every learner of ours
 _watching = 'FiniteLoss PhaseWatch NoValid Parallel SyncBuffers ShortEpochCallback'.split()
 
 def _changes(cb):
     "Does callback `cb`, of fastai or ours, change what is learned?"
+    if type(cb).__name__ in _always: return False
     names = [f'{c.__module__}.{c.__name__}' for c in type(cb).__mro__]
     return any(n.startswith(_changing) for n in names) and not any(n.split('.')[-1] in _watching for n in names)
 
