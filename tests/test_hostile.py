@@ -561,7 +561,7 @@ exceptions = { # 'Class.*': what is written under it
     'called inside of `distrib_ctx`': 'rank_and_world all_gather',
     'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing wrap_label',
     'public because two of our modules need it, and handed only what these have checked: no user calls it':
-        'half_interval written_to is_own function_parts class_attrs own_functions check_vocab precision_callback callback_key SameVocab FineGrainedLearner.validation_context in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same '
+        'half_interval written_to swapped is_own function_parts class_attrs own_functions check_vocab precision_callback callback_key SameVocab FineGrainedLearner.validation_context in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same '
         'with_progress check_replaceable check_keeps_shape split_augs open_picture exif_orientation stored_size turn_box '
         'pixel_tensor upright_points seed_all seeded follow_link real_paths read_mat corners_of text_lines match_ids check_unique '
         'read_part_table check_present find_tree check_boxes read_words retrieval_measures nearest_elsewhere contrast_class batches_of '
