@@ -24,7 +24,7 @@ from .data.image import open_picture, center_region, fit_aspect, is_one_picture,
 from .metrics import check_answers, count_no_answers
 from .models.head import heads
 from .models.model import FineGrainedModel, NormalizeInput, fine_grained_model
-from .models.pool import pools
+from .models.pools import pools
 from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 
 # %% ../nbs/api/940_bundle.ipynb #b570d2a3
@@ -176,7 +176,7 @@ def _table(self:Bundle, names, probs, k, skipped):
     res = dict(path=names)
     for j in range(k):
         end = f'_{j+1}' if j else ''
-        res |= {f'label{end}': lbl[i[:,j].numpy()], f'probability{end}': p[:,j].numpy()}
+        res |= {f'label{end}': lbl[i[:,j].numpy()], f'confidence{end}': p[:,j].numpy()}
     df = pd.DataFrame(res)
     df.attrs['skipped'] = skipped
     return df
@@ -192,7 +192,7 @@ def predict(self:Bundle,
     boxes=None, # For a model trained with crop='box': x0, y0, x1, y1 for each picture, in pixels of the file as stored
     progress:bool=True # Show a bar
     )->pd.DataFrame:
-    "A row for each picture: path, label, probability, then the next labels; `df.attrs['skipped']` says what could not be read, and why"
+    "A row for each picture: path, label, confidence, then the next labels; `df.attrs['skipped']` says what could not be read, and why"
     check_number('k', k, 1, whole=True), check_number('bs', bs, 1, whole=True), check_number('num_workers', num_workers, 0, whole=True, none=True)
     check_choice('flip', flip, (False,True)), check_choice('progress', progress, (False,True))
     bs,num_workers = int(bs),None if num_workers is None else int(num_workers) # torch takes no numbers of NumPy

@@ -8,11 +8,10 @@ __all__ = ['metric_losses', 'MetricLoss', 'metric_loss', 'nearest', 'nearest_els
 
 # %% ../nbs/api/210_embed.ipynb #f20570b8
 import torch
-from functools import partial
 from torch import nn
 from torch.nn import functional as F
 from .core import FineGrainedError, check, check_number, listing
-from .losses import at_least_float32, losses
+from .losses import at_least_float32
 
 # %% ../nbs/api/210_embed.ipynb #67a6a50e
 metric_losses = dict(arcface='ArcFaceLoss', subcenter_arcface='SubCenterArcFaceLoss', proxy_anchor='ProxyAnchorLoss', triplet='TripletMarginLoss', supcon='SupConLoss')
@@ -58,7 +57,6 @@ def metric_loss(
     return MetricLoss(loss, _miner(miner, kwargs.get('margin', .2)))
 
 metric_loss.on = 'embeddings'
-losses.update({k: partial(metric_loss, k) for k in metric_losses})
 
 # %% ../nbs/api/210_embed.ipynb #bf3a5263
 def _check_rows(name, o, nf=None):

@@ -24,8 +24,7 @@ from .metrics import check_answers, count_no_answers, in_top, per_class_accuracy
 from .models.annotated import AnnotatedPartPool
 from .models.head import LevelHead, heads
 from .models.model import fine_grained_model
-from .models.pool import pools
-from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
+from .models.pools import pools
 from .train import lr_find, plans, plot # chkstyle: ignore (now learners can `fit_phases`, `plot_phases`, `plan` and `lr_find_phase`)
 from .train.aux_loss import AuxColumns, AuxLosses
 from .train.distributed import FineGrainedLearner

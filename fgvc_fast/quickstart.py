@@ -162,8 +162,8 @@ def _keeping(page, data, learn, out):
     page.section('The model as plain files', f'learn.save_bundle wrote {sizes} into the folder bundle, after checking on real pictures that what it wrote answers as the learner does. '
         f'A fresh process without fastai was ready {seconds:.1f} s after it began to import, and said of six test pictures, given by their paths:')
     said = pd.DataFrame(dict(truth=list(data.items.label[rows]), says=df.label, confidence=df.confidence.map('{:.0%}'.format),
-        then=df.label_2, its_probability=df.probability_2.map('{:.0%}'.format)))
-    page.table(said.rename(columns=dict(its_probability='confidence')))
+        then=df.label_2, its_confidence=df.confidence_2.map('{:.0%}'.format)))
+    page.table(said.rename(columns=dict(its_confidence='confidence')))
 
 # %% ../nbs/api/970_quickstart.ipynb #1eb5e059
 @call_parse

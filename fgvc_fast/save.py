@@ -99,7 +99,7 @@ def _numbers(learn, net, show):
 # %% ../nbs/api/945_save.ipynb #2e5323e2
 def _training(learn):
     "How the model was made, as far as the learner knows"
-    made,log,n = dict(getattr(learn, 'made_of', {})),getattr(learn, 'phase_log', None),getattr(getattr(learn, 'side_losses', None), 'n_trained', 0)
+    made,log,n = dict(getattr(learn, 'made_of', {})),getattr(learn, 'phase_log', None),getattr(getattr(learn, 'aux_losses', None), 'n_trained', 0)
     began = str(made.get('weights', ''))
     res = dict(began_with='tensors by name' if began.startswith(('{','OrderedDict')) else Path(began).name) if began else {} # not where the file lay on this machine
     if n is None and log is not None and len(log): res['epochs'] = f"{len(log)} in {log.phase.nunique()} phases"

@@ -12,7 +12,7 @@ from fgvc_fast.datasets.toy import toy_birds
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.models.body import Body
 from fgvc_fast.models.annotated import AnnotatedPartPool, part_targets
-from fgvc_fast.models.pool import pools
+from fgvc_fast.models.pools import pools
 
 # ---- the loaders: find the dots ----
 

@@ -6,8 +6,7 @@ from torch.nn import functional as F
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.models.attention import Attended, AttentionPool, ClassAttentionPool, attention_blocks
 from fgvc_fast.models.body import Body
-from fgvc_fast.models.pool import pools
-from fgvc_fast.models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
+from fgvc_fast.models.pools import pools
 
 both = pytest.mark.parametrize('cls', [AttentionPool, ClassAttentionPool])
 kinds = pytest.mark.parametrize('kind', attention_blocks)

@@ -49,7 +49,7 @@ def probs_of(df, labels):
     ends = ['', *[f'_{i}' for i in range(2, len(labels)+1)]]
     res = np.zeros((len(df), len(labels)))
     for e in ends:
-        for i,(l,p) in enumerate(zip(df[f'label{e}'], df[f'probability{e}'])): res[i,labels.index(l)] = p
+        for i,(l,p) in enumerate(zip(df[f'label{e}'], df[f'confidence{e}'])): res[i,labels.index(l)] = p
     return res
 
 def agrees(learn, folder, rows, **kwargs):
@@ -294,7 +294,7 @@ def test_flips_workers_batches(saved, birds):
     np.testing.assert_allclose(both, (probs_of(plain, labels)+mirrored)/2, atol=1e-6)
     for kw in (dict(num_workers=2), dict(bs=3), dict(num_workers=2, bs=7)): pd.testing.assert_frame_equal(bundle.predict(files, k=4, progress=False, **kw), plain, check_exact=False, atol=1e-6)
     assert list(bundle.predict(files[0], k=99).columns)==list(plain.columns)
-    assert (plain.confidence>=plain.probability_2).all() and np.allclose(probs_of(plain, labels).sum(1), 1, atol=1e-5)
+    assert (plain.confidence>=plain.confidence_2).all() and np.allclose(probs_of(plain, labels).sum(1), 1, atol=1e-5)
 
 # --- refused
 

@@ -7,11 +7,13 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import TensorImage
 from fgvc_fast.datasets.all import toy_birds
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.interpret.cam import cam, cam_methods
-from fgvc_fast.interpret.layers import eval_fp32, view_layers
+from fgvc_fast.interpret.cam import cam
+from fgvc_fast.interpret.methods import cam_methods
+from fgvc_fast.interpret.probe import eval_fp32
+from fgvc_fast.interpret.layers import view_layers
 from fgvc_fast.interpret.score import energy_inside, pointing_game
 from fgvc_fast.models.model import fine_grained_model
-from fgvc_fast.models.pool import pools
+from fgvc_fast.models.pools import pools
 from test_models import every, label, quick # chkstyle: ignore
 from test_pools import bodies, has_token, model_of, name, shallow, tokens, whole
 

@@ -97,7 +97,7 @@ def test_one_picture_in_many_forms(data):
         for o in same: assert torch.allclose(learn.predict(o)[2], p, atol=.02)
         for o in (None, x/255-.5, x[:0], np.zeros(3), np.array('x'), '/no/such.jpg', b'none'):
             with pytest.raises(FineGrainedError): learn.predict(o)
-        from fgvc_fast.interpret.cam import batches_of
+        from fgvc_fast.interpret.probe import batches_of
         assert [batches_of(learn, o)[0] for o in (x, data.path(0), [x,x], 3, data.path(0).read_bytes(), torch.from_numpy(x).permute(2,0,1)/255)]==[1,1,2,1,1,1]
         for o in (torch.from_numpy(x).permute(2,0,1)/255, data.path(0).read_bytes()): learn.show_cam(o)
         with pytest.raises(FineGrainedError, match='from 0 to 1'): batches_of(learn, torch.rand(1, 3, 48, 48)*255)

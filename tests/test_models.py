@@ -12,7 +12,7 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.models.body import Body, read_weights
 from fgvc_fast.models.head import heads
 from fgvc_fast.models.model import fine_grained_model
-from fgvc_fast.models.pool import pools
+from fgvc_fast.models.pools import pools
 
 tv = torchvision.models
 

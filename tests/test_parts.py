@@ -9,8 +9,8 @@ from fgvc_fast.models.body import Body
 from fgvc_fast.models.head import LinearHead
 from fgvc_fast.models.model import fine_grained_model
 from fgvc_fast.models.parts import ZoomIn, PartPool, attention_crop, attention_drop, part_hits
-from fgvc_fast.models.pool import MeanPool, pools
-from fgvc_fast.models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
+from fgvc_fast.models.pool import MeanPool
+from fgvc_fast.models.pools import pools
 
 @pytest.fixture(autouse=True)
 def seeded(): torch.manual_seed(0)

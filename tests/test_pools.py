@@ -8,7 +8,7 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.models.body import Body
 from fgvc_fast.models.head import LinearHead
 from fgvc_fast.models.model import FineGrainedModel, NormalizeInput, _build, fine_grained_model
-from fgvc_fast.models.pool import pools
+from fgvc_fast.models.pools import pools
 
 tv = torchvision.models
 bodies = ['toy_resnet', 'resnet10t', tv.mobilenet_v3_small, 'mobilenetv2_100', 'convnext_atto', 'hrnet_w18_small', # maps

@@ -14,7 +14,8 @@ from fgvc_fast.train.precision import CPUAutocast
 from fgvc_fast.robust.attack import bim, fgsm
 from fgvc_fast.robust.corrupt import corrupt, corruptions
 from fgvc_fast.robust.curve import robustness
-from fgvc_fast.robust.train import AdversarialTraining, PixelModel
+from fgvc_fast.interpret.probe import PixelModel
+from fgvc_fast.robust.train import AdversarialTraining
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

@@ -1,4 +1,5 @@
 "Everything about looking at a trained model"
+from .probe import *
 from .methods import *
 from .layers import *
 from .cam import *

@@ -9,7 +9,8 @@ __all__ = []
 import base64, io, numpy as np
 from fastcore.basics import patch
 from ..core import FineGrainedError, check, check_number
-from .cam import logits_and_maps, asked_line, to_images, spotlight
+from .probe import to_images
+from .cam import logits_and_maps, asked_line, spotlight
 from .errors import FineGrainedInterpretation
 from .layers import asked_against
 from html import escape

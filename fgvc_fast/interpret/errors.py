@@ -13,7 +13,8 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from numbers import Integral
 from ..core import check, check_number, wrap_label, in_plot
-from .cam import logits_and_maps, asked_line, to_images, draw_cam
+from .probe import to_images
+from .cam import logits_and_maps, asked_line, draw_cam
 from .layers import asked_against
 from ..answers import gather
 from ..levels import levels_of

@@ -10,8 +10,9 @@ import pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Iterable
 from fastcore.basics import patch
 from ..core import check, check_number, in_plot, listing
-from .cam import batches_of, to_images, draw_cam
-from .layers import eval_fp32, bare_model
+from .probe import batches_of, eval_fp32, to_images
+from .cam import draw_cam
+from .layers import bare_model
 from ..memory import question
 from ..metrics import check_answers, count_no_answers
 from ..models.model import FineGrainedModel

@@ -9,7 +9,8 @@ __all__ = []
 import pandas as pd, torch
 from fastcore.basics import patch
 from ..core import check, check_number, wrap_label
-from .cam import logits_and_maps, to_images, draw_cam
+from .probe import to_images
+from .cam import logits_and_maps, draw_cam
 from .errors import FineGrainedInterpretation
 from .layers import asked_against
 from .retrieval import file_numbers, kept_embeddings, items_loader, embeddings_of

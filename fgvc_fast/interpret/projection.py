@@ -10,7 +10,7 @@ import numpy as np
 from fastai.learner import Learner
 from fastcore.basics import patch
 from ..core import check, in_plot, listing
-from . import retrieval # chkstyle: ignore (now learners have `embeddings`)
+from .retrieval import kept_embeddings
 from ..levels import levels_of
 
 # %% ../../nbs/api/680_interpret.projection.ipynb #2d7c7ae9
@@ -25,7 +25,7 @@ def plot_embeddings(self:Learner,
     import matplotlib.pyplot as plt
     from sklearn.manifold import TSNE
     check(how is None or hasattr(how, 'fit_transform'), f'how={how!r}: give something with `fit_transform`, such as PCA(2) of scikit-learn')
-    embeddings,targs = self.embeddings(split)
+    embeddings,targs = kept_embeddings(self, split)
     check(len(embeddings)>3, f'{len(embeddings)} pictures are no map')
     tree = levels_of(self.dls)
     levels = list(tree.levels) if tree else ['label']

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from weakref import WeakKeyDictionary
 from ..core import check, check_number, wrap_label, listing
 from ..embed import retrieval_measures, nearest_elsewhere
-from .cam import to_images
+from .probe import to_images
 from ..answers import gather, check_vocab
 from ..memory import callback_key, items_of, learner_key, question
 from ..models.model import FineGrainedModel
@@ -44,6 +44,7 @@ _made = WeakKeyDictionary() # not in the learner, which may be exported
 
 def kept_embeddings(learn, split='train'):
     "`learn.embeddings(split)` itself, to be read and not changed"
+    check(isinstance(split, str) and split in ('train','valid'), f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
     check_vocab(learn)
     own = learn.dls.train if split=='train' else learn.dls.valid
     dl,kept = items_loader(learn, list(own.dataset.items), True),_made.setdefault(learn, {})
@@ -58,7 +59,6 @@ def embeddings(self:Learner,
     split:str='train' # 'train' or 'valid'
     )->tuple:
     "The rows (n, nf) that the head gets of the pictures of a split, of length 1, and their class numbers (n,)"
-    check(isinstance(split, str) and split in ('train','valid'), f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
     return tuple(o.clone() for o in kept_embeddings(self, split)) # what is done to them stays with the user
 
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #d8f0c258

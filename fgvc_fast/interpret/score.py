@@ -13,8 +13,9 @@ from fastcore.basics import patch
 from ..core import check, check_choice, check_number, check_size, half_interval, listing
 from ..data.block import CropResize, PictureOf
 from ..data.lazy import open_lazily
-from .cam import contrast_class, batches_of, resize_maps, vocab_of
-from .layers import eval_fp32, bare_model, asked_against, find_method, target_weights, view_layers
+from .probe import batches_of, eval_fp32, vocab_of
+from .cam import contrast_class, resize_maps
+from .layers import bare_model, asked_against, find_method, target_weights, view_layers
 from ..models.model import FineGrainedModel
 from torchvision.transforms.v2.functional import gaussian_blur
 from warnings import warn

@@ -6,6 +6,7 @@ from .head import *
 from .model import *
 from .parts import *
 from .pool import *
+from .pools import *
 from .pyramid import *
 from .second import *
 from .stages import *

@@ -8,7 +8,6 @@ __all__ = ['part_targets', 'AnnotatedPartPool']
 # %% ../../nbs/api/142_models.annotated.ipynb #aea130ac
 import torch, torch.nn.functional as F
 from ..core import check, check_number
-from .pool import pools
 from torch import nn
 
 # %% ../../nbs/api/142_models.annotated.ipynb #4e2675fc
@@ -101,6 +100,3 @@ class AnnotatedPartPool(nn.Module):
         at = at*near_y[...,:,None]*near_x[...,None,:]
         at = at/at.sum((2,3), keepdim=True)
         return torch.stack([at.sum(2)@((x+.5)/w), at.sum(3)@((y+.5)/h)], 2)
-
-# %% ../../nbs/api/142_models.annotated.ipynb #93b83a04
-pools.update(annotated_parts=AnnotatedPartPool)

@@ -13,7 +13,6 @@ from timm.models.cait import LayerScaleBlockClassAttn
 from torch import nn
 from torch.nn import functional as F
 from ..core import check, check_number, listing
-from .pool import pools
 
 # %% ../../nbs/api/130_models.attention.ipynb #b0c705a6
 attention_blocks = dict(se=SEModule, eca=EcaModule, cbam=CbamModule)
@@ -109,6 +108,3 @@ class ClassAttentionPool(nn.Module):
         z,look = self.narrow(_places(x)),self.looks[0]
         q = look.attn.q(look.norm1(self.token[:,0])).expand(len(x), -1)
         return _looks(q, look.attn.k(look.norm1(z)), self.heads, x.shape)
-
-# %% ../../nbs/api/130_models.attention.ipynb #52c9471c
-pools.update(attention=AttentionPool, class_attention=ClassAttentionPool)

@@ -14,16 +14,12 @@ from numbers import Integral
 from torch import nn
 from ..core import FineGrainedError, check, check_number, listing
 from .attention import Attended
-from .body import Body
-from .annotated import AnnotatedPartPool # chkstyle: ignore (now `pools` has it, as those below)
 from .head import check_parents, heads
 from .parts import ZoomIn
-from .pool import pools
+from .pools import pools
 from .pyramid import Branch
-from .second import BilinearPool # chkstyle: ignore
-from .stages import unpack_map # chkstyle: ignore
+from .stages import Body
 from .streams import TwoStreams
-from .tokens import TokenPool # chkstyle: ignore
 from .trace import Trace
 
 # %% ../../nbs/api/170_models.model.ipynb #aea78ced

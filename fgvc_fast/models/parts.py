@@ -12,7 +12,6 @@ from numbers import Real
 from torch import nn
 from torch.nn import functional as F
 from ..core import check, check_number
-from .pool import pools
 
 # %% ../../nbs/api/140_models.parts.ipynb #09690bdd
 class PartPool(nn.Module):
@@ -58,9 +57,6 @@ def aux_losses(self:PartPool, embeddings, maps=None, **seen):
         if self.training and torch.is_grad_enabled():
             self.centers += self.beta*off.detach().mean(0).nan_to_num(0, 0, 0) # a step that overflows is skipped here too
         return [('centers', self.pull, off.square().sum(1).mean())]
-
-# %% ../../nbs/api/140_models.parts.ipynb #5f1f7676
-pools.update(parts=PartPool)
 
 # %% ../../nbs/api/140_models.parts.ipynb #babee238
 def threshold_range(name, v):

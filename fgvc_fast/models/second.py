@@ -15,7 +15,6 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from ..core import check, check_number
-from .pool import pools
 
 # %% ../../nbs/api/112_models.second.ipynb #985880fd
 def _apart(backward):
@@ -251,6 +250,3 @@ class CovPool(nn.Module):
                 x = x - x.mean(2, keepdim=True)
                 root = x @ newton_schulz(_Gram.apply(x.mT), self.iters, inverse=True) @ x.mT
             return self.triangle(root) * (self.triangle.root2*n**-.5) # (B, nf)
-
-# %% ../../nbs/api/112_models.second.ipynb #761165a5
-pools.update(bilinear=BilinearPool, compact=CompactPool, cov=CovPool)

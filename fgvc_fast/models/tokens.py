@@ -9,7 +9,6 @@ __all__ = ['ClassTokenPool', 'TokenPool', 'PartTokenPool']
 import torch
 from torch import nn
 from ..core import check, check_number
-from .pool import pools
 
 # %% ../../nbs/api/155_models.tokens.ipynb #ced88627
 class ClassTokenPool(nn.Module):
@@ -54,6 +53,3 @@ class PartTokenPool(TokenPool):
         tokens,i = maps.flatten(2),self.chosen(rollout)                     # (B, C, n), (B, parts)
         best = tokens.gather(2, i[:,None].expand(-1, tokens.shape[1], -1)).mean(2)
         return torch.cat([prefix[:,0], best], 1)                            # (B, nf)
-
-# %% ../../nbs/api/155_models.tokens.ipynb #4f946cf5
-pools.update(class_token=ClassTokenPool, tokens=TokenPool, part_tokens=PartTokenPool)

@@ -13,7 +13,7 @@ from ..metrics import check_answers, count_no_answers
 from ..models.split import eval_mode
 from .attack import attacks
 from .corrupt import corrupt, corruptions
-from .train import PixelModel
+from ..interpret.probe import PixelModel
 from inspect import signature
 
 # %% ../../nbs/api/730_robust.curve.ipynb #66c3abc2

@@ -8,12 +8,12 @@ __all__ = ['hide', 'occlusion']
 # %% ../../nbs/api/740_robust.occlude.ipynb #7c302ac9
 import numpy as np, pandas as pd, torch
 from ..core import check, check_choice, check_number
-from ..interpret.cam import batches_of
+from ..interpret.probe import PixelModel, batches_of
 from ..interpret.score import truth_of, disc_masks
 from ..levels import levels_of
 from ..metrics import check_answers, count_no_answers
 from ..models.split import eval_mode
-from .train import PixelModel
+
 
 # %% ../../nbs/api/740_robust.occlude.ipynb #74e319e3
 def hide(
