@@ -82,7 +82,7 @@ def test_import_lines_of_the_lessons():
                 n += 1
     assert n>5
 
-@pytest.mark.parametrize('name', ('robustness','fgsm','pgd','occlusion','AdversarialTraining','MeanPool','Study','load_bundle'))
+@pytest.mark.parametrize('name', ('plot_robustness','fgsm','pgd','AdversarialTraining','MeanPool','Study','load_bundle'))
 def test_it_is_there(ours, name): assert name in ours
 
 def test_every_public_name_means_one_thing():

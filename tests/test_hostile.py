@@ -161,8 +161,8 @@ class World(SimpleNamespace):
         self.hierarchy = FeatureHierarchy(self.learn)
         self.levels = Levels(self.data)
         self.study = Study('runs', a_run, dict(a=[1,2]), 2, tmp/'studies').run(progress=False)
-        self.robustness = robustness(self.learn, eps=(.1,), corrupted=False, attack='fgsm', n=2, steps=1)
-        self.report = cam_report(self.learn, methods=['gradcam'], n=2, steps=0)
+        self.robustness = self.interp.robustness(eps=(.1,), corrupted=False, attack='fgsm', n=2, steps=1)
+        self.report = self.interp.cam_report(methods=['gradcam'], n=2, steps=0)
         self.prototypes = self.learn.prototypes()
         self.neighbors = self.learn.retrieve(0)
         self.pairs,self.far_pairs = (self.data.duplicates(distance=o, progress=False) for o in (48,128))
@@ -435,8 +435,8 @@ call('Learner.calibrate', 'A', lambda w: lambda **kw: (w.learn.calibrate(**kw), 
 sure = number(high=1, above=0)
 call('Learner.answer_level', 'A', lambda w: w.learn.answer_level, it(dict(items=[0])), items=pictures, confidence=sure)
 confidences = Kind(None, 5, 'x', [], [0], [2], [nan], ['a'], thing, words='confidence')
-call('Learner.level_coverage', 'A', lambda w: w.learn.level_coverage, it({}), confidences=confidences, dl=loader)
-call('Learner.plot_level_coverage', 'A', lambda w: w.learn.plot_level_coverage, it({}), confidences=confidences, dl=loader)
+call('FineGrainedInterpretation.level_coverage', 'A', lambda w: w.interp.level_coverage, it({}), confidences=confidences)
+call('FineGrainedInterpretation.plot_level_coverage', 'A', lambda w: w.interp.plot_level_coverage, it({}), confidences=confidences, ax=axes)
 call('Learner.embeddings', 'A', lambda w: w.learn.embeddings, it({}), split=choice())
 call('Learner.plot_embeddings', 'A', lambda w: w.learn.plot_embeddings, it(dict(how=Flat())), split=choice(), by=choice(none=True).but('', []), how=Kind(5, 'x', [], thing), ax=axes)
 call('Learner.retrieve', 'A', lambda w: w.learn.retrieve, it(dict(item=0)), item=Kind(None, [], 5.5, 10**6, -1, nan, thing, 'no/such.jpg', a_text, [0], words='picture row'), k=count)
@@ -497,15 +497,15 @@ call('FeatureHierarchy.show', 'G', fh('show'), it(dict(item=0, k=1)), item=pictu
 call('FeatureHierarchy.show_filters', 'G', fh('show_filters'), it(dict(most=1)), most=count)
 pairs = Kind(None, 5, 'x', [], [5], [('x','y')], [('x',)], thing, words='pair')
 call('FeatureHierarchy.linear_probes', 'A', fh('linear_probes'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs)
-call('FeatureHierarchy.plot_separates', 'A', fh('plot_separates'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs, ax=axes)
+call('FeatureHierarchy.plot_linear_probes', 'A', fh('plot_linear_probes'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs, ax=axes)
 call('FeatureHierarchy.top_activations', 'G', fh('top_activations'), it(dict(stage=-1, channel=0, n=1)), stage=stage, channel=whole(0, 10**6), items=pictures.but(None), n=count)
 call('FeatureHierarchy.receptive_fields', 'G', fh('receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
 call('FeatureHierarchy.plot_receptive_fields', 'G', fh('plot_receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
-call('cam_report', 'G', it(cam_report), lambda w: dict(learn=w.learn, methods=['gradcam'], n=1, steps=0), learn=instance(), data=Kind(5, 'x', [], thing), methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layers=Kind(5, ['no such'], [99], thing, [], words='layer stage stages'),
-    asked=Kind(None, 5, 'x', [], ['x'], [5], thing), part=Kind('no such part', 5, [], thing), n=whole(1, none=True), split=choice(), steps=whole(0), tolerance=number(0))
+call('FineGrainedInterpretation.cam_report', 'G', lambda w: w.interp.cam_report, it(dict(methods=['gradcam'], n=1, steps=0)), methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layers=Kind(5, ['no such'], [99], thing, [], words='layer stage stages'),
+    asked=Kind(None, 5, 'x', [], ['x'], [5], thing), part=Kind('no such part', 5, [], thing), n=whole(1, none=True), steps=whole(0), tolerance=number(0))
 call('CamReport.beats', 'G', lambda w: w.report.beats, it({}), base=choice())
 call('CamReport.plot', 'G', lambda w: w.report.plot, it({}), score=choice(), ax=axes)
-call('sanity_check', 'G', it(sanity_check), lambda w: dict(learn=w.learn, items=[0]), learn=instance(), items=pictures, methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layer=layer.but([], ['no such']), seed=seed, against=against)
+call('Learner.cam_sanity_check', 'G', lambda w: w.learn.cam_sanity_check, it(dict(items=[0])), items=pictures, methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layer=layer.but([], ['no such']), seed=seed, against=against)
 maps = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), words='maps shape')
 masks = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), words='masks shape')
 two_maps = lambda w: dict(maps=torch.rand(2, 8, 8), masks=torch.ones(2, 8, 8, dtype=torch.bool))
@@ -524,11 +524,11 @@ call('pgd', 'F', it(pgd), pictured, **attack, steps=count, alpha=number(above=0,
 call('corrupt', 'F', it(corrupt), lambda w: dict(x=w.x, kind='dark', strength=1), x=unit_pixels, kind=choice(), strength=whole(1, 5))
 call('hide', 'F', it(hide), lambda w: dict(x=w.x, discs=torch.tensor([[1.,1,2]]*2)), x=pixels, discs=Kind(None, 5, 'x', [], thing, Of('zeros(2)', lambda w: torch.zeros(2))))
 attacks_of = Kind(None, 5, 'no such', ['no such'], [5], thing, words='attack')
-call('robustness', 'F', it(robustness), lambda w: dict(learn=w.learn, eps=(.1,), corrupted=False, attack='fgsm', n=1, steps=1), learn=instance(), attack=attacks_of, eps=Kind(None, 'x', [-1], [nan], ['a'], thing, [inf]), norm=choice(), corrupted=flag, dl=loader, n=whole(1, none=True), keep=whole(0), seed=seed, kwargs=Free('of the attacks, above'))
+call('FineGrainedInterpretation.robustness', 'F', lambda w: w.interp.robustness, it(dict(eps=(.1,), corrupted=False, attack='fgsm', n=1, steps=1)), attack=attacks_of, eps=Kind(None, 'x', [-1], [nan], ['a'], thing, [inf]), norm=choice(), corrupted=flag, n=whole(1, none=True), keep=whole(0), seed=seed, kwargs=Free('of the attacks, above'))
 call('Robustness.wide', 'F', lambda w: w.robustness.wide, it({}), corrupted=flag)
 call('Robustness.gallery', 'F', lambda w: w.robustness.gallery, lambda w: dict(kind='pgd') if any(w.robustness.shown) else None, kind=choice(), n=count)
 call('plot_robustness', 'F', it(plot_robustness), lambda w: dict(results=w.robustness), results=instance(words='robustness'))
-call('occlusion', 'F', it(occlusion), lambda w: dict(learn=w.learn), learn=instance(), part=Kind('no such part', 5, [], thing), grow=positive, split=choice())
+call('FineGrainedInterpretation.occlusion', 'F', lambda w: w.interp.occlusion, it({}), part=Kind('no such part', 5, [], thing), grow=positive)
 call('PixelModel', 'F', it(PixelModel), lambda w: dict(learn=w.learn), learn=instance())
 call('AdversarialTraining', 'F', it(AdversarialTraining), it({}), eps=positive, alpha=share, attack=Kind(None, 5, 'no such', [], thing), kwargs=Free('of the attack, above'))
 
@@ -570,7 +570,7 @@ exceptions = { # 'Class.*': what is written under it
         'pickle_digest check_answers count_no_answers for_size as_pair shared_twin check_parents check_pad threshold_range RollOut '
         'check_token_flow hook_attention unpack_map as_pixels short_digest dependencies_of as_settings shortened library_versions '
         'whole_learner check_positive as_plan counted group_lrs rates_over_steps phase_label resize_learner learner_size stats_from '
-        'cpu_weights refers_to set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
+        'cpu_weights refers_to is_batch set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
         'target_weights from_grad_cam ',
     'a script, whose arguments go to calls of the table': 'main three_ways fresh_process true_parts show_parts part_scores Report Report.*'}
 

@@ -216,16 +216,16 @@ def test_answer_level_takes_what_cam_takes(birds, learn):
         assert len(got)==1 and got.label_confidence.item()==pytest.approx(want.label_confidence, rel=1e-4)
     for c in (0, -1, 1.5, 90):
         with pytest.raises(FineGrainedError, match=f'confidence={c} is no probability'): learn.answer_level(3, c)
-        with pytest.raises(FineGrainedError, match=f'confidence={c} is no probability'): learn.level_coverage([.9, c])
+        with pytest.raises(FineGrainedError, match=f'confidence={c} is no probability'): FineGrainedInterpretation.from_learner(learn).level_coverage([.9, c])
 
 def test_coverage_of_every_level(learn):
     "Shares add up, and what is asked to be surer is answered less"
-    df = learn.level_coverage([.3,.6,.9,1.])
+    df = FineGrainedInterpretation.from_learner(learn).level_coverage([.3,.6,.9,1.])
     np.testing.assert_allclose(df.groupby('confidence').share.sum(), 1, rtol=1e-6)
     for o,up in (('label',False), ('unsure',True)):
         s = df[df.level==o].share.to_numpy()
         assert (np.diff(s)>=0 if up else np.diff(s)<=0).all()
-    learn.plot_level_coverage([.3,.6,1.])
+    FineGrainedInterpretation.from_learner(learn).plot_level_coverage([.3,.6,1.])
     assert len(plt.gca().get_xticks())==3
     plt.close('all')
 

@@ -3,9 +3,11 @@ import math
 import pytest, torch
 from contextlib import contextmanager
 from fastai.callback.core import Callback
-from fgvc_fast.all import (FeatureHierarchy, FineGrainedInterpretation, fine_grained_data, fine_grained_learner, fine_grained_model, knn_accuracy, load_bundle, map_at_r, nearest, occlusion, r_precision, recall_at_k, robustness)
+from fgvc_fast.all import (FeatureHierarchy, FineGrainedInterpretation, fine_grained_data, fine_grained_learner, fine_grained_model, knn_accuracy, load_bundle, map_at_r, nearest, r_precision, recall_at_k)
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.study.all import measure
+
+interp_of = FineGrainedInterpretation.from_learner
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -24,8 +26,8 @@ def spoilt(weight, v):
     finally: weight.data.copy_(was)
 
 asked = dict(test=lambda l: l.test(), interpretation=FineGrainedInterpretation.from_learner, embeddings=lambda l: l.embeddings(), retrieve=lambda l: l.retrieve(0), retrieval_metrics=lambda l: l.retrieval_metrics(),
-    prototypes=lambda l: l.prototypes(), calibrate=lambda l: l.calibrate(), robustness=lambda l: robustness(l, eps=.1, corrupted=False), occlusion=occlusion, predict=lambda l: l.predict(0), measure=measure,
-    answer_level=lambda l: l.answer_level([0]), level_coverage=lambda l: l.level_coverage(), plot_embeddings=lambda l: l.plot_embeddings())
+    prototypes=lambda l: l.prototypes(), calibrate=lambda l: l.calibrate(), robustness=lambda l: interp_of(l).robustness(eps=.1, corrupted=False), occlusion=lambda l: interp_of(l).occlusion(), predict=lambda l: l.predict(0), measure=measure,
+    answer_level=lambda l: l.answer_level([0]), level_coverage=lambda l: interp_of(l).level_coverage(), plot_embeddings=lambda l: l.plot_embeddings())
 of_body = dict(maps=lambda f, o: f.maps(o), top_activations=lambda f, o: f.top_activations(-1, 0), receptive_fields=lambda f, o: f.receptive_fields(o), linear_probes=lambda f, o: f.linear_probes(tuple(f.learn.dls.vocab[:2])))
 
 @pytest.mark.parametrize('what', asked)
@@ -46,7 +48,7 @@ def test_of_some(learn):
 
 def test_of_an_attacked_picture(learn):
     def worst(net, x, y, eps): return x*math.nan
-    with pytest.raises(FineGrainedError, match='of 8 of 8 pictures'): robustness(learn, attack=worst, eps=.1, corrupted=False)
+    with pytest.raises(FineGrainedError, match='of 8 of 8 pictures'): interp_of(learn).robustness(attack=worst, eps=.1, corrupted=False)
 
 def test_a_bundle(learn, tmp_path):
     learn.save_bundle(tmp_path/'good')

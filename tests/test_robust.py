@@ -13,7 +13,7 @@ from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.train.precision import CPUAutocast
 from fgvc_fast.robust.attack import bim, fgsm
 from fgvc_fast.robust.corrupt import corrupt, corruptions
-from fgvc_fast.robust.curve import robustness
+from fgvc_fast.robust.curve import FineGrainedInterpretation # with `robustness`
 from fgvc_fast.interpret.probe import PixelModel
 from fgvc_fast.robust.train import AdversarialTraining
 
@@ -123,15 +123,16 @@ def test_where_loaders_normalise(data):
     m(batch) # the clean look, which renews statistics
     want = torch.nn.functional.cross_entropy(m((a-.4)/.2), keep.seen[0][1].as_subclass(torch.Tensor))
     np.testing.assert_allclose(keep.seen[0][3], want.item(), rtol=1e-3)
-    r = robustness(learn, eps=[.02], corrupted=False)
+    r = FineGrainedInterpretation.from_learner(learn).robustness(eps=[.02], corrupted=False)
     with learn.no_bar(): assert abs(r.table.accuracy[0]-learn.validate()[1])<1e-6
 
 def test_robustness_against_a_loop(data):
     learn = learner(data)
     with learn.no_bar(), learn.no_logging(): learn.fit_phases(2)
+    interp = FineGrainedInterpretation.from_learner(learn)
     learn.model.train()
     before = {k: v.clone() for k,v in learn.model.state_dict().items()}
-    r = robustness(learn, ['fgsm','bim'], [.01,.05], steps=2, norm='l2')
+    r = interp.robustness(['fgsm','bim'], [.01,.05], steps=2, norm='l2')
     assert learn.model.training and all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
     model,dl = learn.model.eval(),learn.dls.valid.new(shuffle=False, drop_last=False)
     def loop(f):
@@ -144,9 +145,9 @@ def test_robustness_against_a_loop(data):
         assert t['bim',e]==pytest.approx(loop(lambda x, y: bim(model, x, y, e, 2, norm='l2')))
     for k in corruptions: assert t[k,3.]==pytest.approx(loop(lambda x, y: corrupt(x, k, 3)))
     assert ('pgd',.01) in t.index # always beside it
-    few = robustness(learn, 'pgd', [.05], corrupted=False, n=3)
+    few = FineGrainedInterpretation.from_learner(learn).robustness('pgd', [.05], corrupted=False, n=3)
     assert (few.table.pictures==3).all() and list(few.table.kind)==['clean','pgd']
-    a,b = (robustness(learn, 'pgd', [.05], corrupted=False, seed=1).table for _ in range(2))
+    a,b = (FineGrainedInterpretation.from_learner(learn).robustness('pgd', [.05], corrupted=False, seed=1).table for _ in range(2))
     assert a.equals(b)
 
 def test_noise_and_blur_are_what_they_say():
@@ -160,8 +161,7 @@ def test_noise_and_blur_are_what_they_say():
 
 def test_no_pictures_no_labels(data):
     learn = learner(data)
-    with pytest.raises(FineGrainedError, match='no pictures'): robustness(learn, dl=[])
-    with pytest.raises(FineGrainedError, match='no option `stesp`'): robustness(learn, stesp=3)
+    with pytest.raises(FineGrainedError, match='no option `stesp`'): FineGrainedInterpretation.from_learner(learn).robustness(stesp=3)
     assert isinstance(PixelModel(learn).model, torch.nn.Module)
 
 @pytest.mark.parametrize('h,w', [(24,320), (400,20), (3,90), (64,64)])
@@ -178,7 +178,7 @@ def test_accuracies_have_an_error():
     from scipy.stats import binomtest
     data = toy_birds(families=2, species=2, per_class=12, size=32)
     learn = fine_grained_learner(data.dls(size=32, bs=8, num_workers=0, device='cpu'), 'toy_resnet')
-    t = robustness(learn, 'fgsm', eps=.5, corrupted=False).table
+    t = FineGrainedInterpretation.from_learner(learn).robustness('fgsm', eps=.5, corrupted=False).table
     for r in t.itertuples():
         o = binomtest(round(r.accuracy*r.pictures), r.pictures).proportion_ci(method='wilson')
         assert r.error==pytest.approx((o.high-o.low)/2, abs=1e-6) and r.error>0

@@ -9,10 +9,10 @@ from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.all import fine_grained_data, toy_birds
 from fgvc_fast.interpret.calibration import FineGrainedInterpretation
 from fgvc_fast.interpret.features import FeatureHierarchy, _guessed
-from fgvc_fast.interpret.score import CamReport, _blurred, _peak_ci, truth_of, cam_report, deletion_insertion, sanity_check
+from fgvc_fast.interpret.score import CamReport, _blurred, _peak_ci, deletion_insertion, truth_of
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.models.model import fine_grained_model
-from fgvc_fast.robust.occlude import hide, occlusion
+from fgvc_fast.robust.occlude import hide
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -126,13 +126,14 @@ def test_all_that_is_named_is_made_random(kw):
 def test_a_flat_map_correlates_with_nothing(data):
     from test_cam import same, state
     learn = learner(data)
+    interp = FineGrainedInterpretation.from_learner(learn)
     before,x,rng = state(learn),torch.rand(3, 3, 64, 64),torch.get_rng_state()
-    with pytest.warns(UserWarning, match='flat_map.*same everywhere'): t = sanity_check(learn, x, ['gradcam', flat_map])
+    with pytest.warns(UserWarning, match='flat_map.*same everywhere'): t = learn.cam_sanity_check(x, ['gradcam', flat_map])
     assert t.flat_map.isna().all() and t.gradcam.between(-1, 1).all() and torch.equal(rng, torch.get_rng_state())
     def broken(v): raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): sanity_check(learn, x, [broken])
+    with pytest.raises(KeyboardInterrupt): learn.cam_sanity_check(x, [broken])
     assert torch.equal(rng, torch.get_rng_state())
-    with pytest.raises(KeyboardInterrupt): cam_report(learn, methods=[broken], n=2)
+    with pytest.raises(KeyboardInterrupt): interp.cam_report(methods=[broken], n=2)
     same(before, state(learn))
 
 def test_report_of_each_question(data):
@@ -141,7 +142,7 @@ def test_report_of_each_question(data):
     learn = learner(data)
     learn.model.head.fc.weight.data += .3*torch.randn(1, learn.model.head.fc.in_features)
     rows = list(data['valid'].index[:4])
-    r = cam_report(learn, methods='gradcam', asked=['label','score','contrast'], n=None, steps=0).scores.query("method=='gradcam'")
+    r = FineGrainedInterpretation.from_learner(learn).cam_report(methods='gradcam', asked=['label','score','contrast'], n=None, steps=0).scores.query("method=='gradcam'")
     boxes = truth_of(learn, data, rows, None)[0]
     from fgvc_fast.interpret.score import box_masks, energy_inside
     with torch.no_grad(): best = learn.model.eval()(learn.dls.test_dl(rows).one_batch()[0]).topk(2).indices.tolist()
@@ -150,17 +151,28 @@ def test_report_of_each_question(data):
     for how,kw in dict(label=dict(target=labels), score=dict(target=labels, against=None), contrast=dict(target=[*zip(labels, likeliest)])).items():
         got = r[(r.asked==how)].set_index('item')['energy in box'].loc[rows]
         np.testing.assert_allclose(got, energy_inside(cam(learn, rows, **kw), box_masks(boxes, (64,64))), atol=1e-4)
-    assert set(cam_report(learn, methods='gradcam', asked='score', n=2, steps=0).scores.asked)=={'score',''}
+    assert set(FineGrainedInterpretation.from_learner(learn).cam_report(methods='gradcam', asked='score', n=2, steps=0).scores.asked)=={'score',''}
+
+def test_pictures_of_another_data_set_have_no_rows_here(data):
+    "Row 3 there is not row 3 here: boxes and parts of other pictures would be taken for theirs"
+    learn = learner(data)
+    other = fine_grained_data(data.items.copy(), root=data.root, levels=data.levels).drop(data.items.index[:1])
+    interp = FineGrainedInterpretation.from_learner(learn, dl=other.dls(size=64, bs=8, num_workers=0, device='cpu').valid)
+    for ask in (interp.cam_report, interp.occlusion):
+        with pytest.raises(FineGrainedError, match="no rows of the learner's data set"): ask()
+    again = FineGrainedInterpretation.from_learner(learn, dl=learn.dls.test_dl(data['test'].index[::2], with_labels=True))
+    assert again.rows()==list(data['test'].index[::2])
 
 def test_report_leaves_the_learner_as_it_was(data):
     from test_cam import same, state
     learn = learner(data)
+    interp = FineGrainedInterpretation.from_learner(learn)
     learn.model.train()
     before = state(learn)
-    report = cam_report(learn, methods=['gradcam', lambda v: v.maps.mean(1).relu()], layers=(None,'layer2'), n=5, steps=2)
-    sanity_check(learn, list(data['valid'].index[:4]), ['gradcam','layercam'], layer=-2)
+    report = interp.cam_report(methods=['gradcam', lambda v: v.maps.mean(1).relu()], layers=(None,'layer2'), n=5, steps=2)
+    learn.cam_sanity_check(list(data['valid'].index[:4]), ['gradcam','layercam'], layer=-2)
     FeatureHierarchy.from_learner(learn).maps(list(data['valid'].index[:4]))
-    occlusion(learn)
+    interp.occlusion()
     same(before, state(learn))
     assert report.scores.groupby(['method','layer','asked']).size().eq(5).all() and set(report.names)=={'peak in box','energy in box','peak in part','energy in part','deletion','insertion'}
     assert report.to_markdown().count('|')%10==0 and '±' in report.to_markdown() and 'layer2' in repr(report)
@@ -170,9 +182,9 @@ def test_report_on_photographs():
     if not shared.exists(): pytest.skip(f'{shared} is not here (set FGVC_SHARED)')
     data = fine_grained_data(shared)
     learn = fine_grained_learner(data.subset(classes=3, per_class=8).dls(size=64, bs=8, num_workers=0, device='cpu', crop='box'), 'toy_resnet')
-    t = cam_report(learn, methods=['gradcam'], part='crown', asked=['label'], steps=0).table()
+    t = FineGrainedInterpretation.from_learner(learn).cam_report(methods=['gradcam'], part='crown', asked=['label'], steps=0).table()
     assert t['energy in part']['mean'].between(0, 1).all() and t['peak in box']['mean'].between(0, 1).all()
-    with pytest.raises(FineGrainedError, match='give `part`'): occlusion(learn)
+    with pytest.raises(FineGrainedError, match='give `part`'): FineGrainedInterpretation.from_learner(learn).occlusion()
 
 @pytest.mark.parametrize('arch,size', [('resnet18',64), ('swin_tiny_patch4_window7_224',64), ('vit_tiny_patch16_224',64), ('convnext_atto',64), ('mobilenetv2_100',64)])
 def test_depths_of_every_kind_of_body(data, arch, size):
@@ -236,7 +248,7 @@ def test_nothing_is_hidden_where_nothing_is_known():
     assert (y!=x).any(1).sum()==2*((torch.arange(20)+.5-10)[:,None]**2+(torch.arange(20)+.5-10)**2<16).sum()
 
 def test_guessing_inside_a_family(data):
-    t = occlusion(learner(data))
+    t = FineGrainedInterpretation.from_learner(learner(data)).occlusion()
     assert np.allclose(t['guessing inside the family'], 1/3) and (t.family>=t.label).all() and t.pictures.nunique()==1
 
 @pytest.mark.parametrize('k,n', [(40,40), (0,40), (39,40), (7,12)])
@@ -270,7 +282,7 @@ def test_the_band_counts_each_picture_once():
     data = toy_birds_small()
     learn = fine_grained_learner(data.dls(size=32, bs=8, num_workers=0, device='cpu'), 'toy_resnet')
     v,n = list(data.vocab),data['valid'].label.value_counts()
-    ax = FeatureHierarchy.from_learner(learn).plot_separates([(v[0],v[1]), (v[0],v[2])])
+    ax = FeatureHierarchy.from_learner(learn).plot_linear_probes([(v[0],v[1]), (v[0],v[2])])
     band = ax.patches[0].get_extents().transformed(ax.transData.inverted())
     assert f'{n[v[:3]].sum()} pictures' in str([o.get_text() for o in ax.get_legend().get_texts()]) and 'the mean' in ax.get_legend().get_texts()[-1].get_text()
     assert band.y1-.5==pytest.approx(.25*(4/n[v[0]] + 1/n[v[1]] + 1/n[v[2]])**.5, rel=1e-3)

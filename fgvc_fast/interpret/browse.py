@@ -94,7 +94,7 @@ def to_html(self:FineGrainedInterpretation,
     for name,o in dict(n=n, k=k, side=side).items(): check_number(name, o, 1, whole=True)
     check(isinstance(path, (str,Path)) and Path(path).parent.is_dir() and not Path(path).is_dir(), f'path={path!r}: name a file in a folder that is there')
     check(isinstance(title, str), f'title={title!r}: give the heading as text')
-    self._as_asked()
+    self.check_fresh()
     pairs = self.confused_pairs().head(n)
     check(len(pairs), 'No two classes are confused, so there is nothing to write')
     rows = list(pairs.itertuples(index=False))

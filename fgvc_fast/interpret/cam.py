@@ -14,8 +14,8 @@ from numbers import Integral
 from textwrap import wrap
 from ..core import check, check_choice, check_number, listing, wrap_label
 from ..data.image import is_one_picture
-from .probe import eval_fp32
 from .layers import asked_against, find_method, target_weights, view_layers
+from .probe import batches_of, eval_fp32, is_batch, to_images, vocab_of
 
 # %% ../../nbs/api/615_interpret.cam.ipynb #538f453a
 def resize_maps(maps, size):

@@ -29,9 +29,19 @@ def _few(scores, targ=None):
     prob,pred = logp.exp().max(1)
     return pred,targ,prob,F.nll_loss(logp, targ, reduction='none')
 
+def _few_by_level(tree):
+    "As `_few`, and where there is a `tree` of levels how surely and how rightly the best group of each is named (n, levels)"
+    def few(scores, targ=None):
+        res = _few(scores, targ)
+        if tree is None: return res
+        p,best = tree.best(scores.softmax(1))
+        return *res,p,best==torch.stack([tree.up[o].to(targ.device)[targ] for o in tree.levels], 1)
+    return few
+
 # %% ../../nbs/api/640_interpret.errors.ipynb #2b02947e
 class FineGrainedInterpretation(Interpretation):
     "What `learn` gets wrong on the pictures of `dl`"
+    level_probs = level_right = None # of the best group of each level (n, levels), where the data set has levels
     mark,tempered = None,0 # how the learner was when it answered; on how many of these pictures its temperature was fitted
     def __init__(self,
         learn, # Whose answers they are
@@ -56,7 +66,12 @@ class FineGrainedInterpretation(Interpretation):
         check(dl is None or hasattr(dl, 'dataset'), f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
         if dl is None: dl = _split_loader(learn.dls, ds_idx)
         if n := trained_on(learn, dl): warnings.warn(f'{n:,} of these pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
-        res = cls(learn, dl, *gather(learn, dl, _few), act)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # names that make no tree are said where levels are asked for
+            tree = levels_of(learn.dls)
+        preds,targs,probs,losses,*by_level = gather(learn, dl, _few_by_level(tree))
+        res = cls(learn, dl, preds, targs, probs, losses, act)
+        if by_level: res.level_probs,res.level_right = by_level
         res.mark,res.tempered = _mark(learn, dl),_tempered(learn, dl)
         return res
 
@@ -78,9 +93,19 @@ def _tempered(learn, dl):
 def _mark(learn, dl): return learner_key(learn),loader_key(dl)
 
 @patch
-def _as_asked(self:FineGrainedInterpretation):
+def check_fresh(self:FineGrainedInterpretation):
     "Stop where the learner would not answer today as it did: its maps would explain other answers"
     check(self.mark in (None, _mark(self.learn, self.dl)), "The learner has other weights or other loaders, or the pictures are others, than when it gave these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
+
+# %% ../../nbs/api/640_interpret.errors.ipynb #341474ec
+@patch
+def rows(self:FineGrainedInterpretation)->list:
+    "Rows of the learner's data set that these pictures are"
+    data,items = getattr(self.dls, 'data', None),list(getattr(getattr(self.dl, 'dataset', None), 'items', ()))
+    check(data is not None, 'These loaders do not know their data set: make them with `data.dls(...)`')
+    own = all(isinstance(o, (int,np.integer)) for o in items) and items_of(self.dl)==items_of(self.dls.test_dl(items))
+    check(items and own, "These pictures are no rows of the learner's data set: make the interpretation of a split, or of `dl=dls.test_dl(rows, with_labels=True)`")
+    return [int(o) for o in items]
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #9209a06b
 @patch
@@ -206,7 +231,7 @@ def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes 
 def _draw(self:FineGrainedInterpretation, axs, idxs, titles, method, against='auto'):
     "Draw the pictures `idxs` with their maps on `axs`, under `titles`, and below what was asked if it was not the usual question"
     if not len(idxs): return
-    self._as_asked()
+    self.check_fresh()
     x,_,maps = logits_and_maps(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
     for ax,im,m,t,i in zip(axs, to_images(self.dls.valid, x), maps, titles, idxs): draw_cam(ax, im, m, t, bool(self.preds[i]==self.targs[i]))
     if (how := asked_against(method, against))!='mean': ax.figure.supxlabel(asked_line(method, None, how, self.vocab), fontsize=7, color='#555')
@@ -230,7 +255,7 @@ def plot_confused_pairs(self:FineGrainedInterpretation,
     "The most confused pairs side by side, mistakes first, with maps of where the model looked"
     import matplotlib.pyplot as plt
     check_number('n', n, 1, whole=True), check_number('k', k, 1, whole=True)
-    self._as_asked()
+    self.check_fresh()
     pairs = self.confused_pairs().head(n)
     if not len(pairs): return print('No two classes are confused: every answer is right.')
     k = self._as_many([*pairs.one, *pairs.other], k)
@@ -249,7 +274,7 @@ def plot_pair(self:FineGrainedInterpretation,
     "Two classes side by side, mistakes first, with maps of where the model looked"
     import matplotlib.pyplot as plt
     check_number('k', k, 1, whole=True)
-    self._as_asked()
+    self.check_fresh()
     unknown = [o for o in (one,other) if o not in list(self.vocab)]
     check(not unknown and one!=other, f"'{one}' and '{other}' are no pair of classes" + (f": there is no '{unknown[0]}'" if unknown else ''))
     k = self._as_many([one, other], k)
@@ -313,7 +338,7 @@ def plot_top_losses(self:FineGrainedInterpretation,
     import matplotlib.pyplot as plt
     check_number('ncols', ncols, 1, whole=True)
     _which(k, len(self.losses))
-    self._as_asked()
+    self.check_fresh()
     idxs = self.top_losses(k if isinstance(k, Integral) else None, largest)[1]
     if not isinstance(k, Integral): idxs = idxs[list(k)]
     ncols = min(ncols, len(idxs))

@@ -172,7 +172,7 @@ def _guessed(counts):
     return .5/len(counts)*sum(met.count(k)**2/v for k,v in n.items())**.5
 
 @patch
-def plot_separates(self:FeatureHierarchy, pairs, # As `linear_probes`
+def plot_linear_probes(self:FeatureHierarchy, pairs, # As `linear_probes`
     ax=None # matplotlib axes
 ):
     "`linear_probes` as curves over depth, and their mean"

@@ -6,16 +6,16 @@
 __all__ = []
 
 # %% ../../nbs/api/650_interpret.levels.ipynb #0b52e4f7
-import numpy as np, pandas as pd, torch, warnings
+import numpy as np, pandas as pd
 from fastai.learner import Learner
 from fastcore.basics import patch
 from numbers import Integral, Real
 from pathlib import Path
 from PIL import Image
-from ..core import check
 from ..answers import gather
+from ..core import check
+from .errors import FineGrainedInterpretation
 from ..levels import Levels
-from ..memory import trained_on
 
 # %% ../../nbs/api/650_interpret.levels.ipynb #0fda0b61
 def _tree(learn):
@@ -56,22 +56,15 @@ def answer_level(self:Learner,
 
 # %% ../../nbs/api/650_interpret.levels.ipynb #1c4eca89
 @patch
-def level_coverage(self:Learner,
-    confidences=(.5,.6,.7,.8,.9,.95,.99), # As `answer_level`
-    dl=None # Loader of pictures with labels; None: the validation split
+def level_coverage(self:FineGrainedInterpretation,
+    confidences=(.5,.6,.7,.8,.9,.95,.99) # As `answer_level`
     )->pd.DataFrame:
     "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are right (`accuracy`)"
     check(isinstance(confidences, (tuple,list,np.ndarray)) and len(confidences), f'confidences={confidences!r}: give probabilities, as (.5, .9)')
     for c in confidences: _is_probability(c)
-    check(dl is None or hasattr(dl, 'dataset'), f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
-    tree = _tree(self)
-    def few(scores, targ=None):
-        check(targ is not None, "These pictures have no labels, so nothing tells which answers are right: make the loader with `with_labels=True`")
-        p,best = tree.best(scores.softmax(1))
-        return p,best==torch.stack([tree.up[o].to(targ.device)[targ] for o in tree.levels], 1)
-    dl = self.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl
-    if n := trained_on(self, dl): warnings.warn(f'{n:,} of these pictures are training pictures, which the model knows by heart: of others fewer answers are right')
-    p,right = gather(self, dl, few)
+    tree,(p,right) = _tree(self.learn),(self.level_probs, self.level_right)
+    if len(tree.levels)==1: p,right = self.probs[:,None],(self.preds==self.targs)[:,None]
+    check(p is not None, 'This interpretation was not asked for levels: make it by `FineGrainedInterpretation.from_learner(learn)`')
     rows = []
     for c in confidences:
         deep = _deepest(p, c)
@@ -82,16 +75,16 @@ def level_coverage(self:Learner,
 
 # %% ../../nbs/api/650_interpret.levels.ipynb #d83dde1f
 @patch
-def plot_level_coverage(self:Learner,
+def plot_level_coverage(self:FineGrainedInterpretation,
     confidences=(.5,.6,.7,.8,.9,.95,.99), # As `answer_level`
-    dl=None # Loader of pictures with labels; None: the validation split
+    ax=None # matplotlib axes
 ):
     "At which level the pictures are answered for each of `confidences`, and how many of those answers are right"
     import matplotlib.pyplot as plt
-    df = self.level_coverage(confidences, dl)
+    df = self.level_coverage(confidences)
     levels = list(df.level.unique())
     greens = plt.cm.Greens(np.linspace(.8, .3, len(levels)-1))
-    _,ax = plt.subplots(figsize=(1.2+.85*len(confidences),3.6))
+    if ax is None: _,ax = plt.subplots(figsize=(1.2+.85*len(confidences),3.6))
     for x,c in enumerate(confidences):
         y = 0
         for k,o in enumerate(df[df.confidence==c].itertuples()):
@@ -107,4 +100,5 @@ def plot_level_coverage(self:Learner,
     ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1,.5), frameon=False, reverse=True)
     ax.set_title('Level of the answers, and how many of them are right', fontsize=10)
     for s in ('top','right'): ax.spines[s].set_visible(False)
-    plt.tight_layout(pad=.4)
+    ax.figure.tight_layout(pad=.4)
+    return ax

@@ -46,7 +46,7 @@ def plot_errors(self:FineGrainedInterpretation,
     check_number('n', n, 1, whole=True)
     check(idxs is None or hasattr(idxs, '__iter__'), f"idxs={idxs!r}: give numbers of pictures, or None")
     for i in [] if idxs is None else idxs: check_number('idxs: picture', int(i) if hasattr(i, 'item') else i, 0, len(self.preds)-1, whole=True)
-    self._as_asked()
+    self.check_fresh()
     if idxs is None:
         wrong = (self.preds!=self.targs).nonzero()[:,0]
         idxs = wrong[self.probs[wrong].argsort(descending=True)][:n]

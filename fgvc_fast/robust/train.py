@@ -10,6 +10,7 @@ import torch
 from ..augment.mix import own_loss
 from ..core import check, check_choice, check_number
 from ..train.aux_loss import AuxLosses
+from ..interpret.probe import PixelModel
 from ..models.model import only_logits
 from .attack import attacks
 from inspect import signature

@@ -99,7 +99,7 @@ def _leave(self:AddLoss):
     learn,model = self._learn,get_model(self._learn.model)
     own = {id(p) for p in self._params()}
     if self.part in model.added: del model.added[self.part]
-    self._leave_trace()
+    self._leave_record()
     for pg in learn.opt.param_lists if learn.opt is not None else ():
         for i in reversed(range(len(pg))):
             if id(pg[i]) not in own: continue
@@ -126,7 +126,7 @@ def _plain(x): return x.as_subclass(torch.Tensor) if isinstance(x, torch.Tensor)
 @patch
 def aux_losses(self:AddLoss):
     "The loss of this batch, in float32 whatever the model computes in"
-    x = _plain(self.pred if self.on=='logits' else getattr(self.trace, self.on))
+    x = _plain(self.pred if self.on=='logits' else getattr(self.record, self.on))
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         yield self.part,self.weight,mixed_loss(self.learn, lambda *yb: self.loss(x, *map(_plain, yb)))

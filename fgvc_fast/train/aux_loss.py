@@ -15,29 +15,29 @@ from .distributed import all_gather
 # %% ../../nbs/api/422_train.aux_loss.ipynb #60b1134e
 class AuxLosses(Callback):
     "Add what the model says besides its logits to what is learned, not to the loss that is shown"
-    run_valid,asks,detach,trace = False,('aux_losses',),False,None # what a `Trace` of each batch is made of
+    run_valid,asks,detach,record = False,('aux_losses',),False,None # what a `Trace` of each batch is made of
     n_trained = 0 # epochs of the last fit; None where that was one of `fit_phases`, which keeps a log
     def names(self): return getattr(get_model(self.model), 'aux_names', list)()
     def aux_losses(self):
         "What is learned of this batch besides: (name, weight, loss) each"
-        for name,w,v in self.trace.aux_losses if self.trace else (): yield name,w,v if v.ndim==0 else own_loss(self.learn, v.float())
+        for name,w,v in self.record.aux_losses if self.record else (): yield name,w,v if v.ndim==0 else own_loss(self.learn, v.float())
     def before_train(self):
         self.sums = {}
         if hasattr(t := get_model(self.model), 'temperature'): t.temperature.fill_(1.) # that of a calibration before this training is void
     def before_batch(self):
-        self._leave_trace()
-        if self.asks and hasattr(model := get_model(self.model), 'trace'): self.trace = model.trace(*self.asks, detach=self.detach).__enter__()
+        self._leave_record()
+        if self.asks and hasattr(model := get_model(self.model), 'trace'): self.record = model.trace(*self.asks, detach=self.detach).__enter__()
     def after_pred(self):
         self.extra,n = 0.,len(self.xb[0])
         for name,w,v in self.aux_losses():
             self.extra = self.extra + w*v
             total,seen = self.sums.get(name, (0.,0))
             self.sums[name] = total+n*v.detach(),seen+n
-        self._leave_trace()
-    def after_cancel_batch(self): self._leave_trace()
-    def _leave_trace(self):
-        if self.trace is not None: self.trace.__exit__()
-        self.trace = None
+        self._leave_record()
+    def after_cancel_batch(self): self._leave_record()
+    def _leave_record(self):
+        if self.record is not None: self.record.__exit__()
+        self.record = None
     def after_loss(self): self.learn.loss_grad = self.loss_grad + self.extra
     def after_train(self):
         if not hasattr(self.learn, 'lr_finder'): self.n_trained = None if hasattr(self.learn, 'phase_watch') else self.epoch+1
