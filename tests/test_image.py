@@ -177,6 +177,7 @@ def test_damaged_files_by_every_caller(tmp_path):
 @pytest.mark.parametrize('kind', ['fifo','socket','device','folder','dangling','nothing'])
 def test_no_files(kind, tmp_path, monkeypatch):
     "What is no file is not waited for"
+    if os.name=='nt' and kind in ('fifo','socket','device'): pytest.skip('Windows has none in folders')
     fn = tmp_path/'0.jpg'
     if kind=='fifo': os.mkfifo(fn)
     if kind=='socket':
