@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from fastcore.basics import patch
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from PIL import Image, ImageOps # chkstyle: ignore (the page turns pictures)
+from PIL import Image
 from safetensors.torch import load, save
 from threading import get_ident
 from torch import nn
@@ -25,7 +25,6 @@ from .metrics import check_answers, count_no_answers
 from .models.head import heads
 from .models.model import FineGrainedModel, NormalizeInput, fine_grained_model
 from .models.pools import pools
-from .models.toy import toy_resnet # chkstyle: ignore (now timm knows the name)
 
 # %% ../nbs/api/940_bundle.ipynb #b570d2a3
 class _Pictures(Dataset):
