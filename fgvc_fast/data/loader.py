@@ -100,7 +100,7 @@ class FineGrainedDL(TfmdDL):
         self.seed,self.balance,self.per_class = seed,balance,per_class
         if seed is not None: self.rng = random.Random(seed)
 
-    def new(self, dataset:Sequence|Datasets|None=None, cls=None, **kwargs):
+    def new(self, dataset:Sequence|Datasets|None=None, cls:type|None=None, **kwargs):
         if cls is None: kwargs = {'seed': self.seed, **kwargs}
         res = super().new(dataset, cls, **kwargs)
         if dataset is None: res.balance,res.per_class,res.quick,res.wgts = self.balance,self.per_class,self.quick,self.wgts
