@@ -6,8 +6,8 @@
 __all__ = ['refers_to', 'set_n_parts', 'name_of', 'fine_grained_learner', 'test_read']
 
 # %% ../nbs/api/500_learner.ipynb #3dba0d2a
-import inspect, numpy as np, warnings
-import pandas as pd, torch
+import inspect, warnings
+import numpy as np, pandas as pd, torch
 from collections.abc import Callable
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
