@@ -496,7 +496,8 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
 def dls(self:FineGrainedData,
     size:int|tuple=224, # Pixels of what the model sees: int, or (height, width)
     bs:int=32, # Pictures per batch
-    crop:str=None, aug:str|list|torch.nn.Module='light', # As `block`
+    crop:str=None, # 'box': cut to the box with a margin, jittered in training, tight in validation
+    aug:str|list|torch.nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']: see `block`
     block:DataBlock=None, # A block of this data set that you changed, instead of the arguments of `block`
     valid:str='valid', # Which split validates; 'test' reproduces papers that do so
     label_level:str=None, # Learn the labels of this level, as `at_level` does

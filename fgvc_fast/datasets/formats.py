@@ -238,7 +238,7 @@ def _files_there(data):
 
 def read_table(df:pd.DataFrame|str|Path, # A DataFrame, or the path of a CSV
     root:str|Path|None=None, # Folder that the paths start from (default: the CSV's own; the current one for a DataFrame)
-    levels:list=None, # As `FineGrainedData`
+    levels:list=None, # Label columns, coarse → fine; the last is 'label' (default: only 'label')
     **kwargs # `parts`, `valid`, `seed`, `by`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "A table with the columns path and label; others as `FineGrainedData` describes"

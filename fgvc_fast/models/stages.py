@@ -159,7 +159,7 @@ def before(self:Body, n:int # How many blocks
 # %% ../../nbs/api/102_models.stages.ipynb #823398b3
 @patch
 def from_last_block(self:Body, x:torch.Tensor, # Images (B, 3, H, W)
-    **wants # As `see`
+    **wants # Of `see`: `stages`, `prefix`, `rollout`
     ):
     "What goes into the last attention block as a map (B, C, h, w); and a function that goes on from such a map as `see` would"
     kept,s = [],self.stages[-1]
