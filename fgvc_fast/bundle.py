@@ -189,7 +189,7 @@ def predict(self:Bundle,
     k:int=3, # How many labels to give, the likeliest first
     flip:bool=False, # Ask about the mirror image too, and take the mean of the probabilities
     bs:int=32, # Pictures per batch
-    num_workers:int=None, # Processes that read pictures; None: the machine's cores, 0 for few pictures
+    num_workers:int|None=None, # Processes that read pictures; None: the machine's cores, 0 for few pictures
     boxes:list|np.ndarray|pd.DataFrame|None=None, # For a model trained with crop='box': x0, y0, x1, y1 of each, in pixels of the file as stored
     progress:bool=True # Show a bar
     )->pd.DataFrame:
@@ -274,12 +274,12 @@ def _labels(cfg):
     groups = dict.fromkeys(of.get(o, 'others') for o in cfg['labels'])
     return '\n'.join(f"- **{_cell(g)}**: {', '.join(_cell(o) for o in cfg['labels'] if of.get(o, 'others')==g)}" for g in groups)
 
-def model_card(cfg:dict, # As in config.json
+def model_card(cfg:dict, # What stands in config.json
     params:int, # How many
-    data:dict=None, # title, url, citation, licence, notes of the data set
-    training:dict=None, # How the model was made, as far as that is known
-    numbers:list=None, # A dict per split: split, pictures, then shares from 0 to 1
-    notes:list=None # What whoever reads the numbers must know
+    data:dict|None=None, # title, url, citation, licence, notes of the data set
+    training:dict|None=None, # How the model was made, as far as that is known
+    numbers:list|None=None, # A dict per split: split, pictures, then shares from 0 to 1
+    notes:list|None=None # What whoever reads the numbers must know
     )->str:
     "The text of README.md"
     lacks = [k for k in ('model','labels','levels','transforms','versions') if not isinstance(cfg, dict) or k not in cfg]
@@ -600,11 +600,11 @@ _as_was = 'save again. What was there is as it was'
 def write_bundle(folder:str|Path, # Where; a bundle that is there is replaced
     model:FineGrainedModel, # Is left as it is
     labels:list, # Name of each output
-    size:tuple=None, # (height, width) of what the model sees; None: what its body was built for
-    crop:str=None, margin:float=.1, # 'box' where it was trained on boxes with this margin, share of the longer side
-    levels:dict=None, # Coarser names, {'family': {label: name, ...}, ...}, coarse to fine
-    stats:tuple=None, # (mean, std) in place of those in the model
-    facts:dict=None, # `data`, `training`, `numbers`, `notes` of `model_card`
+    size:tuple|None=None, # (height, width) of what the model sees; None: what its body was built for
+    crop:str|None=None, margin:float=.1, # 'box' where it was trained on boxes with this margin, share of the longer side
+    levels:dict|None=None, # Coarser names, {'family': {label: name, ...}, ...}, coarse to fine
+    stats:tuple|None=None, # (mean, std) in place of those in the model
+    facts:dict|None=None, # `data`, `training`, `numbers`, `notes` of `model_card`
     verify:Callable|None=None # A function that looks at the reloaded `Bundle` too, and raises if it must not be kept
     )->Path:
     "Write `model` and all that it takes to predict with it into `folder`, load it again, and keep it only if it answers random pixels as `model` does"

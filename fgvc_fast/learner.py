@@ -99,7 +99,7 @@ def fine_grained_learner(
     stats:tuple|bool|None=None, # (mean, std) of the input; None: the model's own, else ImageNet's
     channels_last:bool=True, # Memory format; as fast or faster nearly everywhere
     amp:str='auto',       # 'auto': mixed precision on a GPU (bf16 where it has it, else fp16), never on a CPU; or 'bf16', 'fp16', None
-    blocks:dict=None,     # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
+    blocks:dict|None=None, # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
     branch:int|str|None=None, # Stage with a classifier and a loss of its own, as -2
     zoom:bool=False,    # Learn from crops and drops of what the pool attends to, and look twice at evaluation
     **kwargs              # Of `Learner`; what it does not know goes to the model (`pad_type`, `drop_path_rate`, `output_stride`, ...)
@@ -191,8 +191,8 @@ def test(self:Learner)->pd.DataFrame:
 @patch
 def predict(self:FineGrainedLearner,
     item:int|str|Path|Image.Image|np.ndarray|torch.Tensor, # A row of the data set, a path or a picture
-    rm_type_tfms:int|None=None, # As fastai's
-    with_input:bool=False # As fastai's
+    rm_type_tfms:int|None=None, # How many of the first transforms `item` has been through; None: none
+    with_input:bool=False # Give the picture as the model sees it too, before the rest?
     ):
     "As fastai's: the name, its number and the probabilities; an error where they are NaN"
     res = Learner.predict(self, item, rm_type_tfms, with_input)

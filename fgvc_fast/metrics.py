@@ -33,7 +33,7 @@ def top_k(preds:Tensor, # (n, classes) scores
 # %% ../nbs/api/220_metrics.ipynb #c8494d2e
 def per_class_accuracy(preds:Tensor, # (n, classes) scores, or (n,) class numbers
     targs:Tensor, # (n,) class numbers
-    n:int=None # Classes (default: as many as there are scores)
+    n:int|None=None # Classes (default: as many as there are scores)
     )->Tensor: # (n,) accuracy of each class, NaN where it has no row
     "Share of each class's rows that are right"
     _check_scores(preds, targs, scores=False)

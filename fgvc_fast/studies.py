@@ -39,13 +39,13 @@ def train_one(
     data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
     arch:str|Callable|list|tuple, # timm name, torchvision constructor, or two of them for two streams
     epochs:int|list=10,  # Length, or a list of `Phase`s
-    lr:float=None,       # Highest rate for phases that name none; for a number of epochs, the head's; None: the learner's own
-    plan:dict=None,      # Of `learn.plan`, as dict(name='gradual'), to spend the epochs on; the default plan if `None`
+    lr:float|None=None, # Highest rate for phases that name none; for a number of epochs, the head's; None: the learner's own
+    plan:dict|None=None, # Of `learn.plan`, as dict(name='gradual'), to spend the epochs on; the default plan if `None`
     size:int|tuple=224,  # Pixels of what the model sees: int, or (height, width)
     bs:int=32,           # Pictures per batch
     aug:str|list|nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']
-    crop:str=None,       # 'box': cut to the box with a margin
-    dls:dict=None,       # More for `data.dls`
+    crop:str|None=None, # 'box': cut to the box with a margin
+    dls:dict|None=None, # More for `data.dls`
     cbs:list|tuple=(),   # Functions that make a callback, as `partial(MixUp, alpha=.2)`: each run has its own
     smooth:float=0.,     # Label smoothing
     **kwargs             # Of `fine_grained_learner`: `pretrained`, `weights`, `pool`, `head`, `drop`, ...
@@ -121,7 +121,7 @@ def layer_plans(epochs:int, # Length of each
 def layers_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
     arch:str|Callable|list|tuple='resnet50', # timm name, torchvision constructor, or two of them for two streams
     epochs:int=10, # Of every row
-    stages:int=3, # How far down: so many of the body's stages, one more in each row
+    stages:int=3, # Up to how many of the last stages train besides the head
     name:str='layers', # Of the study and of its file
     seeds:int|list=3, # How many, or which
     folder:str|Path='studies', # Where the file `name.jsonl` is
@@ -146,7 +146,7 @@ def training_tricks(alpha:float=.4, # Of mixup
 
 def tricks_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
     arch:str|Callable|list|tuple='resnet50', # timm name, torchvision constructor, or two of them for two streams
-    tricks:dict=None, # Options of `train_one` by name, the first to do without; `training_tricks()` if `None`
+    tricks:dict|None=None, # Options of `train_one` by name, the first to do without; `training_tricks()` if `None`
     aug:str|list|nn.Module='none', # Augmentation of those that say nothing of it
     name:str='tricks', # Of the study and of its file
     seeds:int|list=3, # How many, or which
@@ -197,7 +197,7 @@ def vit_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
 published_bodies = {'ResNet-50': dict(arch='resnet50'), 'VGG-16': dict(arch='vgg16_bn'), 'Inception-v3': dict(arch='inception_v3'), 'B-CNN': dict(arch='vgg16_bn', pool='bilinear')}
 
 def reinit_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
-    bodies:dict=None, # Options of `train_one` by name; `published_bodies` if `None`
+    bodies:dict|None=None, # Options of `train_one` by name; `published_bodies` if `None`
     stages:list|tuple|range=(0,1,2), # Up to how many stages are begun afresh in the end, as in the plan 'reinit'; 0: none, the default plan
     epochs:int=12, # Of every row
     name:str='reinit', # Of the study and of its file

@@ -75,7 +75,7 @@ class CropResize(RandTransform):
     "Cut a region out and resize it to `size`: a random part in training, the middle (or the box) in validation"
     split_idx,order = None,1
     def __init__(self, size:int|tuple, # Pixels: int, or (height, width)
-        crop:str=None,           # None, or 'box'
+        crop:str|None=None,  # None, or 'box'
         margin:float=.1,         # Round the box, share of its longer side
         min_scale:float=.75,     # Least share of the area in training, (0,1]; a closer crop loses small parts
         flip:float=.5,           # Chance of a mirror image in training
@@ -417,7 +417,7 @@ def _check_options(data, size, crop, cache, max_gb, device, item_tfms, batch_tfm
 @patch
 def block(self:FineGrainedData,
     size:int|tuple=224, # Pixels of what the model sees: int, or (height, width)
-    crop:str=None,      # 'box': cut to the box with a margin, jittered in training, tight in validation
+    crop:str|None=None, # 'box': cut to the box with a margin, jittered in training, tight in validation
     aug:str|list|torch.nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']: see above
     item_tfms:list|Callable|None=None, # fastai transforms instead of ours (and of the cache)
     batch_tfms:list|Callable|None=None, # fastai transforms besides those of `aug`
@@ -496,15 +496,16 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
 def dls(self:FineGrainedData,
     size:int|tuple=224, # Pixels of what the model sees: int, or (height, width)
     bs:int=32, # Pictures per batch
-    crop:str=None, # 'box': cut to the box with a margin, jittered in training, tight in validation
+    crop:str|None=None, # 'box': cut to the box with a margin, jittered in training, tight in validation
     aug:str|list|torch.nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']: see `block`
-    block:DataBlock=None, # A block of this data set that you changed, instead of the arguments of `block`
+    block:DataBlock|None=None, # A block of this data set that you changed, instead of the arguments of `block`
     valid:str='valid', # Which split validates; 'test' reproduces papers that do so
-    label_level:str=None, # Learn the labels of this level, as `at_level` does
+    label_level:str|None=None, # Learn the labels of this level, as `at_level` does
     balanced:bool=False, # Training batches in which all classes come equally often
-    per_class:int=None, # Balanced batches with so many pictures of each class that is in them, for losses that compare pictures
-    seed:int=None, # Of shuffling and augmentation: the same batches again, whatever the number of workers; None: different each time
-    num_workers:int=None, device:str|torch.device|None=None, # As fastai's
+    per_class:int|None=None, # Balanced batches with so many pictures of each class that is in them, for losses that compare pictures
+    seed:int|None=None, # Of shuffling and augmentation: the same batches again, whatever the number of workers; None: different each time
+    num_workers:int|None=None, # Processes that load pictures; None: fastai's number
+    device:str|torch.device|None=None, # Where batches will be; None: the GPU if there is one
     **kwargs # Of `block`: `parts`, `cache`, `max_gb`, `batch_tfms`, ...
     )->FineGrainedLoaders:
     "fastai `DataLoaders` of the train and valid splits; the test split stays apart"

@@ -107,7 +107,7 @@ def _open(self:CachedImages):
 # %% ../../nbs/api/022_data.cache.ipynb #e27dbc81
 @patch
 def get(self:CachedImages, im:LazyImage, # A `LazyImage`
-    use:str, # As in `add`
+    use:str, # What for, as `add` was told
     plan:Callable # From size and box of the picture to the base, and the width and height to keep it in
     ):
     "What is kept of `im`, or made now; `im` itself if it has no place here"

@@ -144,8 +144,8 @@ def _check_region(o):
     check(ok, f"region={o!r}: give the box x0, y0, x1, y1 in pixels, with x0<x1 and y0<y1")
 
 def read_image(fn:str|os.PathLike|BinaryIO, # Path or open binary file
-    region:tuple=None, # x0, y0, x1, y1 in pixels of the upright picture; None: all of it
-    size:tuple=None # Width and height of what comes back; None: the region's own
+    region:tuple|None=None, # x0, y0, x1, y1 in pixels of the upright picture; None: all of it
+    size:tuple|None=None # Width and height of what comes back; None: the region's own
     )->Image.Image:
     "The upright RGB picture in `fn`, cut to `region` and resized to `size`, decoded no finer than `size` needs"
     if size is not None: size = check_size('size', size)

@@ -90,7 +90,7 @@ class FineGrainedDL(TfmdDL):
     "A fastai `TfmdDL` whose batches repeat for a `seed`, and may be `balance`d"
     key,quick,_sooner,whole,places,rank,ranks,wgts = 0,None,None,None,None,0,1,None # `wgts` (n,): how often to draw each picture in training
     def __init__(self, dataset:Sequence|Datasets,
-        seed:int=None, # The same batches for the same seed, whatever the number of workers; None: other ones each time
+        seed:int|None=None, # The same batches for the same seed, whatever the number of workers; None: other ones each time
         balance:list|np.ndarray|None=None, # (n,) class numbers: training batches in which all classes come equally often
         per_class:int=1, # Of those, how many pictures of a class follow one another
         **kwargs):

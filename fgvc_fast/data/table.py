@@ -257,12 +257,12 @@ class FineGrainedData:
     def __init__(self,
         items:pd.DataFrame, # Columns path, label; optional split (or fastai's is_valid), x0 y0 x1 y1 (pixels of the file as stored), coarser labels, attributes
         root:str|Path='.',  # Folder that the paths start from
-        levels:list=None,   # Label columns, coarse → fine; the last is 'label' (default: only 'label')
-        parts:pd.DataFrame=None, # Columns item (row of `items`), part, x, y, visible
-        card:dict=None,     # title, url, citation, licence, counts, notes, ...
+        levels:list|None=None, # Label columns, coarse → fine; the last is 'label' (default: only 'label')
+        parts:pd.DataFrame|None=None, # Columns item (row of `items`), part, x, y, visible
+        card:dict|None=None, # title, url, citation, licence, counts, notes, ...
         valid:float=.1,     # Share of train that becomes valid when no row is marked 'valid'; 0: none
         seed:int=0,         # Of that choice
-        by:str=None         # Column whose groups no split may divide: the photographer, the day, the nest
+        by:str|None=None # Column whose groups no split may divide: the photographer, the day, the nest
     ):
         _check_made_of(items, root, levels, card)
         check_number('valid', valid, 0), check_number('seed', seed, 0, whole=True)
@@ -304,7 +304,7 @@ class FineGrainedData:
 
 # %% ../../nbs/api/012_data.table.ipynb #a10db42f
 @patch
-def picture(self:FineGrainedData, row:int, size:tuple=None # Width and height to squeeze it into; None: as it is
+def picture(self:FineGrainedData, row:int, size:tuple|None=None # Width and height to squeeze it into; None: as it is
     ):
     "The upright picture of `row`, without a banner"
     size = None if size is None else check_size('size', size)
@@ -374,7 +374,7 @@ def _whole_groups(group, label, want, have):
 # %% ../../nbs/api/012_data.table.ipynb #ffde98d2
 def stratified_split(items:pd.DataFrame, share:float=.1, # Of each class's files, 0–1
     seed:int=0, take:str='train', give:str='valid',
-    by:str=None # Column whose groups stay together
+    by:str|None=None # Column whose groups stay together
     )->pd.Series:
     "The split column of `items` after `share` of the files of every class in `take` went to `give`: one at least of a class with three or more, and never all of them"
     require(isinstance(items, pd.DataFrame), f"items is a {type(items).__name__}: give a table with the columns path, label and split")
@@ -408,7 +408,7 @@ def split(self:FineGrainedData,
     valid:float=.1, # Share of each class for validation
     test:float=0.,  # Share of each class for the test, taken only where no row is marked 'test' yet
     seed:int=0,
-    by:str=None):   # Column whose groups stay together (default: what the data set was made with)
+    by:str|None=None): # Column whose groups stay together (default: what the data set was made with)
     "A new data set whose train and valid rows are divided anew (and test, if it has none)"
     check_number('valid', valid, 0)
     check_number('test', test, 0)
@@ -450,7 +450,7 @@ def _new(self:FineGrainedData, items):
 @patch
 def subset(self:FineGrainedData,
     classes:list|int|None=None, # Names to keep; a number: that many, drawn at random
-    per_class:int=None,  # At most so many training pictures of each label
+    per_class:int|None=None, # At most so many training pictures of each label
     level:str='label',   # The level that `classes` are of
     seed:int=0           # Of what is drawn
     ):

@@ -130,7 +130,7 @@ def _beside(left, folders, rows):
     return res + [f"{shown('/'.join(o))}: no picture in it" for o in empty]
 
 def read_folder(root:str|Path, # Folder of class folders, or of train/valid/test folders of class folders
-    levels:list=None, # What folders in folders are, outer → inner, the last is 'label', the innermost (['label'] alone: the outermost); None: found out
+    levels:list|None=None, # What folders in folders are, outer → inner, the last is 'label', the innermost (['label'] alone: the outermost); None: found out
     **kwargs # `valid`, `seed`, `by`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "A folder per class, with or without `train`, `valid`, `test` above them"
@@ -238,7 +238,7 @@ def _files_there(data):
 
 def read_table(df:pd.DataFrame|str|Path, # A DataFrame, or the path of a CSV
     root:str|Path|None=None, # Folder that the paths start from (default: the CSV's own; the current one for a DataFrame)
-    levels:list=None, # Label columns, coarse → fine; the last is 'label' (default: only 'label')
+    levels:list|None=None, # Label columns, coarse → fine; the last is 'label' (default: only 'label')
     **kwargs # `parts`, `valid`, `seed`, `by`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "A table with the columns path and label; others as `FineGrainedData` describes"

@@ -153,7 +153,7 @@ def _inat_files(root, year, mini):
 # %% ../../nbs/api/066_datasets.inaturalist.ipynb #beaceb68
 @reader
 def read_inaturalist(root:str|Path, # The folder that holds the JSON files, or one above it
-    year:int=None,   # 2017, 2018, 2019 or 2021; None: the one that is there
+    year:int|None=None, # 2017, 2018, 2019 or 2021; None: the one that is there
     mini:bool=False, # 2021: train_mini.json, with 50 pictures of each class
     boxes:bool=False, # 2017: the largest box of each picture, where it has one
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`

@@ -52,7 +52,7 @@ class FineGrainedInterpretation(Interpretation):
         targs:torch.Tensor, # What it is, class numbers (n,)
         probs:torch.Tensor, # Probability of what was said (n,)
         losses:torch.Tensor, # -log of the probability of what it is (n,)
-        act:Callable|None=None # As fastai's
+        act:Callable|None=None # Makes probabilities of scores; None: what belongs to the loss
     ):
         super().__init__(learn, dl, losses, act)
         self.preds,self.targs,self.probs,self.vocab,self.dls = preds,targs,probs,learn.dls.vocab,learn.dls
@@ -61,7 +61,7 @@ class FineGrainedInterpretation(Interpretation):
     def from_learner(cls, learn:Learner,
         ds_idx:int=1, # 0: training pictures, 1: validation
         dl:DataLoader|None=None, # Another loader, with labels
-        act:Callable|None=None # As fastai's
+        act:Callable|None=None # Makes probabilities of scores; None: what belongs to the loss
     ):
         "Run `learn` once over the validation split, or over `dl`"
         check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
@@ -313,7 +313,7 @@ def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method, again
 # %% ../../nbs/api/640_interpret.errors.ipynb #f147f072
 @patch
 def top_losses(self:FineGrainedInterpretation,
-    k:int=None, # How many, at most as many as there are pictures; None: all
+    k:int|None=None, # How many, at most as many as there are pictures; None: all
     largest:bool=True, # Largest losses, or smallest
     items:bool=False # Items of the loader too?
     ):

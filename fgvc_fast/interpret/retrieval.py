@@ -157,7 +157,7 @@ def _mean_row(embeddings): return F.normalize(embeddings.mean(0), dim=0)
 
 @patch
 def prototypes(self:Learner,
-    new:dict=None # Names of new classes → a few pictures of each (paths, pictures, rows of the data set)
+    new:dict|None=None # Names of new classes → a few pictures of each (paths, pictures, rows of the data set)
     )->Prototypes:
     "The classes of `learn`, and `new` ones, by the mean rows of their pictures; `learn` stays as it is"
     check(new is None or isinstance(new, dict) and all(isinstance(k, str) for k in new), f"new={new!r}: give a dict, as {{'Snowy Finch': five_paths}}")

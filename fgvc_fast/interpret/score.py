@@ -288,7 +288,7 @@ def cam_report(self:FineGrainedInterpretation,
     layers:int|str|nn.Module|list|tuple|None=(None,), # Stages (name or number), modules or their dotted names; None: the last map
     asked:str|list|tuple=('label','contrast'), # One or several of 'label': why this class, against the mean of all; 'contrast': against the likeliest other; 'score': its score alone, as the papers ask
     part:str|pd.Series|None=None, # Name of the part that counts, or one for each row (a Series); None: column `differs`
-    n:int=None, # Pictures, evenly spread; None: all
+    n:int|None=None, # Pictures, evenly spread; None: all
     steps:int=10, # Of deletion and insertion; 0: without them
     tolerance:float=0 # Pixels by which a peak may miss; 15 in the paper of the pointing game
     )->CamReport:

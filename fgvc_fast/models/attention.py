@@ -81,7 +81,7 @@ class ClassAttentionPool(nn.Module):
         nf:int, # Channels of the map
         heads:int=8, # Maps of attention side by side; where the width cannot be divided by it, the next smaller number that goes
         depth:int=2, # How often it looks
-        width:int=None, # Channels it works with; None: `nf`, at most 512
+        width:int|None=None, # Channels it works with; None: `nf`, at most 512
         mlp:float=1., # Hidden units of the network after each look, as a multiple of the width
         scale:float=.1 # What each look adds is multiplied by this at first
     ):

@@ -76,7 +76,7 @@ class CosineHead(nn.Module):
         nf:int, # Width of the rows that come in
         n_out:int, # Number of classes
         drop:float=0., # Probability of dropout
-        scale:float=None # Scale to begin with, above 0; None: what lets a class reach a probability of 99 %
+        scale:float|None=None # Scale to begin with, above 0; None: what lets a class reach a probability of 99 %
     ):
         super().__init__()
         _sizes(nf, n_out, drop)
@@ -111,7 +111,7 @@ class LevelHead(nn.Module):
         nf:int, # Width of the rows that come in
         n_out:int, # Number of classes
         drop:float=0., # Probability of dropout
-        parents:list=None, # For each level above the labels, coarse → fine: the number of the group of each label
+        parents:list|None=None, # For each level above the labels, coarse → fine: the number of the group of each label
         weight:float=.5 # How much each coarser level counts in training beside the labels
     ):
         super().__init__()

@@ -275,10 +275,10 @@ def fine_grained_model(
     pretrained:bool=True, # Start from published weights?
     weights:str|Path|dict|None=None, # A local weights file instead
     img_size:int|tuple|None=None, # Size of the images, pixels or (height, width); None: the body's own
-    blocks:dict=None, # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
+    blocks:dict|None=None, # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
     branch:int|str|None=None, # Number or name of a stage with a classifier and a loss of its own
     zoom:bool=False, # Learn from crops and drops of what the pool attends to, and look twice at evaluation?
-    parents:list=None, # Of `LevelHead`: for each level above the labels the number of each label's group
+    parents:list|None=None, # Of `LevelHead`: for each level above the labels the number of each label's group
     **kwargs # For `Body`
 )->FineGrainedModel:
     "A model for `n_out` classes on any body, with any pool and head"

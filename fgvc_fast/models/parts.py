@@ -20,7 +20,7 @@ class PartPool(nn.Module):
     def __init__(self,
         nf:int, # Channels of the map
         parts:int=8, # Attention maps, 1 to `nf`
-        dim:int=None, # Bring the map to so many channels first; None: as it is
+        dim:int|None=None, # Bring the map to so many channels first; None: as it is
         pull:float=1., # Weight of the penalty that pulls a part's features to their centre; 0: none
         beta:float=.05 # How far the centres go in one step towards what they see
     ):

@@ -94,7 +94,7 @@ def bim(
     y:torch.Tensor, # Class numbers (n,): what they are; if `targeted`, what they should be taken for
     eps:float, # The most that changes: of any pixel ('linf', 0–1), or of the picture as a vector ('l2')
     steps:int=10, # How many
-    alpha:float=None, # Length of a step; None: 2.5*eps/steps
+    alpha:float|None=None, # Length of a step; None: 2.5*eps/steps
     norm:str='linf', # 'linf' or 'l2'
     targeted:bool=False # Towards `y` instead of away from it?
     )->torch.Tensor: # Pixels (n, 3, H, W), from 0 to 1
@@ -108,7 +108,7 @@ def pgd(
     y:torch.Tensor, # Class numbers (n,): what they are; if `targeted`, what they should be taken for
     eps:float, # The most that changes: of any pixel ('linf', 0–1), or of the picture as a vector ('l2')
     steps:int=10, # How many
-    alpha:float=None, # Length of a step; None: 2.5*eps/steps
+    alpha:float|None=None, # Length of a step; None: 2.5*eps/steps
     norm:str='linf', # 'linf' or 'l2'
     targeted:bool=False, # Towards `y` instead of away from it?
     generator:torch.Generator|None=None # A `torch.Generator` for the random start

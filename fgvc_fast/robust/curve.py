@@ -55,9 +55,9 @@ def _batches(learn, dl, n):
 def robustness(self:FineGrainedInterpretation,
     attack:str|Callable|list|tuple=('fgsm','pgd'), # Names from `attacks`, or functions like them; PGD is always among them
     eps:float|list|tuple=(0,.05,.1,.15,.2,.25,.3), # Strengths; 0 is the clean accuracy, and always there
-    norm:str='linf', # 'linf' or 'l2', as `fgsm`
+    norm:str='linf', # How `eps` is meant: 'linf', the most that any pixel changes; 'l2', the picture as a vector
     corrupted:bool=True, # Natural corruptions too?
-    n:int=None, # Pictures at the most; None: all
+    n:int|None=None, # Pictures at the most; None: all
     keep:int=4, # Pictures for the gallery
     seed:int=0, # Of random starts
     **kwargs # Of the attacks that know it, such as `steps`

@@ -21,7 +21,7 @@ class AdversarialTraining(AuxLosses):
     "Learn also from training pictures that have just been attacked"
     order,asks = -4,() # after `Mix`, before other losses are added
     def __init__(self,
-        eps:float=8/255, # How far the attack may go, as `fgsm`
+        eps:float=8/255, # How far the attack may go: the most that any pixel changes, 0–1 (with norm='l2' the picture as a vector)
         alpha:float=.5, # Weight of the clean loss, 0–1; that of the attacked is 1-alpha
         attack:str|Callable='fgsm', # A name from `attacks`, or a function like them
         **kwargs # Of the attack: `steps`, `norm`, ...

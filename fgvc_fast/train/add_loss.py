@@ -49,9 +49,9 @@ class AddLoss(AuxLosses):
     _stateattrs,_learn,_model = ('_model',),None,None # a reference that does not keep a model alive cannot be pickled
     def __init__(self,
         loss:str|Callable, # A name from `losses`, a class or a `partial` of one, a module, or a function of (what it looks at, labels)
-        weight:float=None, # What it counts beside the label's loss; None: the loss's own `aux_weight`, else (and where it is alone) 1
-        on:str=None, # What it looks at: 'logits', the head's 'embeddings' or the last 'maps'; None: what it says itself, else 'logits'
-        name:str=None, # Of its column and of its parameters; None: the loss's own
+        weight:float|None=None, # What it counts beside the label's loss; None: the loss's own `aux_weight`, else (and where it is alone) 1
+        on:str|None=None, # What it looks at: 'logits', the head's 'embeddings' or the last 'maps'; None: what it says itself, else 'logits'
+        name:str|None=None, # Of its column and of its parameters; None: the loss's own
         alone:bool=False # Shall the body learn from this loss only? The label then teaches the head, and nothing below it
     ):
         check(not isinstance(loss, str) or loss in losses, f"'{loss}' is no loss: use one of {listing(losses, 20)}, or a class or function of your own")

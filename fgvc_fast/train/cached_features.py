@@ -325,7 +325,7 @@ def _seeing(model, lay):
 def frozen_features(
     learn:Learner, # Made by `fine_grained_learner`, its body frozen: inside `freeze_below(learn, 'head')`
     cached_views:int=0, # Augmented views of each training picture, dealt in turn; 0: the plain picture, as in validation
-    seed:int=None, # Of the views: the same ones again; None: the loader's own, or another each time
+    seed:int|None=None, # Of the views: the same ones again; None: the loader's own, or another each time
     max_gb:float=10. # That features may take on disk, where memory does not hold them
     ):
     "Inside this `with`, `learn` trains on features that the frozen body gives once for each view of a picture"
