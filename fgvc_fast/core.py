@@ -25,7 +25,7 @@ def check(cond:object, msg:str):
     if not cond: raise FineGrainedError(msg)
 
 # %% ../nbs/api/000_core.ipynb #5c0e11a1
-def check_number(name:str, v:Real|None, low:Real=-math.inf, high:Real=math.inf, # Bounds that are allowed themselves
+def check_number(name:str, v:float|None, low:float=-math.inf, high:float=math.inf, # Bounds that are allowed themselves
     whole:bool=False, # Only whole numbers?
     none:bool=False # May it be `None`?
     ):

@@ -86,7 +86,7 @@ def nearest(
     if ref is not None: _check_rows('ref', ref, embeddings.shape[1])
     yield from nearest_elsewhere(embeddings, k, ref, chunk)
 
-def nearest_elsewhere(embeddings:torch.Tensor, k:int, ref:torch.Tensor|None=None, chunk:int=1024, files:tuple|None=None):
+def nearest_elsewhere(embeddings:torch.Tensor, k:int, ref:torch.Tensor|None=None, chunk:int=1024, files:tuple|list|None=None):
     "`nearest`; with `files`, numbers (n,) and (m,), a row of the same file is none: its cosine is -inf"
     q = F.normalize(at_least_float32(embeddings))
     r = q if ref is None else F.normalize(at_least_float32(ref))
@@ -177,7 +177,7 @@ def _vote(embeddings, targs, k, ref=None, ref_targs=None, files=None):
     return right/n if n else float('nan')
 
 def retrieval_measures(embeddings:torch.Tensor, targs:torch.Tensor, ks:list|tuple, ref:torch.Tensor|None=None,
-    ref_targs:torch.Tensor|None=None, files:tuple|None=None):
+    ref_targs:torch.Tensor|None=None, files:tuple|list|None=None):
     "All four by name, in which a row of the same of `files` is no neighbour"
     def mean(k, f): return _mean_over(embeddings, targs, k, ref, ref_targs, f, files)
     res = {f'recall@{k}': mean(k, _any) for k in ks} | {'mAP@R': mean(None, _ap_at_r), 'R-precision': mean(None, _share_in_r)}

@@ -9,6 +9,7 @@ __all__ = ['refers_to', 'set_n_parts', 'name_of', 'fine_grained_learner', 'test_
 import inspect, warnings
 import numpy as np, pandas as pd, torch
 from collections.abc import Callable
+from enum import Enum
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
@@ -95,7 +96,7 @@ def fine_grained_learner(
     head:str|Callable='linear', # Name (see `heads`), class, or `partial` of one with options
     drop:float=0.,        # Dropout before the last layer
     pretrained:bool=True, # With the weights that timm or torchvision hold for `arch`
-    weights:str|Path|dict|list|tuple|None=None, # A local .safetensors or .pth file instead (two for two streams)
+    weights:str|Path|dict|Enum|list|tuple|None=None, # A local .safetensors or .pth file instead (two for two streams)
     stats:tuple|bool|None=None, # (mean, std) of the input; None: the model's own, else ImageNet's
     channels_last:bool=True, # Memory format; as fast or faster nearly everywhere
     amp:str='auto',       # 'auto': mixed precision on a GPU (bf16 where it has it, else fp16), never on a CPU; or 'bf16', 'fp16', None
@@ -162,7 +163,7 @@ def _test_key(learn, dl):
     tree = levels_of(learn.dls)
     return question(learn.model, dl, callback_key(learn), None if tree is None else (tree.vocab, tree.up))
 
-def test_read(learn:Learner)->pd.DataFrame:
+def test_read(learn:Learner)->pd.DataFrame|None:
     "What `learn.test()` read with these very weights, of these very pictures; `None` where it has not"
     reads,data = getattr(learn, '_test_reads', {}),getattr(learn.dls, 'data', None)
     if not reads or data is None or not len(data['test']): return

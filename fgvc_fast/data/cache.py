@@ -212,10 +212,10 @@ def _open_in(home, about, need, max_gb):
 # %% ../../nbs/api/022_data.cache.ipynb #fef3869a
 def open_cache(
     about:dict, # What the pixels depend on besides the file: `root`, size, crop, ...
-    need:tuple, # Bytes that the pictures for training, and for validation, will take about
+    need:tuple|list, # Bytes that the pictures for training, and for validation, will take about
     home:str|Path|None=None, # Folder of all caches; None: the environment's FGVC_CACHE, else `presized` beside fastai's data
     max_gb:float=10. # That all caches may take together
-    )->CachedImages: # or None, where even JPEGs would be too large, or nothing can be written
+    )->CachedImages|None: # None, where even JPEGs would be too large, or nothing can be written
     "The cache of the pictures that `about` speaks of"
     check_number('max_gb', max_gb, 0)
     try:

@@ -88,13 +88,13 @@ def upright_size(im:Image.Image # As opened: only the header is needed
     return (h,w) if o in swaps_sides else (w,h)
 
 # %% ../../nbs/api/010_data.image.ipynb #456838df
-def turn_box(box:tuple, size:tuple, o:int):
+def turn_box(box:tuple|list|np.ndarray, size:tuple, o:int):
     "`box` of a picture of `size` after EXIF orientation `o` is applied"
     (w,h),(x0,y0,x1,y1) = size,box
     return {1:(x0,y0,x1,y1),     2:(w-x1,y0,w-x0,y1),     3:(w-x1,h-y1,w-x0,h-y0), 4:(x0,h-y1,x1,h-y0),
             5:(y0,x0,y1,x1),     6:(h-y1,x0,h-y0,x1),     7:(h-y1,w-x1,h-y0,w-x0), 8:(y0,w-x1,y1,w-x0)}[o]
 
-def upright_box(box:tuple, # x0, y0, x1, y1 in pixels of the file as stored
+def upright_box(box:tuple|list|np.ndarray, # x0, y0, x1, y1 in pixels of the file as stored
     im:Image.Image # As opened
     )->tuple:
     "`box` after the EXIF orientation of `im` is applied"
@@ -201,7 +201,7 @@ def to_picture(
     return to_rgb(Image.fromarray(x[...,0] if x.ndim==3 and x.shape[2]==1 else x))
 
 # %% ../../nbs/api/010_data.image.ipynb #1972d76f
-def fit_aspect(box:tuple, aspect:float, # Width over height
+def fit_aspect(box:tuple|list|np.ndarray, aspect:float, # Width over height
     wh:tuple # Of the picture, which is not left
     )->tuple:
     "The smallest region of `aspect` round `box`, moved inside the picture; where that is too small, as much of it as there is"

@@ -145,7 +145,7 @@ def _from_root(c, root):
     return c.map(short, na_action='ignore')
 
 # %% ../../nbs/api/012_data.table.ipynb #5eeeddf7
-def follow_link(o:str):
+def follow_link(o:str|Path):
     try: return os.path.realpath(o)
     except ValueError: return os.path.abspath(o) # of no name that a file can have
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 # %% ../../nbs/api/610_interpret.layers.ipynb #09b66828
 class Layer:
     "A place in a model: what goes into `module` as its argument number `into`, or (None) comes out of it, and how it is opened as a map (B, C, h, w)"
-    def __init__(self, module:nn.Module, into:nn.Module|None, unfold:Callable): self.module,self.into,self.unfold = module,into,unfold
+    def __init__(self, module:nn.Module, into:nn.Module|int|None, unfold:Callable): self.module,self.into,self.unfold = module,into,unfold
     def hook(self, f:Callable):
         "Hand the map there to `f`, which may give another in its place; with what removes it again"
         def change(o):

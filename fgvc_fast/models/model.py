@@ -9,6 +9,7 @@ __all__ = ['imagenet_stats', 'NormalizeInput', 'FineGrainedModel', 'only_logits'
 import inspect, math, torch
 from collections.abc import Callable
 from contextlib import contextmanager
+from enum import Enum
 from fastcore.basics import patch
 from functools import partial
 from numbers import Integral
@@ -273,7 +274,7 @@ def fine_grained_model(
     drop:float=0., # Probability of dropout in the head
     stats:tuple|bool|None=None, # (mean, std) of the input; None: the body's own, else ImageNet's; False: the images come normalised
     pretrained:bool=True, # Start from published weights?
-    weights:str|Path|dict|None=None, # A local weights file instead
+    weights:str|Path|dict|Enum|list|tuple|None=None, # A local weights file instead
     img_size:int|tuple|None=None, # Size of the images, pixels or (height, width); None: the body's own
     blocks:dict|None=None, # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
     branch:int|str|None=None, # Number or name of a stage with a classifier and a loss of its own
