@@ -1,11 +1,11 @@
-# make quickstart · make test · make docs · make bench    (each sets up its own .venv first; a second time that is quick)
+# make quickstart · make test · make types · make docs · make bench    (each sets up its own .venv first; a second time that is quick)
 PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/ready
 # one thread for each of two test processes; glibc keeps freed memory instead of handing back and clearing large tensors at every step
 QUICK  := OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 
-.PHONY: quickstart test docs bench readme
+.PHONY: quickstart test types docs bench readme
 
 $(READY): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
@@ -13,6 +13,9 @@ $(READY): settings.ini setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $(READY)
+
+types: $(READY)
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 quickstart: $(READY)
 	$(BIN)/python -W ignore -m fgvc_fast.quickstart

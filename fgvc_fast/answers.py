@@ -7,7 +7,9 @@ __all__ = ['SameVocab', 'check_vocab', 'gather']
 
 # %% ../nbs/api/225_answers.ipynb #e18a6793
 import torch
+from collections.abc import Callable, Iterable
 from fastai.callback.core import Callback
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from .core import check
 from .metrics import check_answers, count_no_answers
@@ -17,7 +19,7 @@ from itertools import zip_longest
 class SameVocab(Callback):
     "Stop where the loaders have other classes than those that the learner was made for"
     order = -20 # before all that prepares itself
-    def __init__(self, vocab): self.vocab = list(vocab)
+    def __init__(self, vocab:Iterable): self.vocab = list(vocab)
     def before_fit(self):
         now = getattr(self.dls, 'vocab', None)
         if now is None or (now := list(now))==self.vocab: return
@@ -42,7 +44,7 @@ class _Gather(Callback):
         for got,o in zip(self.got, said): got[to] = o.cpu()
         self.done = to.stop
 
-def gather(learn, dl, few):
+def gather(learn:Learner, dl:DataLoader, few:Callable):
     "The tensors of `few(scores, label)` for all pictures of `dl`, in its order"
     gather = _Gather(few)
     learn.get_preds(dl=dl, with_preds=False, with_targs=False, reorder=False, cbs=gather)

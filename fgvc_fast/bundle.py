@@ -7,6 +7,7 @@ __all__ = ['with_progress', 'Bundle', 'recipe', 'model_card', 'load_bundle', 'ch
 
 # %% ../nbs/api/940_bundle.ipynb #f3550c40
 import copy, ctypes, hashlib, importlib, inspect, json, math, numpy as np, os, pandas as pd, re, struct, sys, time, timm, torch, torchvision, warnings
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from fastcore.basics import patch
 from functools import partial
@@ -104,7 +105,7 @@ def _is_box(b):
     except (TypeError, ValueError): return False
     return all(map(math.isnan, (x0,y0,x1,y1))) or all(map(math.isfinite, (x0,y0,x1,y1))) and x0<x1 and y0<y1
 
-def with_progress(dl, show):
+def with_progress(dl:DataLoader, show:bool):
     "`dl` under fastai's progress bar, where there is somebody to look at it"
     if not show or len(dl)<2: return dl
     from fastcore.imports import IN_NOTEBOOK
@@ -124,11 +125,11 @@ def _device(device):
 class Bundle:
     "A trained model with what it takes to `predict`"
     def __init__(self,
-        model, # Pixels from 0 to 1 to logits
+        model:nn.Module, # Pixels from 0 to 1 to logits
         labels:list, # Name of each output
         levels:dict, # Coarser names of the labels
         transforms:dict, # size (height, width), crop, margin
-        device=None # None: the GPU if there is one
+        device:str|torch.device|None=None # None: the GPU if there is one
     ):
         check(isinstance(model, nn.Module), f'Bundle: model={type(model).__name__} is no torch module')
         _sound(list(labels) if isinstance(labels, (list,tuple)) else labels, levels, transforms)
@@ -183,12 +184,12 @@ def _table(self:Bundle, names, probs, k, skipped):
 # %% ../nbs/api/940_bundle.ipynb #9653ef72
 @patch
 def predict(self:Bundle,
-    images, # A path, a PIL picture, an array or tensor of pixels, a list of those, or a folder
+    images:str|Path|Image.Image|np.ndarray|torch.Tensor|list, # A path, a PIL picture, an array or tensor, a list of those, or a folder
     k:int=3, # How many labels to give, the likeliest first
     flip:bool=False, # Ask about the mirror image too, and take the mean of the probabilities
     bs:int=32, # Pictures per batch
-    num_workers:int=None, # Processes that read pictures; None: the machine's cores, 0 for few pictures
-    boxes=None, # For a model trained with crop='box': x0, y0, x1, y1 for each picture, in pixels of the file as stored
+    num_workers:int|None=None, # Processes that read pictures; None: the machine's cores, 0 for few pictures
+    boxes:list|np.ndarray|pd.DataFrame|None=None, # For a model trained with crop='box': x0, y0, x1, y1 of each, in pixels of the file as stored
     progress:bool=True # Show a bar
     )->pd.DataFrame:
     "A row for each picture: path, label, confidence, then the next labels; `df.attrs['skipped']` says what could not be read, and why"
@@ -236,7 +237,7 @@ def _plain(kwargs):
     return res
 
 # %% ../nbs/api/940_bundle.ipynb #4f2390ea
-def recipe(model # A `FineGrainedModel`
+def recipe(model:FineGrainedModel # A `FineGrainedModel`
     )->dict:
     "How `model` is built, in plain values; an error where it cannot be said so"
     check(isinstance(model, FineGrainedModel) and hasattr(model, 'recipe'), f"A bundle keeps models of `fine_grained_model` or `fine_grained_learner`, which know how they were made; this {type(model).__name__} does not")
@@ -272,12 +273,12 @@ def _labels(cfg):
     groups = dict.fromkeys(of.get(o, 'others') for o in cfg['labels'])
     return '\n'.join(f"- **{_cell(g)}**: {', '.join(_cell(o) for o in cfg['labels'] if of.get(o, 'others')==g)}" for g in groups)
 
-def model_card(cfg:dict, # As in config.json
+def model_card(cfg:dict, # What stands in config.json
     params:int, # How many
-    data:dict=None, # title, url, citation, licence, notes of the data set
-    training:dict=None, # How the model was made, as far as that is known
-    numbers:list=None, # A dict per split: split, pictures, then shares from 0 to 1
-    notes:list=None # What whoever reads the numbers must know
+    data:dict|None=None, # title, url, citation, licence, notes of the data set
+    training:dict|None=None, # How the model was made, as far as that is known
+    numbers:list|None=None, # A dict per split: split, pictures, then shares from 0 to 1
+    notes:list|None=None # What whoever reads the numbers must know
     )->str:
     "The text of README.md"
     lacks = [k for k in ('model','labels','levels','transforms','versions') if not isinstance(cfg, dict) or k not in cfg]
@@ -516,8 +517,8 @@ def _settled(folder, tries=50):
     raise err if isinstance(err, FineGrainedError) else FineGrainedError(f"The bundle in '{folder}' cannot be read: {err}") from err
 
 # %% ../nbs/api/940_bundle.ipynb #e0a48638
-def load_bundle(folder, # That `save_bundle` wrote
-    device=None # None: the GPU if there is one
+def load_bundle(folder:str|Path, # That `save_bundle` wrote
+    device:str|torch.device|None=None # None: the GPU if there is one
     )->'Bundle':
     "The model in `folder`, ready to `predict`; an error that names what is wrong if the folder is not as it was written"
     check(isinstance(folder, (str,Path)) and '\0' not in str(folder), f'load_bundle: {folder!r} is no path of a folder')
@@ -529,7 +530,7 @@ def load_bundle(folder, # That `save_bundle` wrote
 # %% ../nbs/api/940_bundle.ipynb #9d303996
 _names = 'config.json','README.md','model.safetensors'
 
-def check_replaceable(folder):
+def check_replaceable(folder:Path):
     "Stop unless `folder` is free: not there, empty, or a bundle and nothing else"
     if not os.path.lexists(folder): return
     check(folder.is_dir(), f"'{folder}' is a file: give the name of a folder for the bundle")
@@ -595,15 +596,15 @@ def _in_place_of(folder):
 def _utf8(s): return s.encode('utf-8', 'backslashreplace') # a name that is no text stays readable, and JSON reads it back
 _as_was = 'save again. What was there is as it was'
 
-def write_bundle(folder, # Where; a bundle that is there is replaced
+def write_bundle(folder:str|Path, # Where; a bundle that is there is replaced
     model:FineGrainedModel, # Is left as it is
     labels:list, # Name of each output
-    size:tuple=None, # (height, width) of what the model sees; None: what its body was built for
-    crop:str=None, margin:float=.1, # 'box' where it was trained on boxes with this margin, share of the longer side
-    levels:dict=None, # Coarser names, {'family': {label: name, ...}, ...}, coarse to fine
-    stats:tuple=None, # (mean, std) in place of those in the model
-    facts:dict=None, # `data`, `training`, `numbers`, `notes` of `model_card`
-    verify=None # A function that looks at the reloaded `Bundle` too, and raises if it must not be kept
+    size:tuple|None=None, # (height, width) of what the model sees; None: what its body was built for
+    crop:str|None=None, margin:float=.1, # 'box' where it was trained on boxes with this margin, share of the longer side
+    levels:dict|None=None, # Coarser names, {'family': {label: name, ...}, ...}, coarse to fine
+    stats:tuple|None=None, # (mean, std) in place of those in the model
+    facts:dict|None=None, # `data`, `training`, `numbers`, `notes` of `model_card`
+    verify:Callable|None=None # A function that looks at the reloaded `Bundle` too, and raises if it must not be kept
     )->Path:
     "Write `model` and all that it takes to predict with it into `folder`, load it again, and keep it only if it answers random pixels as `model` does"
     check(isinstance(folder, (str,Path)) and '\0' not in str(folder), f'write_bundle: folder={folder!r} is no path')
@@ -638,7 +639,7 @@ def write_bundle(folder, # Where; a bundle that is there is replaced
     return folder
 
 # %% ../nbs/api/940_bundle.ipynb #b8d23380
-def check_same(want, got, # Logits (n, classes) of a model and of what was written of it
+def check_same(want:torch.Tensor, got:torch.Tensor, # Logits (n, classes) of a model and of what was written of it
     most:float=1e-4 # Difference that rounding explains
     )->float:
     "The largest difference of any two logits, or an error if it is more than rounding"
@@ -656,8 +657,8 @@ def _onnx():
 
 @patch
 def save_onnx(self:Bundle,
-    path, # Of the .onnx file
-    images # Pictures to check it with, as `predict` takes them
+    path:str|Path, # Of the .onnx file
+    images:str|Path|Image.Image|np.ndarray|torch.Tensor|list # Pictures to check it with, as `predict` takes them
     )->float:
     "Write the model as an ONNX file, and keep it only if ONNX Runtime answers as the model does; the largest difference of any logit"
     check(isinstance(path, (str,Path)), f'save_onnx: path={path!r} is no path of a file')

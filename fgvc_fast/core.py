@@ -8,6 +8,7 @@ __all__ = ['FineGrainedError', 'check', 'check_number', 'check_choice', 'check_s
 
 # %% ../nbs/api/000_core.ipynb #dc3ef0bf
 import errno, hashlib, math, numpy as np, os
+from collections.abc import Iterable
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,15 +17,15 @@ from textwrap import wrap
 # %% ../nbs/api/000_core.ipynb #abd45ef2
 class FineGrainedError(ValueError):
     "Something the user handed in cannot be used; the message names it and says what to do"
-    def __init__(self, msg): super().__init__(str(msg).encode('utf-8', 'backslashreplace').decode()) # a file name may be no text, and could not be printed
+    def __init__(self, msg:object): super().__init__(str(msg).encode('utf-8', 'backslashreplace').decode()) # a file name may be no text, and could not be printed
 
 # %% ../nbs/api/000_core.ipynb #0e96ed3e
-def check(cond, msg:str):
+def check(cond:object, msg:str):
     "Raise `FineGrainedError` with `msg` unless `cond` holds"
     if not cond: raise FineGrainedError(msg)
 
 # %% ../nbs/api/000_core.ipynb #5c0e11a1
-def check_number(name:str, v, low=-math.inf, high=math.inf, # Bounds that are allowed themselves
+def check_number(name:str, v:float|None, low:float=-math.inf, high:float=math.inf, # Bounds that are allowed themselves
     whole:bool=False, # Only whole numbers?
     none:bool=False # May it be `None`?
     ):
@@ -35,14 +36,14 @@ def check_number(name:str, v, low=-math.inf, high=math.inf, # Bounds that are al
     raise FineGrainedError(f"{name}={v!r}: give a {'whole ' if whole else ''}number{span}{' (or None)' if none else ''}")
 
 # %% ../nbs/api/000_core.ipynb #5c0e11a4
-def check_choice(name:str, v, known # What `v` may be
+def check_choice(name:str, v:object, known:Iterable # What `v` may be
     ):
     "`v`, which the user calls `name`, if it is one of `known`"
     if any(type(o) is type(v) and o==v for o in known): return v
     raise FineGrainedError(f"{name}={v!r} is unknown: use {', '.join(map(repr, known))}")
 
 # %% ../nbs/api/000_core.ipynb #5c0e11a6
-def check_size(name:str, v)->tuple:
+def check_size(name:str, v:int|tuple|list)->tuple:
     "Height and width of `v`, which the user calls `name`: pixels, one number for both or a pair"
     def ok(o): return isinstance(o, Integral) and not isinstance(o, (bool,np.bool_)) and o>0
     if ok(v): return int(v),int(v)
@@ -50,7 +51,7 @@ def check_size(name:str, v)->tuple:
     raise FineGrainedError(f"{name}={v!r}: give pixels, a whole number from 1 up, or a pair of them (height, width)")
 
 # %% ../nbs/api/000_core.ipynb #5c0e11c1
-def check_folder(name:str, o)->Path:
+def check_folder(name:str, o:str|Path)->Path:
     "The folder `o`, which the user calls `name`: it is there, or can be made where it would be"
     check(isinstance(o, (str,os.PathLike)) and str(o), f"{name}={o!r}: give the name of a folder")
     path = Path(o).expanduser()
@@ -60,7 +61,7 @@ def check_folder(name:str, o)->Path:
 
 # %% ../nbs/api/000_core.ipynb #5c0e11d1
 @contextmanager
-def written_to(what, # File or folder
+def written_to(what:str|Path, # File or folder
     then:str # What to do once there is room or another place, and what is there now
     ):
     "Inside this `with`, a disk that does not do as it is told is one clear error"
@@ -83,7 +84,7 @@ def digest(*things # Bytes, arrays, or whatever has a `repr` that says all of it
 
 # %% ../nbs/api/000_core.ipynb #d91a162f
 @contextmanager
-def swapped(o, **attrs # Other values, by name
+def swapped(o:object, **attrs # Other values, by name
     ):
     "Inside this `with`, the object or module `o` has `attrs` in place of its own"
     own = {k: vars(o)[k] for k in attrs if k in vars(o)}
@@ -93,7 +94,7 @@ def swapped(o, **attrs # Other values, by name
         for k in attrs: setattr(o, k, own[k]) if k in own else delattr(o, k)
 
 # %% ../nbs/api/000_core.ipynb #88b28b6d
-def listing(names, most:int=5 # How many names to show before counting the rest
+def listing(names:Iterable, most:int=5 # How many names to show before counting the rest
     )->str:
     "`names` as they would stand in a sentence: the first few, then how many more"
     names = list(map(str, names))
@@ -107,7 +108,7 @@ def wrap_label(s:str, width:int=18, # Characters in a line
     "The name `s` broken into lines, to stand above a small picture"
     return in_plot('\n'.join(wrap(str(s), width, max_lines=lines, placeholder='…')))
 
-def in_plot(s)->str:
+def in_plot(s:object)->str:
     "`s` as matplotlib shall draw it: no dollar begins a formula, and bytes that are no text are marked"
     return str(s).encode('utf-8', 'replace').decode().replace('$', r'\$')
 

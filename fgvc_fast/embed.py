@@ -8,6 +8,7 @@ __all__ = ['metric_losses', 'MetricLoss', 'metric_loss', 'nearest', 'nearest_els
 
 # %% ../nbs/api/210_embed.ipynb #f20570b8
 import torch
+from collections.abc import Callable
 from torch import nn
 from torch.nn import functional as F
 from .core import FineGrainedError, check, check_number, listing
@@ -19,13 +20,13 @@ metric_losses = dict(arcface='ArcFaceLoss', subcenter_arcface='SubCenterArcFaceL
 class MetricLoss(nn.Module):
     "A loss of pytorch-metric-learning, with the `miner` that picks its pairs or triplets"
     on = 'embeddings'
-    def __init__(self, loss, miner=None):
+    def __init__(self, loss:Callable, miner:Callable|None=None):
         super().__init__()
         check(callable(loss), f'loss={loss!r}: give a loss of pytorch-metric-learning, or a function of rows, class numbers and pairs')
         check(miner is None or callable(miner), f'miner={miner!r}: give a miner of pytorch-metric-learning, or None')
         self.loss,self.miner = loss,miner
 
-    def forward(self, embeddings, y):
+    def forward(self, embeddings:torch.Tensor, y:torch.Tensor):
         embeddings = at_least_float32(embeddings)
         return self.loss(embeddings, y, None if self.miner is None else self.miner(embeddings, y))
 
@@ -41,7 +42,7 @@ def metric_loss(
     name:str, # One of `metric_losses`
     nf:int, # Width of the rows
     n_out:int, # Number of classes
-    miner=None, # 'semihard' (what `triplet` takes if none is given), 'hard', 'easy', 'all', 'batch_hard', or a miner of pytorch-metric-learning
+    miner:str|Callable|None=None, # 'semihard' (what `triplet` takes if none is given), 'hard', 'easy', 'all', 'batch_hard', or a miner of pytorch-metric-learning
     **kwargs # Of the loss there: `margin`, `scale`, ...
 )->MetricLoss:
     "The metric loss `name` for rows of width `nf`"
@@ -74,9 +75,9 @@ def _check_targs(embeddings, targs, ref, ref_targs):
 
 # %% ../nbs/api/210_embed.ipynb #31ecb6e0
 def nearest(
-    embeddings, # (n, nf) whose neighbours are looked for
+    embeddings:torch.Tensor, # (n, nf) whose neighbours are looked for
     k:int=5, # How many (at most as many as there are)
-    ref=None, # (m, nf) among which; None: among the others of `embeddings`
+    ref:torch.Tensor|None=None, # (m, nf) among which; None: among the others of `embeddings`
     chunk:int=1024 # Rows at a time
 ):
     "For `chunk` rows at a time: cosines (b, k) of the nearest, highest first, and their numbers (b, k)"
@@ -85,7 +86,7 @@ def nearest(
     if ref is not None: _check_rows('ref', ref, embeddings.shape[1])
     yield from nearest_elsewhere(embeddings, k, ref, chunk)
 
-def nearest_elsewhere(embeddings, k, ref=None, chunk=1024, files=None):
+def nearest_elsewhere(embeddings:torch.Tensor, k:int, ref:torch.Tensor|None=None, chunk:int=1024, files:tuple|list|None=None):
     "`nearest`; with `files`, numbers (n,) and (m,), a row of the same file is none: its cosine is -inf"
     q = F.normalize(at_least_float32(embeddings))
     r = q if ref is None else F.normalize(at_least_float32(ref))
@@ -128,16 +129,17 @@ def _in_r(hits, r): return hits & (torch.arange(hits.shape[1], device=hits.devic
 def _share_in_r(hits, r): return _in_r(hits, r).sum(1)/r
 
 # %% ../nbs/api/210_embed.ipynb #5b134e25
-def recall_at_k(embeddings, targs, # (n, nf) and their class numbers (n,)
+def recall_at_k(embeddings:torch.Tensor, targs:torch.Tensor, # (n, nf) and their class numbers (n,)
     k:int=1, # Neighbours
-    ref=None, ref_targs=None # Of other pictures; None: one another
+    ref:torch.Tensor|None=None, ref_targs:torch.Tensor|None=None # Of other pictures; None: one another
     )->float:
     "Share of rows with one of their class among the `k` nearest"
     check_number('k', k, 1, whole=True)
     return _mean_over(embeddings, targs, k, ref, ref_targs, _any)
 
-def r_precision(embeddings, targs, # (n, nf) and their class numbers (n,)
-    ref=None, ref_targs=None # Rows and class numbers to look among; `None`: the rows themselves, each without itself
+def r_precision(embeddings:torch.Tensor, targs:torch.Tensor, # (n, nf) and their class numbers (n,)
+    ref:torch.Tensor|None=None,
+    ref_targs:torch.Tensor|None=None # Rows and class numbers to look among; `None`: the rows themselves, each without itself
     )->float:
     "Share of a row's R nearest that are of its class, of which there are R"
     return _mean_over(embeddings, targs, None, ref, ref_targs, _share_in_r)
@@ -147,16 +149,17 @@ def _ap_at_r(hits, r):
     hits = _in_r(hits, r)
     return (hits * hits.cumsum(1)/torch.arange(1, hits.shape[1]+1, device=hits.device)).sum(1)/r
 
-def map_at_r(embeddings, targs, # (n, nf) and their class numbers (n,)
-    ref=None, ref_targs=None # Rows and class numbers to look among; `None`: the rows themselves, each without itself
+def map_at_r(embeddings:torch.Tensor, targs:torch.Tensor, # (n, nf) and their class numbers (n,)
+    ref:torch.Tensor|None=None,
+    ref_targs:torch.Tensor|None=None # Rows and class numbers to look among; `None`: the rows themselves, each without itself
     )->float:
     "Mean average precision at R, of which there are R of a row's class"
     return _mean_over(embeddings, targs, None, ref, ref_targs, _ap_at_r)
 
 # %% ../nbs/api/210_embed.ipynb #6bd6006c
-def knn_accuracy(embeddings, targs, # (n, nf) and their class numbers (n,)
+def knn_accuracy(embeddings:torch.Tensor, targs:torch.Tensor, # (n, nf) and their class numbers (n,)
     k:int=5, # Neighbours
-    ref=None, ref_targs=None # Of other pictures; None: one another
+    ref:torch.Tensor|None=None, ref_targs:torch.Tensor|None=None # Of other pictures; None: one another
     )->float:
     "Share of rows whose class is that of most of the `k` nearest"
     check_number('k', k, 1, whole=True)
@@ -173,7 +176,8 @@ def _vote(embeddings, targs, k, ref=None, ref_targs=None, files=None):
         done += len(i)
     return right/n if n else float('nan')
 
-def retrieval_measures(embeddings, targs, ks, ref=None, ref_targs=None, files=None):
+def retrieval_measures(embeddings:torch.Tensor, targs:torch.Tensor, ks:list|tuple, ref:torch.Tensor|None=None,
+    ref_targs:torch.Tensor|None=None, files:tuple|list|None=None):
     "All four by name, in which a row of the same of `files` is no neighbour"
     def mean(k, f): return _mean_over(embeddings, targs, k, ref, ref_targs, f, files)
     res = {f'recall@{k}': mean(k, _any) for k in ks} | {'mAP@R': mean(None, _ap_at_r), 'R-precision': mean(None, _share_in_r)}

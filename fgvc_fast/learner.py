@@ -7,8 +7,11 @@ __all__ = ['refers_to', 'set_n_parts', 'name_of', 'fine_grained_learner', 'test_
 
 # %% ../nbs/api/500_learner.ipynb #3dba0d2a
 import inspect, warnings
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
+from collections.abc import Callable
+from enum import Enum
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner, Metric
 from fastai.optimizer import Adam
@@ -32,6 +35,8 @@ from .train.finite import FiniteLoss
 from .train.precision import precision_callback
 from .train.weight_decay import DecayWeights
 from functools import partial
+from pathlib import Path
+from PIL import Image
 
 # %% ../nbs/api/500_learner.ipynb #4b0b3cd2
 def _image_size(dls):
@@ -42,9 +47,10 @@ def _image_size(dls):
     return tuple(x.shape[-2:]),any(isinstance(t, Normalize) for t in dls.valid.after_batch.fs)
 
 # %% ../nbs/api/500_learner.ipynb #c9c34701
-def refers_to(o, known, cls): return isinstance(o, str) and known.get(o) is cls or o is cls or isinstance(o, partial) and o.func is cls
+def refers_to(o:object, known:dict, cls:type):
+    return isinstance(o, str) and known.get(o) is cls or o is cls or isinstance(o, partial) and o.func is cls
 
-def set_n_parts(pool, dls):
+def set_n_parts(pool:str|Callable, dls:DataLoaders):
     "`pool`, told how many parts the loaders bring"
     if not refers_to(pool, pools, AnnotatedPartPool) or isinstance(pool, partial) and 'parts' in pool.keywords: return pool
     check(getattr(dls, 'parts', None), "pool='annotated_parts' learns from where the parts are: make the loaders with `data.dls(..., parts=True)`, or `parts='box'`")
@@ -59,7 +65,7 @@ def _parents(head, dls):
 
 # %% ../nbs/api/500_learner.ipynb #c9c34702
 def _groups(model): return model.groups()
-def name_of(o):
+def name_of(o:str|Callable|list|tuple):
     if isinstance(o, (tuple,list)): return ' + '.join(map(name_of, o))
     if isinstance(o, partial): return f"{name_of(o.func)}({', '.join(f'{k}={v}' for k,v in o.keywords.items())})"
     return o if isinstance(o, str) else getattr(o, '__name__', type(o).__name__)
@@ -84,18 +90,18 @@ def _check_args(dls, arch, pool, head, drop, loss_func=None, opt_func=Adam, lr=1
 
 @delegates(Learner.__init__)
 def fine_grained_learner(
-    dls,                  # fastai `DataLoaders`, such as `data.dls(...)` makes
-    arch,                 # timm name, torchvision constructor, or two of them for two streams
-    pool='avg',           # Name (see `pools`), class, `partial` of one with options, or instance
-    head='linear',        # Name (see `heads`), class, or `partial` of one with options
+    dls:DataLoaders,      # fastai `DataLoaders`, such as `data.dls(...)` makes
+    arch:str|Callable|list|tuple, # timm name, torchvision constructor, or two of them for two streams
+    pool:str|Callable='avg', # Name (see `pools`), class, `partial` of one with options, or instance
+    head:str|Callable='linear', # Name (see `heads`), class, or `partial` of one with options
     drop:float=0.,        # Dropout before the last layer
     pretrained:bool=True, # With the weights that timm or torchvision hold for `arch`
-    weights=None,         # A local .safetensors or .pth file instead (two for two streams)
-    stats=None,           # (mean, std) of the input; None: the model's own, else ImageNet's
+    weights:str|Path|dict|Enum|list|tuple|None=None, # A local .safetensors or .pth file instead (two for two streams)
+    stats:tuple|bool|None=None, # (mean, std) of the input; None: the model's own, else ImageNet's
     channels_last:bool=True, # Memory format; as fast or faster nearly everywhere
     amp:str='auto',       # 'auto': mixed precision on a GPU (bf16 where it has it, else fp16), never on a CPU; or 'bf16', 'fp16', None
-    blocks:dict=None,     # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
-    branch=None,          # Stage with a classifier and a loss of its own, as -2
+    blocks:dict|None=None, # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
+    branch:int|str|None=None, # Stage with a classifier and a loss of its own, as -2
     zoom:bool=False,    # Learn from crops and drops of what the pool attends to, and look twice at evaluation
     **kwargs              # Of `Learner`; what it does not know goes to the model (`pad_type`, `drop_path_rate`, `output_stride`, ...)
     )->Learner:
@@ -157,7 +163,7 @@ def _test_key(learn, dl):
     tree = levels_of(learn.dls)
     return question(learn.model, dl, callback_key(learn), None if tree is None else (tree.vocab, tree.up))
 
-def test_read(learn:Learner)->pd.DataFrame:
+def test_read(learn:Learner)->pd.DataFrame|None:
     "What `learn.test()` read with these very weights, of these very pictures; `None` where it has not"
     reads,data = getattr(learn, '_test_reads', {}),getattr(learn.dls, 'data', None)
     if not reads or data is None or not len(data['test']): return
@@ -185,9 +191,9 @@ def test(self:Learner)->pd.DataFrame:
 # %% ../nbs/api/500_learner.ipynb #06588032
 @patch
 def predict(self:FineGrainedLearner,
-    item, # A row of the data set, a path or a picture
-    rm_type_tfms=None, # As fastai's
-    with_input=False # As fastai's
+    item:int|str|Path|Image.Image|np.ndarray|torch.Tensor, # A row of the data set, a path or a picture
+    rm_type_tfms:int|None=None, # How many of the first transforms `item` has been through; None: none
+    with_input:bool=False # Give the picture as the model sees it too, before the rest?
     ):
     "As fastai's: the name, its number and the probabilities; an error where they are NaN"
     res = Learner.predict(self, item, rm_type_tfms, with_input)

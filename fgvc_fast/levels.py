@@ -7,8 +7,10 @@ __all__ = ['check_tree', 'Levels', 'level_metrics', 'tree_of', 'levels_of']
 
 # %% ../nbs/api/230_levels.ipynb #febc5b87
 import pandas as pd, torch, warnings
+from fastai.data.core import DataLoaders
 from fastai.learner import Metric
 from fastcore.basics import patch
+from .data.table import FineGrainedData
 from functools import partial
 from torch import Tensor
 from .core import FineGrainedError, check, listing
@@ -27,7 +29,7 @@ def _one_parent(rows, coarse, fine):
     raise FineGrainedError(f"The {fine} '{name}' stands under more than one {coarse}: {listing(two[coarse][two[fine]==name])}{f' ({others:,} more like it)' if others else ''}. "
         f"If one name means two things, tell them apart: `df['{fine}'] = df['{fine}'] + ' (' + df['{coarse}'] + ')'`. If not, rows are wrong: look at `df[df['{fine}']=={name!r}]`")
 
-def check_tree(data):
+def check_tree(data:FineGrainedData):
     "The rows of `data` that say what stands above a label, each once; stop unless they make a tree"
     for pair in zip(data.levels, data.levels[1:]): _one_parent(data.items[[*pair]].dropna(), *pair)
     return data.items[[*data.levels]].dropna().drop_duplicates().astype(object) # a secret test split says nothing
@@ -35,7 +37,7 @@ def check_tree(data):
 # %% ../nbs/api/230_levels.ipynb #bd669af5
 class Levels:
     "The tree over the labels of a data set: the names at each level, and what stands above each label"
-    def __init__(self, data # `FineGrainedData` with more than one level
+    def __init__(self, data:FineGrainedData # `FineGrainedData` with more than one level
         ):
         check(hasattr(data, 'levels') and hasattr(data, 'items'), f'data={type(data).__name__}: give a data set, as `fine_grained_data` makes them')
         self.levels,title = list(data.levels),data.card.get('title') or data.root
@@ -60,7 +62,7 @@ def _check_labels(self:Levels, *labels):
 @patch
 def right(self:Levels, preds:Tensor, # (n,) label numbers: what was said
     targs:Tensor, # (n,) label numbers: what it is
-    level='label')->Tensor: # (n,) bool
+    level:str='label')->Tensor: # (n,) bool
     "Whether prediction and truth are the same at `level`"
     self._check_level(level), self._check_labels(preds, targs)
     up = self.up[level].to(preds.device)
@@ -141,14 +143,14 @@ class _RowMean(Metric):
     @property
     def value(self): return self.total/self.count if self.count else float('nan')
 
-def level_metrics(data # `FineGrainedData` with more than one level
+def level_metrics(data:FineGrainedData # `FineGrainedData` with more than one level
     )->list:
     "Metrics for a `Learner`: the accuracy at each level above the labels, and the mean severity of the mistakes"
     tree = Levels(data)
     return [_RowMean(f'{o}_accuracy', partial(tree.right, level=o)) for o in tree.levels[:-1]] + [_RowMean('mistake_severity', tree.mistakes)]
 
 # %% ../nbs/api/230_levels.ipynb #9497ef42
-def tree_of(dls):
+def tree_of(dls:DataLoaders):
     "The `Levels` of the data set of `dls`; None where it has one level"
     data = getattr(dls, 'data', None)
     if data is None or len(data.levels)<2: return
@@ -156,7 +158,7 @@ def tree_of(dls):
     check(list(dls.vocab)==tree.vocab['label'], "The classes of the loaders are not the labels of their data set")
     return tree
 
-def levels_of(dls):
+def levels_of(dls:DataLoaders):
     "As `tree_of`; None too (with a warning) where names make no tree"
     try: return tree_of(dls)
     except FineGrainedError as e: warnings.warn(f'Nothing is said about levels: {e}')

@@ -13,7 +13,7 @@ from .core import check, check_choice, check_number
 
 # %% ../nbs/api/200_losses.ipynb #89726c07
 def _reduced(loss, reduction): return loss if reduction=='none' else getattr(loss, reduction)()
-def at_least_float32(x): return x.to(torch.promote_types(x.dtype, torch.float32)) # half precision has three digits
+def at_least_float32(x:torch.Tensor): return x.to(torch.promote_types(x.dtype, torch.float32)) # half precision has three digits
 
 # %% ../nbs/api/200_losses.ipynb #5afb9adb
 def _reduction(o): return check_choice('reduction', o, ('mean','sum','none'))
@@ -32,7 +32,7 @@ class Focal(nn.Module):
     on = 'logits'
     def __init__(self,
         gamma:float=2., # How far it turns down, 0 (cross-entropy) or more
-        weight=None, # (n_out,) weight of each class
+        weight:torch.Tensor|list|None=None, # (n_out,) weight of each class
         reduction:str='mean' # 'mean' (over the weights, as torch's), 'sum' or 'none'
     ):
         super().__init__()
@@ -41,19 +41,19 @@ class Focal(nn.Module):
         self.gamma,self.reduction = gamma,_reduction(reduction)
         self.register_buffer('weight', weight)
 
-    def forward(self, logits, y):
+    def forward(self, logits:torch.Tensor, y:torch.Tensor):
         logp = at_least_float32(logits).log_softmax(1).gather(1, y[:,None])[:,0]
         res = -(-torch.expm1(logp)).clamp(min=1e-30)**self.gamma * logp # at a probability of 1 some powers have no slope
         if self.weight is None: return _reduced(res, self.reduction)
         w = self.weight.to(res)[y]
         return (w*res).sum()/w.sum() if self.reduction=='mean' else _reduced(w*res, self.reduction)
 
-    def activation(self, logits): return logits.softmax(-1)
-    def decodes(self, logits): return logits.argmax(-1)
+    def activation(self, logits:torch.Tensor): return logits.softmax(-1)
+    def decodes(self, logits:torch.Tensor): return logits.argmax(-1)
 
 # %% ../nbs/api/200_losses.ipynb #b7f0a1da
 def class_weights(
-    counts, # (n_out,) training pictures of each class
+    counts:torch.Tensor|list, # (n_out,) training pictures of each class
     beta:float=.999 # How slowly pictures repeat themselves: from 0 (at once, equal weights) up to below 1 (weights fall as 1/n)
 )->torch.Tensor: # (n_out,), mean 1
     "Weights of classes by the effective number of their pictures"
@@ -74,7 +74,7 @@ class PairwiseConfusion(nn.Module):
         super().__init__()
         self.reduction = _reduction(reduction)
 
-    def forward(self, logits, y):
+    def forward(self, logits:torch.Tensor, y:torch.Tensor):
         p,half = at_least_float32(logits).softmax(1),len(y)//2
         far = (p-p.roll(-half, 0)).square().sum(1)
         return _reduced(far*(y!=y.roll(-half)), self.reduction)
@@ -106,7 +106,7 @@ class MutualChannel(nn.Module):
         on = r.argsort(1).argsort(1)>=self.size[:,None]//2
         return on & real
 
-    def forward(self, maps, y):
+    def forward(self, maps:torch.Tensor, y:torch.Tensor):
         x = at_least_float32(maps).flatten(2)
         own = x[:,self.table] # (B, n_out, most, h*w)
         dis = own.masked_fill(~self._on()[None,:,:,None], -math.inf) if self.training else own
@@ -127,4 +127,4 @@ class CenterLoss(nn.Module):
         _sizes(nf, n_out)
         self.centers,self.reduction = nn.Parameter(torch.zeros(n_out, nf)),_reduction(reduction)
 
-    def forward(self, embeddings, y): return _reduced((at_least_float32(embeddings)-at_least_float32(self.centers)[y]).square().sum(1)/2, self.reduction)
+    def forward(self, embeddings:torch.Tensor, y:torch.Tensor): return _reduced((at_least_float32(embeddings)-at_least_float32(self.centers)[y]).square().sum(1)/2, self.reduction)

@@ -10,9 +10,11 @@ __all__ = ['told_by_name', 'module_attrs', 'bare_model', 'weights_checksum', 'la
 # %% ../nbs/api/240_memory.ipynb #3881ca03
 import dis, numpy as np, os, pandas as pd, pickle, re, sys, torch, warnings
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.foundation import L
@@ -35,7 +37,7 @@ def _bytes(t):
     t = t.detach() if t.layout is torch.strided else t.detach().to_dense()
     return t.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
-def bare_model(model):
+def bare_model(model:nn.Module):
     "`model` itself, whatever compiles it or spreads it over GPUs"
     return get_model(getattr(get_model(model), '_orig_mod', model))
 
@@ -49,7 +51,7 @@ def weights_checksum(model:nn.Module)->str:
 _plain = bool,int,float,complex,str,bytes,type(None)
 _only_training = 'min_scale','flip','light','more'
 
-def later_attrs(c):
+def later_attrs(c:type):
     "Names of attributes that functions of the class `c` set, but for its `__init__`"
     fs = [f for b in c.__mro__ for f in vars(b).values() if isinstance(f, FunctionType) and f.__name__!='__init__']
     cached = {k for b in c.__mro__ for k,v in vars(b).items() if isinstance(v, cached_property)}
@@ -75,7 +77,7 @@ def _names(c): return {*c.co_names, *(k for o in c.co_consts if isinstance(o, Co
 # %% ../nbs/api/240_memory.ipynb #ce15ed82
 _libs = tuple({get_path('stdlib'), get_path('platstdlib')})
 
-def is_own(o # A function, class or module
+def is_own(o:object # A function, class or module
     )->bool:
     "Is `o` of the user's own making, and of no package?"
     name = o.__name__ if isinstance(o, ModuleType) else getattr(o, '__module__', None) or ''
@@ -97,7 +99,7 @@ def _read_by(f, around=None, up=()):
         elif _matters(v): yield k,v
 
 # %% ../nbs/api/240_memory.ipynb #e88f8d0f
-def function_parts(f)->list:
+def function_parts(f:FunctionType)->list:
     "What the function `f` does, its defaults (two kinds), what it closes over, and what it reads of the names around it"
     held = []
     for c in f.__closure__ or ():
@@ -120,13 +122,13 @@ def class_attrs(c:type, settled:bool=False # Without what its functions set?
 
 
 # %% ../nbs/api/240_memory.ipynb #3a8bad72
-def describe_frame(o):
+def describe_frame(o:pd.DataFrame|pd.Series|pd.Index):
     "A table, a column or an index of pandas"
     def of(vals): return [_says(v) for v in vals] if vals.dtype.hasobject and not all(isinstance(v, (*_plain,tuple)) for v in vals) else digest(vals)
     cols = [(str(k), o.iloc[:,i]) for i,k in enumerate(o.columns)] if isinstance(o, pd.DataFrame) else [(str(getattr(o, 'name', '')), o)]
     return [type(o).__name__, [] if isinstance(o, pd.Index) else describe_frame(o.index), *[(k, of(np.asarray(v))) for k,v in cols]]
 
-def pickle_digest(o):
+def pickle_digest(o:object):
     "What the object `o`, which has no attributes, is made again from, if that is known"
     try: return digest(pickle.dumps(o))
     except Exception: return ''
@@ -203,7 +205,7 @@ def _row(t, rows):
     return [t.names, [] if t.xy is None else _says(t.xy[at])]
 
 # %% ../nbs/api/240_memory.ipynb #ce8b86db
-def called_by(t):
+def called_by(t:Callable):
     "What the transform `t` calls: fastai wraps functions, and objects that are called"
     f = getattr(getattr(t, 'encodes', None), '__wrapped__', None) if type(t) is Transform else None
     cells = [c.cell_contents for c in getattr(f, '__closure__', None) or ()]
@@ -219,7 +221,7 @@ def _content(dataset, training):
     fs,table = [[of(t) for t in o] for o in all_fs],next((t for o in all_fs for t in o if isinstance(t, PictureOf)), None)
     return [fs, None if numbers and table else [(_row(table, [o]) if table and isinstance(o, (int,np.integer)) else _file(o) if isinstance(o, (str,Path)) else _says(o)) for o in items]]
 
-def loader_key(dl, # A fastai loader
+def loader_key(dl:DataLoader, # A fastai loader
     rows:bool=True # Of its items too, or of the way alone that any item would go?
     )->str:
     "A mark of what the loader `dl` gives: items, labels, cut, size, vocabulary and transforms"
@@ -240,25 +242,25 @@ def _precision(learn):
     "In which precision the callbacks of `learn` let its model answer"
     return [(f'{type(cb).__module__}.{type(cb).__qualname__}', str(getattr(cb, 'amp_mode', ''))) for cb in learn.cbs if any(c.__module__=='fastai.callback.fp16' for c in type(cb).__mro__)]
 
-def callback_key(learn)->str:
+def callback_key(learn:Learner)->str:
     "A mark of what the callbacks of `learn` do to an answer: the precision; never the same twice where one acts that nobody here knows"
     return digest(_precision(learn), next(_others) if any(map(_acts, learn.cbs)) else None)
 
 # %% ../nbs/api/240_memory.ipynb #2f0eaf6e
 def question(model:nn.Module, # Who is asked
-    dl, # A loader of what it is asked about
+    dl:DataLoader, # A loader of what it is asked about
     *more # Plain values that change the answer
     )->str:
     "A mark of what `model` is asked about the pictures of `dl`: the same only while the answer has to be"
     hooked = any(map(_hooks, bare_model(model).modules())) or torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     return digest(weights_checksum(model), _made(model), loader_key(dl), _says(more), next(_others) if hooked else None)
 
-def learner_key(learn)->str:
+def learner_key(learn:Learner)->str:
     "A mark of how `learn` would answer about any picture: weights, cut and vocabulary"
     return digest(weights_checksum(learn.model), _made(learn.model, True), loader_key(learn.dls.valid, rows=False), _says(list(learn.dls.vocab)), _precision(learn), [id(o) for o in learn.cbs if _acts(o)])
 
 # %% ../nbs/api/240_memory.ipynb #53db4a53
-def items_of(dl)->list:
+def items_of(dl:DataLoader)->list:
     "What the items of the loader `dl` are: names of files where they are rows of a table or paths, or digests of pictures; `None` where nobody knows"
     items,tls = [getattr(getattr(dl, 'dataset', None), k, None) for k in ('items','tls')]
     if items is None: return []
@@ -281,7 +283,7 @@ def _hashes(dl):
     return pd.util.hash_array(np.array(names, object))*np.array([isinstance(o, str) for o in items], np.uint64)
 
 # %% ../nbs/api/240_memory.ipynb #1fbc2bf8
-def trained_on(learn, dl)->int:
+def trained_on(learn:Learner, dl:DataLoader)->int:
     "How many of the items of the loader `dl` are among those that `learn` trains on, or has trained on"
     known,before = set(items_of(learn.dls.train))-{None},getattr(getattr(learn, 'trained_on', None), 'seen', ())
     now,hashes = np.array([o in known for o in items_of(dl)], bool),_hashes(dl)

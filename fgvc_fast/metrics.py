@@ -33,7 +33,7 @@ def top_k(preds:Tensor, # (n, classes) scores
 # %% ../nbs/api/220_metrics.ipynb #c8494d2e
 def per_class_accuracy(preds:Tensor, # (n, classes) scores, or (n,) class numbers
     targs:Tensor, # (n,) class numbers
-    n:int=None # Classes (default: as many as there are scores)
+    n:int|None=None # Classes (default: as many as there are scores)
     )->Tensor: # (n,) accuracy of each class, NaN where it has no row
     "Share of each class's rows that are right"
     _check_scores(preds, targs, scores=False)
@@ -48,7 +48,7 @@ def count_no_answers(*scores):
     "Of how many rows any of `scores` (n, ...) is no answer: NaN is in it, or its highest is infinite"
     return torch.stack([~o.flatten(1).amax(1).isfinite() for o in scores]).any(0).sum()
 
-def check_answers(bad, n):
+def check_answers(bad:int|Tensor, n:int):
     "Stop where what the network says of `bad` of `n` pictures is no answer"
     bad = int(bad)
     check(not bad, f"What the network says of {bad:,} of {n:,} pictures is NaN or infinite, and no figure can be made of that. If it is all of them, its weights are NaN or far too large: train anew at a lower rate, or load others. If it is some, look for damaged ones with `data.check()`. In fp16, try amp='bf16' or None")

@@ -117,7 +117,7 @@ def _levels(data):
 # %% ../nbs/api/945_save.ipynb #9debb55d
 @patch
 def save_bundle(self:Learner,
-    folder # Of its own, from the working directory; a bundle that is there is replaced once the new one has passed its check
+    folder:str|Path # Of its own, from the working directory; a bundle that is there is replaced once the new one has passed its check
     )->Path:
     "Write the model as plain files that `load_bundle` reads, with a model card; kept only if it answers as the learner does"
     check(isinstance(folder, (str,Path)) and str(folder).strip() and '\0' not in str(folder), f'save_bundle: folder={folder!r} is no path of a folder')

@@ -7,6 +7,7 @@ __all__ = ['published_bodies', 'train_one', 'depth_study', 'batch_study', 'layer
            'tricks_study', 'all_that_help', 'vit_study', 'reinit_study', 'transfer_study']
 
 # %% ../nbs/api/920_studies.ipynb #0114e117
+from collections.abc import Callable
 from dataclasses import replace
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import set_seed
@@ -20,6 +21,8 @@ from .learner import fine_grained_learner
 from .study.show import Study
 from .study.table import whole_learner
 from .train.phases import Phase, default_plan
+from pathlib import Path
+from torch import nn
 
 # %% ../nbs/api/920_studies.ipynb #fa16d613
 def _learner(seed, data, arch, size=224, bs=32, aug='light', crop=None, dls=None, cbs=(), smooth=0., **kwargs):
@@ -33,14 +36,17 @@ def _learner(seed, data, arch, size=224, bs=32, aug='light', crop=None, dls=None
 
 def train_one(
     seed:int,            # Of batches, augmentation and first weights
-    data,                # A `FineGrainedData`
-    arch,                # As `fine_grained_learner` takes it
+    data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
+    arch:str|Callable|list|tuple, # timm name, torchvision constructor, or two of them for two streams
     epochs:int|list=10,  # Length, or a list of `Phase`s
-    lr:float=None,       # As `fit_phases` takes it
-    plan:dict=None,      # Of `learn.plan`, as dict(name='gradual'), to spend the epochs on; the default plan if `None`
-    size:int=224, bs:int=32, aug='light', crop:str=None, # As `data.dls` takes them
-    dls:dict=None,       # More for `data.dls`
-    cbs=(),              # Functions that make a callback, as `partial(MixUp, alpha=.2)`: each run has its own
+    lr:float|None=None, # Highest rate for phases that name none; for a number of epochs, the head's; None: the learner's own
+    plan:dict|None=None, # Of `learn.plan`, as dict(name='gradual'), to spend the epochs on; the default plan if `None`
+    size:int|tuple=224,  # Pixels of what the model sees: int, or (height, width)
+    bs:int=32,           # Pictures per batch
+    aug:str|list|nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']
+    crop:str|None=None, # 'box': cut to the box with a margin
+    dls:dict|None=None, # More for `data.dls`
+    cbs:list|tuple=(),   # Functions that make a callback, as `partial(MixUp, alpha=.2)`: each run has its own
     smooth:float=0.,     # Label smoothing
     **kwargs             # Of `fine_grained_learner`: `pretrained`, `weights`, `pool`, `head`, `drop`, ...
     ):
@@ -79,20 +85,24 @@ def _bundled(seed, **kwargs):
     return train_one(seed, **kwargs)
 
 # %% ../nbs/api/920_studies.ipynb #f6bebc12
-def depth_study(data, # A `FineGrainedData`, or a name of one
-    archs=('resnet18','resnet34','resnet50','resnet101'), # Shallow to deep
-    pretrained=(False,True),
-    name:str='depth', seeds:int|list=3, folder='studies', # As `Study` takes them
+def depth_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
+    archs:list|tuple=('resnet18','resnet34','resnet50','resnet101'), # Shallow to deep
+    pretrained:list|tuple=(False,True),
+    name:str='depth', # Of the study and of its file
+    seeds:int|list=3, # How many, or which
+    folder:str|Path='studies', # Where the file `name.jsonl` is
     **kwargs # Of `train_one`: `epochs`, `size`, `bs`, ...
     )->Study:
     "Networks of growing depth, from scratch and pretrained"
     return _study(name, data, dict(arch=_listed('archs', archs), pretrained=_listed('pretrained', pretrained)), seeds, folder, **kwargs)
 
 # %% ../nbs/api/920_studies.ipynb #21112322
-def batch_study(data, # A `FineGrainedData`, or a name of one
-    arch='resnet50', # As `fine_grained_learner` takes it
-    sizes=(16,32,64), # Pictures in a batch
-    name:str='batch size', seeds:int|list=3, folder='studies', # As `Study` takes them
+def batch_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
+    arch:str|Callable|list|tuple='resnet50', # timm name, torchvision constructor, or two of them for two streams
+    sizes:list|tuple|range=(16,32,64), # Pictures in a batch
+    name:str='batch size', # Of the study and of its file
+    seeds:int|list=3, # How many, or which
+    folder:str|Path='studies', # Where the file `name.jsonl` is
     **kwargs # Of `train_one`
     )->Study:
     "The same training in batches of different `sizes`, at the same rate and as many epochs"
@@ -108,11 +118,13 @@ def layer_plans(epochs:int, # Length of each
     some = {f"head + {n} {'stage' if n==1 else 'stages'}": to(-1-n) for n in range(1, stages+1)}
     return {'head': [Phase('head', epochs, lr=1e-2)], **some, 'all': to('all')}
 
-def layers_study(data, # A `FineGrainedData`, or a name of one
-    arch='resnet50', # As `fine_grained_learner` takes it
+def layers_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
+    arch:str|Callable|list|tuple='resnet50', # timm name, torchvision constructor, or two of them for two streams
     epochs:int=10, # Of every row
-    stages:int=3, # As in `layer_plans`
-    name:str='layers', seeds:int|list=3, folder='studies', # As `Study` takes them
+    stages:int=3, # Up to how many of the last stages train besides the head
+    name:str='layers', # Of the study and of its file
+    seeds:int|list=3, # How many, or which
+    folder:str|Path='studies', # Where the file `name.jsonl` is
     **kwargs # Of `train_one`
     )->Study:
     "How much of a pretrained body has to be trained? The head, and from there down"
@@ -132,11 +144,13 @@ def training_tricks(alpha:float=.4, # Of mixup
         'label smoothing': dict(smooth=smooth),
         'dropout': dict(drop=drop)}
 
-def tricks_study(data, # A `FineGrainedData`, or a name of one
-    arch='resnet50', # As `fine_grained_learner` takes it
-    tricks:dict=None, # Options of `train_one` by name, the first to do without; `training_tricks()` if `None`
-    aug='none', # Augmentation of those that say nothing of it
-    name:str='tricks', seeds:int|list=3, folder='studies', # As `Study` takes them
+def tricks_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
+    arch:str|Callable|list|tuple='resnet50', # timm name, torchvision constructor, or two of them for two streams
+    tricks:dict|None=None, # Options of `train_one` by name, the first to do without; `training_tricks()` if `None`
+    aug:str|list|nn.Module='none', # Augmentation of those that say nothing of it
+    name:str='tricks', # Of the study and of its file
+    seeds:int|list=3, # How many, or which
+    folder:str|Path='studies', # Where the file `name.jsonl` is
     **kwargs # Of `train_one`
     )->Study:
     "What does each training trick bring? See `all_that_help` for several at a time"
@@ -165,11 +179,13 @@ def all_that_help(study:Study, # Of `tricks_study`, and run
     return Study(study.name, study.train, dict(trick={**known, 'together: ' + ', '.join(o.shown['trick'] for o in helps): both}), study.seeds, study.path.parent)
 
 # %% ../nbs/api/920_studies.ipynb #fae3a086
-def vit_study(data, # A `FineGrainedData`, or a name of one
-    archs=('vit_tiny_patch16_224','vit_small_patch16_224','vit_base_patch16_224'), # Small to large
-    blocks=(6,12), # How many of the last blocks train besides the head
+def vit_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
+    archs:list|tuple=('vit_tiny_patch16_224','vit_small_patch16_224','vit_base_patch16_224'), # Small to large
+    blocks:list|tuple|range=(6,12), # How many of the last blocks train besides the head
     epochs:int=10, # Of every row
-    name:str='vit', seeds:int|list=3, folder='studies', # As `Study` takes them
+    name:str='vit', # Of the study and of its file
+    seeds:int|list=3, # How many, or which
+    folder:str|Path='studies', # Where the file `name.jsonl` is
     **kwargs # Of `train_one`
     )->Study:
     "Transformers of growing size: the head alone, with some of the last blocks, and all of it"
@@ -180,11 +196,13 @@ def vit_study(data, # A `FineGrainedData`, or a name of one
 # %% ../nbs/api/920_studies.ipynb #e8c518ab
 published_bodies = {'ResNet-50': dict(arch='resnet50'), 'VGG-16': dict(arch='vgg16_bn'), 'Inception-v3': dict(arch='inception_v3'), 'B-CNN': dict(arch='vgg16_bn', pool='bilinear')}
 
-def reinit_study(data, # A `FineGrainedData`, or a name of one
-    bodies:dict=None, # Options of `train_one` by name; `published_bodies` if `None`
-    stages=(0,1,2), # Up to how many stages are begun afresh in the end, as in the plan 'reinit'; 0: none, the default plan
+def reinit_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
+    bodies:dict|None=None, # Options of `train_one` by name; `published_bodies` if `None`
+    stages:list|tuple|range=(0,1,2), # Up to how many stages are begun afresh in the end, as in the plan 'reinit'; 0: none, the default plan
     epochs:int=12, # Of every row
-    name:str='reinit', seeds:int|list=3, folder='studies', # As `Study` takes them
+    name:str='reinit', # Of the study and of its file
+    seeds:int|list=3, # How many, or which
+    folder:str|Path='studies', # Where the file `name.jsonl` is
     **kwargs # Of `train_one`
     )->Study:
     "Begin the last stages afresh, phase by phase: over several bodies, accuracy against cost"
@@ -204,12 +222,14 @@ def _transfer(seed, data, source, start, source_epochs, epochs=10, lr=None, weig
     learn.fit_phases(epochs, lr=lr)
     return learn
 
-def transfer_study(data, # The data set that counts, or its name
-    source, # The one that the body is trained on before, or its name
-    arch='resnet50', # As `fine_grained_learner` takes it
+def transfer_study(data:FineGrainedData|str, # The data set that counts, or its name
+    source:FineGrainedData|str, # The one that the body is trained on before, or its name
+    arch:str|Callable|list|tuple='resnet50', # timm name, torchvision constructor, or two of them for two streams
     epochs:int|list=10, # On `data`
     source_epochs:int|list=10, # On `source`
-    name:str='transfer', seeds:int|list=3, folder='studies', # As `Study` takes them
+    name:str='transfer', # Of the study and of its file
+    seeds:int|list=3, # How many, or which
+    folder:str|Path='studies', # Where the file `name.jsonl` is
     **kwargs # Of `train_one`
     )->Study:
     "From random weights, from pretrained ones, and from these after a training on `source`"

@@ -96,7 +96,7 @@ def test_rows_of_the_table(pages):
     assert ['ratio', 'float', '30', 'How much slower the shallowest of the groups that train learns'] in rows
     assert ['patience', 'int | None', 'None'] in [o[:3] for o in rows]
     rows = pages['api/learner.html'].rows
-    assert ['pool', 'str', "'avg'"] in [o[:3] for o in rows]
+    assert ['pool', 'str | Callable', "'avg'"] in [o[:3] for o in rows]
     assert any(o[:1]+o[3:]==['lr', 'Default learning rate'] for o in rows), 'what is delegated to fastai is explained too'
 
 def test_links_and_pictures(site, pages):

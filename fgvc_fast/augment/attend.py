@@ -21,8 +21,8 @@ class AttentionCrop(Callback):
     def __init__(self,
         crop:float=.25, # Part of the pictures that are seen from near by
         drop:float=.25, # Part of the pictures that lose the place
-        crop_at=(.4,.6), # The box holds all evidence above it, of the strongest; a number, or a range to draw from
-        drop_at=(.2,.5), # Hidden is what is above it; a number, or a range to draw from
+        crop_at:float|tuple=(.4,.6), # The box holds all evidence above it, of the strongest; a number, or a range to draw from
+        drop_at:float|tuple=(.2,.5), # Hidden is what is above it; a number, or a range to draw from
         pad:float=.1 # Room round a crop, of the picture's side
         ):
         check(check_number('crop', crop, 0)+check_number('drop', drop, 0)>0 and crop+drop<=1, f"crop={crop} and drop={drop} are parts of the pictures: each 0 to 1, together above 0 and up to 1")

@@ -25,7 +25,7 @@ def _side(size): check(check_number('size', size, 0, 1), f"size={size} is the si
 
 def square_boxes(n:int, h:int, w:int, # How many; size of the pictures
     size:float, # Side of the squares, of the picture's shorter side, (0,1]
-    device=None
+    device:str|torch.device|None=None
     )->torch.Tensor: # (n, 4): top, bottom, left, right
     "Squares with their centre anywhere, clipped at the borders"
     _side(size)
@@ -34,9 +34,9 @@ def square_boxes(n:int, h:int, w:int, # How many; size of the pictures
     return torch.stack([lo.clamp(min=0), torch.minimum(lo+s, at)], 2).flatten(1)
 
 def random_boxes(n:int, h:int, w:int, # How many; size of the pictures
-    area=(.02,.4), # Share of the picture, drawn evenly from this range
-    aspect=(.3,10/3), # Height over width, drawn from this range
-    device=None
+    area:tuple=(.02,.4), # Share of the picture, drawn evenly from this range
+    aspect:tuple=(.3,10/3), # Height over width, drawn from this range
+    device:str|torch.device|None=None
     )->torch.Tensor: # (n, 4): top, bottom, left, right
     "Rectangles that lie within the picture, anywhere"
     _shape(area, aspect)
@@ -56,9 +56,9 @@ def _fill(fill):
     check(ok, f"fill={fill!r} is unknown: use 'mean', 'noise', a number, or one for each channel")
     return fill
 
-def erase(x, # Pictures (B, c, h, w)
-    boxes, # Where, (B, 4): top, bottom, left, right, on the same device
-    fill='mean' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
+def erase(x:torch.Tensor, # Pictures (B, c, h, w)
+    boxes:torch.Tensor, # Where, (B, 4): top, bottom, left, right, on the same device
+    fill:str|float|tuple|list='mean' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
     ):
     "Pictures `x`, each with a hole"
     check(torch.is_tensor(boxes) and boxes.shape==(len(x),4), f'boxes: give (top, bottom, left, right) for each of {len(x)} pictures, not {tuple(getattr(boxes, "shape", ()))}')
@@ -77,14 +77,14 @@ class Erase(Callback):
     order,run_valid = -7,False
     def __init__(self,
         p:float=.5, # Part of the pictures that get a hole
-        area=(.02,.4), # Range of its share of the picture
-        aspect=(.3,10/3), # Range of its height over its width
-        fill='noise' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
+        area:tuple=(.02,.4), # Range of its share of the picture
+        aspect:tuple=(.3,10/3), # Range of its height over its width
+        fill:str|float|tuple|list='noise' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
         ):
         check_number('p', p, 0, 1)
         _shape(area, aspect)
         self.p,self.area,self.aspect,self.fill = p,area,aspect,_fill(fill)
-    def boxes(self, n, h, w, device): return random_boxes(n, h, w, self.area, self.aspect, device)
+    def boxes(self, n:int, h:int, w:int, device:torch.device): return random_boxes(n, h, w, self.area, self.aspect, device)
     def before_batch(self):
         x,*more = self.xb
         check(isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim==4, f"{type(self).__name__} makes holes in pictures, and the batch has {tuple(getattr(x, 'shape', ()))} of {getattr(x, 'dtype', type(x))}")
@@ -97,9 +97,9 @@ class Cutout(Erase):
     def __init__(self,
         size:float=.25, # Its side, of the picture's shorter side
         p:float=1., # Part of the pictures that get a hole
-        fill='mean' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
+        fill:str|float|tuple|list='mean' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
         ):
         _side(size)
         super().__init__(p, fill=fill)
         self.size = size
-    def boxes(self, n, h, w, device): return square_boxes(n, h, w, self.size, device)
+    def boxes(self, n:int, h:int, w:int, device:torch.device): return square_boxes(n, h, w, self.size, device)

@@ -9,16 +9,18 @@ __all__ = ['evidence', 'evidence_of']
 import torch
 from contextlib import nullcontext
 from fastai.callback.fp16 import MixedPrecision
+from fastai.learner import Learner
 from fastai.torch_core import get_model
+from torch import nn
 from torch.nn import functional as F
 from ..core import check
 from ..models.split import eval_mode, split_model
 
 # %% ../../nbs/api/310_augment.evidence.ipynb #b33efd59
 def evidence(
-    model, # Of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`
-    x, # Pictures (B, 3, H, W), as the model gets them
-    y # The label asked about for each, (B,)
+    model:nn.Module, # Of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`
+    x:torch.Tensor, # Pictures (B, 3, H, W), as the model gets them
+    y:torch.Tensor # The label asked about for each, (B,)
     )->torch.Tensor: # (B, H, W), each sums to 1
     "Where `model` sees what speaks for `y` in each of `x`, as shares of the whole"
     check(y.shape==(len(x),) and not y.is_floating_point(), f"Evidence is asked for one label of each picture, and these targets have the shape {tuple(y.shape)} and are {y.dtype}")
@@ -38,7 +40,7 @@ def evidence(
     return res / res.sum((1,2), keepdim=True)
 
 # %% ../../nbs/api/310_augment.evidence.ipynb #9333e2ed
-def evidence_of(learn, at=slice(None)):
+def evidence_of(learn:Learner, at:slice|torch.Tensor=slice(None)):
     "The `evidence` for the labels of the current batch (or of those pictures `at`), in the precision that `learn` trains in"
     with next((cb.autocast for cb in learn.cbs if isinstance(cb, MixedPrecision)), nullcontext()):
         return evidence(get_model(learn.model), learn.xb[0][at], learn.yb[0][at])

@@ -8,8 +8,10 @@ __all__ = ['mixup', 'cut_box', 'cutmix', 'snapmix', 'mixed_loss', 'picture_losse
 
 # %% ../../nbs/api/320_augment.mix.ipynb #2a532bd4
 import inspect, torch
+from collections.abc import Callable
 from fastai.callback.core import Callback
 from fastai.layers import NoneReduce
+from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from functools import partial
@@ -20,8 +22,8 @@ from ..core import check, check_number
 from ..models.split import can_split
 
 # %% ../../nbs/api/320_augment.mix.ipynb #cf8c1d46
-def mixup(x, # Batch of anything with floating point values
-    perm, # Which item each one is mixed with, (B,)
+def mixup(x:torch.Tensor, # Batch of anything with floating point values
+    perm:torch.Tensor, # Which item each one is mixed with, (B,)
     lam:float # How much of the item itself stays, 0 to 1
     )->tuple:
     "Blend each item of `x` with another; returns the blend and `lam`"
@@ -46,8 +48,8 @@ def cut_box(h:int, w:int, # Size of the picture
     t,l = y - bh//2,x - bw//2
     return max(t, 0), min(t+bh, h), max(l, 0), min(l+bw, w)
 
-def cutmix(x, # Batch of pictures, (B, c, h, w)
-    perm, # Whose piece each picture gets, (B,)
+def cutmix(x:torch.Tensor, # Batch of pictures, (B, c, h, w)
+    perm:torch.Tensor, # Whose piece each picture gets, (B,)
     lam:float, # How much of the picture itself should stay, 0 to 1
     center:tuple|None=None # Row and column of the piece's centre; anywhere if `None`
     )->tuple:
@@ -59,11 +61,11 @@ def cutmix(x, # Batch of pictures, (B, c, h, w)
     return res, 1 - (b-t)*(r-l)/(h*w)
 
 # %% ../../nbs/api/320_augment.mix.ipynb #b0809347
-def snapmix(x, # Batch of pictures, (B, c, h, w)
-    perm, # Whose piece each picture gets, (B,)
-    seen, # Where what makes each picture's label is, in shares of the whole, (B, h, w)
-    lams, # How much of the picture itself should stay, and how much of the other should not be in the piece, each 0 to 1
-    centers=(None,None) # Row and column of the centre of the place for the piece, and of the piece; anywhere if `None`
+def snapmix(x:torch.Tensor, # Batch of pictures, (B, c, h, w)
+    perm:torch.Tensor, # Whose piece each picture gets, (B,)
+    seen:torch.Tensor, # Where what makes each picture's label is, in shares of the whole, (B, h, w)
+    lams:tuple|list, # How much of the picture itself should stay, and how much of the other should not be in the piece, each 0 to 1
+    centers:tuple|list=(None,None) # Row and column of the centre of the place for the piece, and of the piece; anywhere if `None`
     )->tuple:
     "Paste a piece of another picture, resized, into a box of each one of `x`; returns the pictures, and for each what its own label counts and what the other's, (B,)"
     check(isinstance(lams, (tuple,list)) and len(lams)==2, f"lams={lams!r}: give two numbers from 0 to 1, how much of the picture stays and how much of the other is not in the piece")
@@ -80,8 +82,8 @@ def _mixed(learn):
     "Who is mixed with whom in the current batch and how much, if it is mixed"
     return next((cb.mixed for cb in learn.cbs if isinstance(cb, Mix)), None) if learn.training else None
 
-def mixed_loss(learn,
-    loss_of # From targets (of the batch, `*yb`) to a loss: a number, or one for each picture (B,)
+def mixed_loss(learn:Learner,
+    loss_of:Callable # From targets (of the batch, `*yb`) to a loss: a number, or one for each picture (B,)
     ):
     "The mean loss of the current batch, with labels mixed as its pictures are"
     mixed,own = _mixed(learn),loss_of(*learn.yb)
@@ -93,7 +95,7 @@ def mixed_loss(learn,
     return (a*own + b*other).mean()
 
 # %% ../../nbs/api/320_augment.mix.ipynb #c524da21
-def picture_losses(loss_func, pred, *yb):
+def picture_losses(loss_func:Callable, pred:torch.Tensor, *yb):
     "The loss of each picture (B,); their mean is `loss_func(pred, *yb)`"
     mean = loss_func(pred, *yb)
     with NoneReduce(loss_func) as f: each = f(pred, *yb)
@@ -147,7 +149,7 @@ class Mix(Callback):
     def after_batch(self): self.mixed = None
 
 # %% ../../nbs/api/320_augment.mix.ipynb #6a048e68
-def own_loss(learn, pred):
+def own_loss(learn:Learner, pred:torch.Tensor):
     "What the learner's own loss says of `pred`, with labels mixed as the pictures of the current batch are"
     mixed = _mixed(learn)
     each = mixed is not None and isinstance(mixed[1], tuple)
@@ -155,7 +157,7 @@ def own_loss(learn, pred):
 
 # %% ../../nbs/api/320_augment.mix.ipynb #14c5eae1
 @patch
-def mix(self:Mix, xb):
+def mix(self:Mix, xb:tuple):
     "All of `xb`, mixed alike, and what has to be remembered: who with whom, and how much"
     for i,o in enumerate(xb):
         ok = isinstance(o, torch.Tensor) and o.is_floating_point() and o.ndim>=3 and o.shape[-2:]==xb[0].shape[-2:]

@@ -24,7 +24,7 @@ aug_groups = dict(
     trivialaugment=_turned(v2.TrivialAugmentWide)) # one change, of any strength
 
 # %% ../../nbs/api/026_data.augs.ipynb #5049a3f7
-def split_augs(aug, levels):
+def split_augs(aug:str|v2.Transform|list, levels:list|dict):
     "Which of `levels` the name or list `aug` asks for, and what else as one transform, or None"
     names = aug if isinstance(aug, (tuple,list,L)) else [aug]
     level = [o for o in names if isinstance(o, str) and o in levels]
@@ -37,7 +37,7 @@ def split_augs(aug, levels):
         more.append(o if isinstance(o, v2.Transform) else aug_groups[o])
     return (level or ['none'])[0],v2.Compose(more) if more else None
 
-def check_keeps_shape(t, size):
+def check_keeps_shape(t:v2.Transform, size:tuple):
     "Stop unless the transform `t` makes a picture of bytes of `size` out of one"
     h,w = size
     with torch.random.fork_rng(devices=[]): # draws nothing of the user's

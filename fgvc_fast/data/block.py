@@ -8,6 +8,7 @@ __all__ = ['random_region', 'TensorParts', 'CropResize', 'Strings', 'PictureOf',
 
 # %% ../../nbs/api/030_data.block.ipynb #24f659d0
 import inspect, math, numpy as np, os, pandas as pd, random, re, torch
+from collections.abc import Callable
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, Datasets, FilteredBase, TfmdDL
 from fastai.data.load import DataLoader
@@ -24,16 +25,16 @@ from pathlib import Path
 from PIL import Image
 from ..core import FineGrainedError, check, check_choice, check_number, check_size, wrap_label, listing
 from .augs import check_keeps_shape, split_augs
-from .cache import Presized, open_cache
+from .cache import CachedImages, Presized, open_cache
 from .image import center_region, fit_aspect, is_one_picture
 from .lazy import BoxedFile, LazyImage, pixel_tensor, open_lazily
 from .loader import FineGrainedDL
 from .table import FineGrainedData, follow_link, real_paths
 
 # %% ../../nbs/api/030_data.block.ipynb #e9c589df
-def random_region(region, min_scale:float, # Least share of the area, (0,1]
+def random_region(region:tuple, min_scale:float, # Least share of the area, (0,1]
     aspect:float=1., # Width over height of the result
-    ratio=(3/4,4/3)  # Range of the distortion
+    ratio:tuple=(3/4,4/3) # Range of the distortion
     )->tuple:
     "A random part of `region`: its area and aspect ratio drawn as in Inception's training"
     x0,y0,x1,y1 = region
@@ -73,14 +74,14 @@ class TensorParts(TensorBase):
 class CropResize(RandTransform):
     "Cut a region out and resize it to `size`: a random part in training, the middle (or the box) in validation"
     split_idx,order = None,1
-    def __init__(self, size,     # Pixels: int, or (height, width)
-        crop:str=None,           # None, or 'box'
+    def __init__(self, size:int|tuple, # Pixels: int, or (height, width)
+        crop:str|None=None,  # None, or 'box'
         margin:float=.1,         # Round the box, share of its longer side
         min_scale:float=.75,     # Least share of the area in training, (0,1]; a closer crop loses small parts
         flip:float=.5,           # Chance of a mirror image in training
         light:float=0.,          # Most that brightness and contrast change in training, [0,1), as in fastai's `aug_transforms`
-        more=None,               # A torchvision v2 transform of bytes, at the end, in training
-        cache=None,              # Where pictures of the table are kept: `CachedImages`
+        more:Callable|None=None, # A torchvision v2 transform of bytes, at the end, in training
+        cache:CachedImages|None=None, # Where pictures of the table are kept: `CachedImages`
         **kwargs):
         size = check_size('size', size)
         check_choice('crop', crop, (None,'box'))
@@ -93,12 +94,12 @@ class CropResize(RandTransform):
             store_attr('more')
         self.more,self.cache,self.twins,self.last = more,cache,None,None # what is not among the arguments that are printed
 
-    def before_call(self, b, split_idx): self.train = not split_idx
+    def before_call(self, b:object, split_idx:int|None): self.train = not split_idx
 
     def encodes(self, x:PILImage): return self.cut(x)
     def encodes(self, x:TensorParts): return self.place(x)
 
-    def cut(self, x):
+    def cut(self, x:Image.Image|Presized):
         h,w = self.size
         if self.cache and isinstance(x, LazyImage): x = self.cache.get(x, 'train' if self.train else 'valid', self.plan)
         region = self.region(x, w/h)
@@ -111,13 +112,13 @@ class CropResize(RandTransform):
         if self.twins is not None: self.last = x,region,mirrored,out.box
         return out
 
-    def pixel_tensor(self, x, region, size):
+    def pixel_tensor(self, x:Image.Image|Presized, region:tuple, size:tuple):
         if isinstance(x, Presized) or self.train and isinstance(x, LazyImage): return x.pixels(region, size)
         return pixel_tensor(x.region(region, size) if isinstance(x, LazyImage) else x.resize(size, Image.Resampling.BILINEAR, box=region))
 
 # %% ../../nbs/api/030_data.block.ipynb #db2e61bb
 @patch
-def region(self:CropResize, x, aspect):
+def region(self:CropResize, x:Image.Image|Presized, aspect:float):
     "Which part of `x` is looked at this time"
     box = getattr(x, 'box', None) if self.crop else None
     if box is None: base = (0,0,*x.size) if self.train else center_region(x.size, aspect)
@@ -128,7 +129,7 @@ def region(self:CropResize, x, aspect):
     return random_region(base, self.min_scale, aspect) if self.train else base
 
 @patch
-def plan(self:CropResize, size, box):
+def plan(self:CropResize, size:tuple, box:tuple|np.ndarray|None):
     "What to keep of a picture of `size` with its `box`: the part that all crops are of, and as many pixels of it as the closest crop needs"
     h,w = self.size
     if not self.train: return self.region(Presized(None, None, size, box), w/h),(w,h)
@@ -162,7 +163,7 @@ def _twins(names):
     return np.array([names.index(o) if o in names else i for i,o in enumerate(other)], int)
 
 @patch
-def place(self:CropResize, parts # (K, 2) in pixels of the file as stored; (4,) means the box, whatever stands there
+def place(self:CropResize, parts:torch.Tensor|np.ndarray # (K, 2) in pixels of the file as stored; (4,) means the box, whatever stands there
     )->TensorParts:
     "`parts` of the picture that was cut last, from 0 to 1 of the crop"
     (x,(x0,y0,x1,y1),mirrored,box),self.last = self.last,None
@@ -180,7 +181,7 @@ def place(self:CropResize, parts # (K, 2) in pixels of the file as stored; (4,) 
 # %% ../../nbs/api/030_data.block.ipynb #d293d873
 class Strings:
     "Many strings in two arrays: worker processes share those, and would each come to copy a list"
-    def __init__(self, strings):
+    def __init__(self, strings:list|np.ndarray|pd.Series):
         strings = [o.encode('utf-8', 'surrogatepass') for o in np.asarray(strings, object)] # of a column of pandas twice as quick; also file names that are no text
         self.ends,self.bytes = np.cumsum([len(o) for o in strings], dtype=np.int64),np.frombuffer(b''.join(strings), np.uint8)
     def __len__(self): return len(self.ends)
@@ -192,7 +193,7 @@ class Strings:
 class PictureOf:
     "What a row number of a data set stands for: its file"
     __name__ = 'PictureOf' # fasttransform would wrap what has none in a function that no worker can be sent
-    def __init__(self, data):
+    def __init__(self, data:FineGrainedData):
         self.root,self.paths,self.boxes,self.banner = str(data.root),Strings(data.items.path),data.items[['x0','y0','x1','y1']].to_numpy() if data.has_boxes else None,data.banner
         self.known = frozenset(map(str, map(data.path, range(len(data))))) if data.banner else () # a path of the table has a banner, however it is handed in
     def __call__(self, o):
@@ -204,7 +205,7 @@ class PictureOf:
 class PartsOf:
     "What a row number of a data set stands for: where the parts of what it shows are, in pixels of the file as stored, NaN where they cannot be seen; or a blank `box`, which goes with the picture"
     __name__ = 'PartsOf'
-    def __init__(self, data, box:bool=False):
+    def __init__(self, data:FineGrainedData, box:bool=False):
         if box: self.names,self.xy,self.blank = ['box'],None,np.full(4, np.nan, np.float32)
         else:
             seen = data.parts[data.parts.visible>0]
@@ -212,14 +213,14 @@ class PartsOf:
             self.xy = np.full((len(data),len(self.names),2), np.nan, np.float32)
             self.xy[seen.item,pd.Index(self.names).get_indexer(seen.part)] = seen[['x','y']]
             self.blank = np.full((len(self.names),2), np.nan, np.float32)
-    def array(self, o): return self.xy[o] if self.xy is not None and isinstance(o, (int, np.integer)) else self.blank
+    def array(self, o:object): return self.xy[o] if self.xy is not None and isinstance(o, (int, np.integer)) else self.blank
     def __call__(self, o): return torch.from_numpy(self.array(o)).as_subclass(TensorParts)
     def __repr__(self): return 'row → parts'
 
 class LabelOf:
     "What a row number of a data set stands for: its label"
     __name__ = 'LabelOf'
-    def __init__(self, data):
+    def __init__(self, data:FineGrainedData):
         self.vocab = data.vocab
         self.codes = pd.Categorical(data.items.label, categories=self.vocab).codes
     def __call__(self, o):
@@ -297,8 +298,8 @@ class FineGrainedLoaders(DataLoaders):
         "Where presized pictures are kept, if they are"
         return next((t.cache for t in self.train.after_item.fs if isinstance(t, CropResize)), None)
 
-    def test_dl(self, test_items, # Row numbers, paths, pictures (PIL, arrays, tensors)
-        rm_type_tfms=None, with_labels:bool=False, **kwargs):
+    def test_dl(self, test_items:list|np.ndarray|pd.Series, # Row numbers, paths, pictures (PIL, arrays, tensors)
+        rm_type_tfms:int|None=None, with_labels:bool=False, **kwargs):
         "As fastai's; the items may be rows of the table, paths or pictures, and have the labels of their rows or else of their folders"
         boxed = any(isinstance(t, CropResize) and t.crop for t in self.train.after_item.fs)
         items = _test_items(self.data, test_items, check_choice('with_labels', with_labels, (False,True)), boxed)
@@ -306,7 +307,7 @@ class FineGrainedLoaders(DataLoaders):
         res.dataset.n_inp = self.n_inp # without labels fastai takes the last input for one
         return res
 
-    def resized(self, size # Pixels: int, or (height, width)
+    def resized(self, size:int|tuple # Pixels: int, or (height, width)
         ):
         "Loaders of the same pictures at another `size`, else as these"
         check(self.made, "These loaders were not made by `data.dls(size)` alone, so nobody knows how to make others of another size")
@@ -359,19 +360,19 @@ def _known_options(kwargs):
 
 class FineGrainedBlock(DataBlock):
     "A fastai `DataBlock` over the rows of one data set"
-    def datasets(self, source, verbose=False):
+    def datasets(self, source:FineGrainedData|None, verbose:bool=False):
         "As fastai's, but the splits may be slices: of three million rows fastai would make lists, many times over"
         self.source,items = source,self.get_items(source)
         return Datasets(items, tfms=self._combine_type_tfms(), splits=self.splitter(items), dl_type=self.dl_type, n_inp=self.n_inp, verbose=verbose)
 
-    def dataloaders(self, source=None, **kwargs):
+    def dataloaders(self, source:FineGrainedData|None=None, **kwargs):
         "The `FineGrainedLoaders` of this block's data set; `kwargs` as fastai's (`bs`, `num_workers`, `device`, ...)"
         self._may_load(source)
         _known_options(kwargs)
         return self._known(super().dataloaders(self.data, **kwargs))
 
-    def weighted_dataloaders(self, source, # None, or this block's data set
-        wgts, # How often to draw each row of the table, relative to others (only those of train matter)
+    def weighted_dataloaders(self, source:FineGrainedData|None, # None, or this block's data set
+        wgts:list|np.ndarray|pd.Series, # How often to draw each row of the table, relative to others (only those of train matter)
         bs:int=64, **kwargs):
         "As fastai's: training pictures are drawn by `wgts`; they are still the `FineGrainedLoaders` of this block's data set"
         self._may_load(source)
@@ -415,16 +416,16 @@ def _check_options(data, size, crop, cache, max_gb, device, item_tfms, batch_tfm
 
 @patch
 def block(self:FineGrainedData,
-    size=224,           # Pixels of what the model sees: int, or (height, width)
-    crop:str=None,      # 'box': cut to the box with a margin, jittered in training, tight in validation
-    aug='light',        # 'none', 'light', 'standard' or 'strong', or a list with groups such as ['light','pose']: see above
-    item_tfms=None,     # fastai transforms instead of ours (and of the cache)
-    batch_tfms=None,    # fastai transforms besides those of `aug`
+    size:int|tuple=224, # Pixels of what the model sees: int, or (height, width)
+    crop:str|None=None, # 'box': cut to the box with a margin, jittered in training, tight in validation
+    aug:str|list|torch.nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']: see above
+    item_tfms:list|Callable|None=None, # fastai transforms instead of ours (and of the cache)
+    batch_tfms:list|Callable|None=None, # fastai transforms besides those of `aug`
     valid:str='valid',  # Which split validates
-    cache=True,         # Decode each picture once; a folder: keep them there; False: decode in every epoch
+    cache:bool|str|Path=True, # Decode each picture once; a folder: keep them there; False: decode in every epoch
     max_gb:float=10.,   # That all caches may take
-    parts=False,        # True: batches are (pictures, points, labels), the points of the data set's parts; 'box': (pictures, boxes, labels)
-    device=None,        # Where batches will be: the GPU changes colours there, a CPU picture by picture
+    parts:bool|str=False, # True: batches are (pictures, points, labels), points of the data set's parts; 'box': (pictures, boxes, labels)
+    device:str|torch.device|None=None, # Where batches will be: the GPU changes colours there, a CPU picture by picture
     **kwargs            # `margin`, `min_scale`, `flip`, `light` of `CropResize`
     )->DataBlock:
     "A fastai `DataBlock` over this data set"
@@ -493,16 +494,18 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
 # %% ../../nbs/api/030_data.block.ipynb #214312f5
 @patch
 def dls(self:FineGrainedData,
-    size=224, # Pixels of what the model sees: int, or (height, width)
+    size:int|tuple=224, # Pixels of what the model sees: int, or (height, width)
     bs:int=32, # Pictures per batch
-    crop:str=None, aug='light', # As `block`
-    block:DataBlock=None, # A block of this data set that you changed, instead of the arguments of `block`
+    crop:str|None=None, # 'box': cut to the box with a margin, jittered in training, tight in validation
+    aug:str|list|torch.nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']: see `block`
+    block:DataBlock|None=None, # A block of this data set that you changed, instead of the arguments of `block`
     valid:str='valid', # Which split validates; 'test' reproduces papers that do so
-    label_level:str=None, # Learn the labels of this level, as `at_level` does
+    label_level:str|None=None, # Learn the labels of this level, as `at_level` does
     balanced:bool=False, # Training batches in which all classes come equally often
-    per_class:int=None, # Balanced batches with so many pictures of each class that is in them, for losses that compare pictures
-    seed:int=None, # Of shuffling and augmentation: the same batches again, whatever the number of workers; None: different each time
-    num_workers:int=None, device=None, # As fastai's
+    per_class:int|None=None, # Balanced batches with so many pictures of each class that is in them, for losses that compare pictures
+    seed:int|None=None, # Of shuffling and augmentation: the same batches again, whatever the number of workers; None: different each time
+    num_workers:int|None=None, # Processes that load pictures; None: fastai's number
+    device:str|torch.device|None=None, # Where batches will be; None: the GPU if there is one
     **kwargs # Of `block`: `parts`, `cache`, `max_gb`, `batch_tfms`, ...
     )->FineGrainedLoaders:
     "fastai `DataLoaders` of the train and valid splits; the test split stays apart"

@@ -7,33 +7,35 @@ __all__ = ['Presized', 'CachedImages', 'open_cache']
 
 # %% ../../nbs/api/022_data.cache.ipynb #c8bff60f
 import io, json, numpy as np, os, shutil, torch, warnings
+from collections.abc import Callable
 from fastai.data.external import fastai_path
 from fastcore.basics import patch, store_attr
 from ..core import check_number
-from .lazy import pixel_tensor, upright_points, jpeg_pixels, resized
+from .lazy import LazyImage, pixel_tensor, upright_points, jpeg_pixels, resized
 from filelock import FileLock
 from hashlib import blake2b
 from pathlib import Path
 from PIL import Image
+from torch import Tensor
 from zlib import crc32
 
 # %% ../../nbs/api/022_data.cache.ipynb #435d4a36
 class Presized:
     "The `base` of a picture of `size`, of which the pixels `kept` are a smaller copy"
-    def __init__(self, kept, # (3, h, w) uint8
-        base, # x0, y0, x1, y1 in pixels of the upright picture
-        size, # Its width and height
-        box=None, # In its pixels
-        turned=None): # Width, height and EXIF orientation of the file as stored
+    def __init__(self, kept:Tensor|None, # (3, h, w) uint8
+        base:tuple|None, # x0, y0, x1, y1 in pixels of the upright picture
+        size:tuple, # Its width and height
+        box:tuple|np.ndarray|None=None, # In its pixels
+        turned:tuple|None=None): # Width, height and EXIF orientation of the file as stored
         self.kept,self.base,self.size,self.box,self.turned = kept,base,size,box,turned
 
-    def pixels(self, region, size):
+    def pixels(self, region:tuple, size:tuple):
         "`region` of the picture, resized to `size`: uint8 (3, height, width)"
         (x0,y0,x1,y1),(h,w) = self.base,self.kept.shape[1:]
         sx,sy = w/(x1-x0),h/(y1-y0)
         return resized(self.kept, ((region[0]-x0)*sx, (region[1]-y0)*sy, (region[2]-x0)*sx, (region[3]-y0)*sy), size)
 
-    def upright(self, xy): return upright_points(xy, self.turned)
+    def upright(self, xy:np.ndarray): return upright_points(xy, self.turned)
 
 # %% ../../nbs/api/022_data.cache.ipynb #4ff67eb0
 _entry = np.dtype([('key','<u8'), ('bytes','<u8'), ('mtime','<i8'), ('ctime','<i8'), ('boxed','<u4'), # which file
@@ -55,7 +57,7 @@ def _who(im, key):
 # %% ../../nbs/api/022_data.cache.ipynb #654e4fa4
 class CachedImages:
     "Presized pictures in the files of `folder`, for any number of processes"
-    def __init__(self, folder,
+    def __init__(self, folder:str|Path,
         compress:bool=False,       # Keep training pictures as JPEG
         limit:int=2**62):          # Bytes that its file of pixels may grow to
         store_attr()
@@ -64,9 +66,9 @@ class CachedImages:
 
     def __getstate__(self): return {**{k: v for k,v in self.__dict__.items() if k!='_files'}, '_pid': None}
 
-    def add(self, use, # What for: pictures for training are kept larger than those for validation
-        rows, # Row numbers of the pictures
-        paths # Their files
+    def add(self, use:str, # What for: pictures for training are kept larger than those for validation
+        rows:list|np.ndarray, # Row numbers of the pictures
+        paths:list|np.ndarray # Their files
         ):
         "Give every picture its place"
         keys = np.array([int.from_bytes(blake2b(f'{use}\n{o}'.encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little') for o in paths], np.uint64)
@@ -104,9 +106,9 @@ def _open(self:CachedImages):
 
 # %% ../../nbs/api/022_data.cache.ipynb #e27dbc81
 @patch
-def get(self:CachedImages, im, # A `LazyImage`
-    use, # As in `add`
-    plan # From size and box of the picture to the base, and the width and height to keep it in
+def get(self:CachedImages, im:LazyImage, # A `LazyImage`
+    use:str, # What for, as `add` was told
+    plan:Callable # From size and box of the picture to the base, and the width and height to keep it in
     ):
     "What is kept of `im`, or made now; `im` itself if it has no place here"
     slots = self.slots.get(use, ())
@@ -210,10 +212,10 @@ def _open_in(home, about, need, max_gb):
 # %% ../../nbs/api/022_data.cache.ipynb #fef3869a
 def open_cache(
     about:dict, # What the pixels depend on besides the file: `root`, size, crop, ...
-    need:tuple, # Bytes that the pictures for training, and for validation, will take about
-    home=None, # Folder of all caches; None: the environment's FGVC_CACHE, else `presized` beside fastai's data
+    need:tuple|list, # Bytes that the pictures for training, and for validation, will take about
+    home:str|Path|None=None, # Folder of all caches; None: the environment's FGVC_CACHE, else `presized` beside fastai's data
     max_gb:float=10. # That all caches may take together
-    )->CachedImages: # or None, where even JPEGs would be too large, or nothing can be written
+    )->CachedImages|None: # None, where even JPEGs would be too large, or nothing can be written
     "The cache of the pictures that `about` speaks of"
     check_number('max_gb', max_gb, 0)
     try:

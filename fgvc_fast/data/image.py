@@ -12,6 +12,7 @@ import io, math, numpy as np, os, stat, struct, zlib
 from numbers import Real
 from PIL import Image
 from ..core import FineGrainedError, check, check_size
+from typing import BinaryIO
 
 # %% ../../nbs/api/010_data.image.ipynb #71ed90a9
 picture_suffixes = frozenset('.jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .avif .heic .heif .jxl .jp2 .j2k .ppm .pgm'.split()) # in lower case
@@ -64,7 +65,7 @@ def _without_pixels(fp):
     fp.seek(at)
     return Image.open(io.BytesIO(b''.join(res)+struct.pack('>I4sI', 0, b'IDAT', zlib.crc32(b'IDAT'))), formats=['PNG'])
 
-def exif_orientation(im):
+def exif_orientation(im:Image.Image):
     "How `im` must be turned, 1 to 8; whatever else a file may say there means as it is"
     try:
         if hasattr(im, 'tag_v2'): o = im.tag_v2.get(0x0112, 1)
@@ -74,7 +75,7 @@ def exif_orientation(im):
         return int(o) if o in range(1, 9) else 1
     except Exception: return 1 # broken EXIF of a good picture, in as many ways as there are formats
 
-def stored_size(im, o):
+def stored_size(im:Image.Image, o:int):
     "Width and height of `im` as its file has them, before the turn `o`"
     return im.size if o==1 or not hasattr(im, 'tag_v2') else (im.tag_v2[256],im.tag_v2[257]) # some Pillows swap the size of a TIFF beforehand
 
@@ -87,13 +88,13 @@ def upright_size(im:Image.Image # As opened: only the header is needed
     return (h,w) if o in swaps_sides else (w,h)
 
 # %% ../../nbs/api/010_data.image.ipynb #456838df
-def turn_box(box, size, o):
+def turn_box(box:tuple|list|np.ndarray, size:tuple, o:int):
     "`box` of a picture of `size` after EXIF orientation `o` is applied"
     (w,h),(x0,y0,x1,y1) = size,box
     return {1:(x0,y0,x1,y1),     2:(w-x1,y0,w-x0,y1),     3:(w-x1,h-y1,w-x0,h-y0), 4:(x0,h-y1,x1,h-y0),
             5:(y0,x0,y1,x1),     6:(h-y1,x0,h-y0,x1),     7:(h-y1,w-x1,h-y0,w-x0), 8:(y0,w-x1,y1,w-x0)}[o]
 
-def upright_box(box, # x0, y0, x1, y1 in pixels of the file as stored
+def upright_box(box:tuple|list|np.ndarray, # x0, y0, x1, y1 in pixels of the file as stored
     im:Image.Image # As opened
     )->tuple:
     "`box` after the EXIF orientation of `im` is applied"
@@ -111,7 +112,7 @@ def _unreadable(fn, why, do='replace'):
 # %% ../../nbs/api/010_data.image.ipynb #ebeaae65
 _plugins = {'.heic': 'pillow-heif', '.heif': 'pillow-heif', '.jxl': 'pillow-jxl-plugin', '.avif': 'a newer pillow'}
 
-def open_picture(fn):
+def open_picture(fn:str|os.PathLike|BinaryIO):
     "`fn` opened by Pillow, or one clear error"
     Image.init()
     try:
@@ -142,9 +143,9 @@ def _check_region(o):
     ok = isinstance(o, (tuple,list,np.ndarray)) and len(o)==4 and all(isinstance(v, Real) for v in o) and -math.inf<o[0]<o[2]<math.inf and -math.inf<o[1]<o[3]<math.inf
     check(ok, f"region={o!r}: give the box x0, y0, x1, y1 in pixels, with x0<x1 and y0<y1")
 
-def read_image(fn, # Path or open binary file
-    region:tuple=None, # x0, y0, x1, y1 in pixels of the upright picture; None: all of it
-    size:tuple=None # Width and height of what comes back; None: the region's own
+def read_image(fn:str|os.PathLike|BinaryIO, # Path or open binary file
+    region:tuple|None=None, # x0, y0, x1, y1 in pixels of the upright picture; None: all of it
+    size:tuple|None=None # Width and height of what comes back; None: the region's own
     )->Image.Image:
     "The upright RGB picture in `fn`, cut to `region` and resized to `size`, decoded no finer than `size` needs"
     if size is not None: size = check_size('size', size)
@@ -178,12 +179,13 @@ def _array_pixels(o):
     check(axis is not None, f'an array of {shape}, which has not 1, 3 or 4 channels')
     return np.ascontiguousarray(np.moveaxis(_to_8bit(x, False), axis, -1))
 
-def is_one_picture(o # Anything
+def is_one_picture(o:object # Anything
     )->bool:
     "Is `o` a single picture (or the path of one), and no list of them?"
     return isinstance(o, (str, bytes, os.PathLike, Image.Image)) or hasattr(o, 'read') or hasattr(o, '__array__') and getattr(o, 'ndim', 0) in (2,3)
 
-def to_picture(o # A PIL picture, pixels as array or tensor, the bytes of a file, a path or an open file
+def to_picture(
+    o:Image.Image|np.ndarray|bytes|str|os.PathLike|BinaryIO # A PIL picture, an array or tensor, a file's bytes, a path, an open file
     )->Image.Image:
     "`o` as an upright 8-bit RGB picture of its own, or one clear error"
     if isinstance(o, Image.Image):
@@ -199,8 +201,8 @@ def to_picture(o # A PIL picture, pixels as array or tensor, the bytes of a file
     return to_rgb(Image.fromarray(x[...,0] if x.ndim==3 and x.shape[2]==1 else x))
 
 # %% ../../nbs/api/010_data.image.ipynb #1972d76f
-def fit_aspect(box, aspect:float, # Width over height
-    wh # Of the picture, which is not left
+def fit_aspect(box:tuple|list|np.ndarray, aspect:float, # Width over height
+    wh:tuple # Of the picture, which is not left
     )->tuple:
     "The smallest region of `aspect` round `box`, moved inside the picture; where that is too small, as much of it as there is"
     (x0,y0,x1,y1),(W,H) = box,wh
@@ -209,7 +211,7 @@ def fit_aspect(box, aspect:float, # Width over height
     x,y = min(max((x0+x1-w)/2, 0), W-w),min(max((y0+y1-h)/2, 0), H-h)
     return x,y,x+w,y+h
 
-def center_region(wh, aspect:float # Width over height
+def center_region(wh:tuple, aspect:float # Width over height
     )->tuple:
     "The largest region of `aspect` in the middle of a picture of `wh`"
     W,H = wh

@@ -12,9 +12,10 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 from .image import open_picture, exif_orientation, stored_size, turn_box, swaps_sides, read_image, to_picture
+from typing import BinaryIO
 
 # %% ../../nbs/api/020_data.lazy.ipynb #545aa02a
-def pixel_tensor(im): return torch.from_numpy(np.array(im)).permute(2,0,1)
+def pixel_tensor(im:Image.Image): return torch.from_numpy(np.array(im)).permute(2,0,1)
 
 def _whole(region, wh):
     "`region` to the nearest whole pixels of a picture of `wh`, one at the least"
@@ -23,8 +24,8 @@ def _whole(region, wh):
     return x0,y0,max(min(x1, wh[0]), x0+1),max(min(y1, wh[1]), y0+1)
 
 def resized(x:Tensor, # (3, H, W) uint8; quickest when its channels are last in memory
-    region, # x0, y0, x1, y1; taken to the nearest whole pixels
-    size # Width and height of the result
+    region:tuple, # x0, y0, x1, y1; taken to the nearest whole pixels
+    size:tuple # Width and height of the result
     )->Tensor: # (3, height, width) uint8, channels last in memory
     "`region` of the picture `x` in another `size`, smooth where it becomes smaller"
     x0,y0,x1,y1 = _whole(region, x.shape[:0:-1])
@@ -34,8 +35,8 @@ def resized(x:Tensor, # (3, H, W) uint8; quickest when its channels are last in 
     return F.interpolate(x, size=tuple(size)[::-1], mode='bilinear', antialias=True)[0]
 
 # %% ../../nbs/api/020_data.lazy.ipynb #f6ba5683
-def upright_points(xy, # (n, 2), x then y, in pixels of the file as stored
-    turned # Its width, height and EXIF orientation; None: upright
+def upright_points(xy:np.ndarray, # (n, 2), x then y, in pixels of the file as stored
+    turned:tuple|None # Its width, height and EXIF orientation; None: upright
     ):
     "Points `xy` in pixels of the upright picture"
     return xy if turned is None or turned[2]==1 else np.stack(turn_box((*xy.T, *xy.T), turned[:2], turned[2])[:2], 1)
@@ -43,10 +44,10 @@ def upright_points(xy, # (n, 2), x then y, in pixels of the file as stored
 class LazyImage(PILImage):
     "The picture in the file `fn`: opened when its `size` or `box` is asked for, decoded when its pixels are"
     _opened,_box,turned,_plain,row,banner = True,None,None,False,None,0 # of a picture that fastai casts back to this type, when a transform made it of one
-    def __init__(self, fn,
-        box=None,  # x0, y0, x1, y1 in pixels of the file as stored
-        banner=0,  # Rows at the bottom that are not there for anybody
-        row=None): # Of the table that it stands in
+    def __init__(self, fn:str|os.PathLike,
+        box:tuple|np.ndarray|None=None, # x0, y0, x1, y1 in pixels of the file as stored
+        banner:int=0, # Rows at the bottom that are not there for anybody
+        row:int|None=None): # Of the table that it stands in
         super().__init__()
         self.fn,self.stored_box,self.banner,self.row,self._mode,self._opened = fn,box,banner,row,'RGB',False
 
@@ -73,7 +74,7 @@ class LazyImage(PILImage):
         self._look()
         return self._box
 
-    def upright(self, xy # (n, 2), x then y
+    def upright(self, xy:np.ndarray # (n, 2), x then y
         ):
         "Points in pixels of the file as stored, in those of the upright picture"
         self._look()
@@ -87,7 +88,7 @@ class LazyImage(PILImage):
 try: from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError: decode_jpeg = None
 
-def jpeg_pixels(data # (n,) uint8 array: a JPEG
+def jpeg_pixels(data:np.ndarray # (n,) uint8 array: a JPEG
     )->Tensor: # (3, h, w) uint8
     "What the JPEG `data` shows"
     try: return decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
@@ -95,13 +96,13 @@ def jpeg_pixels(data # (n,) uint8 array: a JPEG
 
 # %% ../../nbs/api/020_data.lazy.ipynb #8e0f0fa2
 @patch
-def region(self:LazyImage, region, size):
+def region(self:LazyImage, region:tuple, size:tuple):
     "The picture in `region`, resized to `size`"
     if self._im is None and not self.banner: return PILImage(read_image(self.fn, region, size)) # which may look a little beyond `region` for a smooth edge
     return PILImage(self.resize(size, Image.Resampling.BILINEAR, box=region))
 
 @patch
-def pixels(self:LazyImage, region, size):
+def pixels(self:LazyImage, region:tuple, size:tuple):
     "The whole pixels nearest to `region`, resized to `size`: uint8 (3, height, width)"
     x0,y0,x1,y1 = region
     self._look()
@@ -113,9 +114,11 @@ def pixels(self:LazyImage, region, size):
 # %% ../../nbs/api/020_data.lazy.ipynb #efa7f34e
 class BoxedFile:
     "The file of a picture and what its table knows of it (not a tuple: fastai would take it apart)"
-    def __init__(self, fn, box=None, banner=0, row=None): self.fn,self.box,self.banner,self.row = fn,box,banner,row
+    def __init__(self, fn:str|os.PathLike, box:tuple|np.ndarray|None=None, banner:int=0, row:int|None=None):
+        self.fn,self.box,self.banner,self.row = fn,box,banner,row
 
-def open_lazily(o # A `BoxedFile`, a path, or anything that `to_picture` takes
+def open_lazily(
+    o:BoxedFile|Image.Image|np.ndarray|Tensor|bytes|str|os.PathLike|BinaryIO # A `BoxedFile`, a path, or anything that `to_picture` takes
     ):
     "A `LazyImage` where `o` is a file, a `PILImage` of any other picture"
     if isinstance(o, LazyImage): return o

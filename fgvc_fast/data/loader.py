@@ -7,9 +7,10 @@ __all__ = ['seed_all', 'seeded', 'balanced_order', 'shard_indices', 'FineGrained
 
 # %% ../../nbs/api/024_data.loader.ipynb #23db50b6
 import gc, itertools, math, numpy as np, random, torch
+from collections.abc import Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from fastai.data.core import TfmdDL, show_results
+from fastai.data.core import Datasets, TfmdDL, show_results
 from fastai.data.load import _FakeLoader, fa_collate
 from fastai.torch_core import TensorImage, to_detach
 from fastcore.basics import patch
@@ -40,8 +41,8 @@ def seeded(*seed):
         for put,state in was: put(state)
 
 # %% ../../nbs/api/024_data.loader.ipynb #ca727d63
-def balanced_order(labels, # (n,) class number of each picture
-    rng, # NumPy generator
+def balanced_order(labels:list|np.ndarray, # (n,) class number of each picture
+    rng:np.random.Generator, # NumPy generator
     per_class:int=1 # Pictures of a class that follow one another
     )->np.ndarray: # (n,) positions
     "An epoch of `n` pictures in which all classes come equally often"
@@ -88,9 +89,9 @@ class _Rows(np.ndarray):
 class FineGrainedDL(TfmdDL):
     "A fastai `TfmdDL` whose batches repeat for a `seed`, and may be `balance`d"
     key,quick,_sooner,whole,places,rank,ranks,wgts = 0,None,None,None,None,0,1,None # `wgts` (n,): how often to draw each picture in training
-    def __init__(self, dataset,
-        seed:int=None, # The same batches for the same seed, whatever the number of workers; None: other ones each time
-        balance=None,  # (n,) class numbers: training batches in which all classes come equally often
+    def __init__(self, dataset:Sequence|Datasets,
+        seed:int|None=None, # The same batches for the same seed, whatever the number of workers; None: other ones each time
+        balance:list|np.ndarray|None=None, # (n,) class numbers: training batches in which all classes come equally often
         per_class:int=1, # Of those, how many pictures of a class follow one another
         **kwargs):
         asked = dict(seed=(seed,-math.inf), per_class=(per_class,1), bs=(kwargs.get('bs'),1), num_workers=(kwargs.get('num_workers'),0))
@@ -99,7 +100,7 @@ class FineGrainedDL(TfmdDL):
         self.seed,self.balance,self.per_class = seed,balance,per_class
         if seed is not None: self.rng = random.Random(seed)
 
-    def new(self, dataset=None, cls=None, **kwargs):
+    def new(self, dataset:Sequence|Datasets|None=None, cls:type|None=None, **kwargs):
         if cls is None: kwargs = {'seed': self.seed, **kwargs}
         res = super().new(dataset, cls, **kwargs)
         if dataset is None: res.balance,res.per_class,res.quick,res.wgts = self.balance,self.per_class,self.quick,self.wgts
@@ -123,7 +124,7 @@ class FineGrainedDL(TfmdDL):
         at = itertools.count() if self.places is None else self.places
         return (o for i,o in enumerate(zip(at, self._DataLoader__idxs)) if i//(self.bs or 1)%self.num_workers==self.offs)
 
-    def do_item(self, s):
+    def do_item(self, s:object):
         if not isinstance(s, tuple): return self._item(s)
         with seeded(self.key, 1, int(s[0])): return self._item(s[1])
 
@@ -133,7 +134,7 @@ class FineGrainedDL(TfmdDL):
         super().before_iter()
         self._sooner = self.quick if self.quick is not None and self.quick.fits(self) else None
 
-    def create_batch(self, b):
+    def create_batch(self, b:list):
         x = None if self.prebatched or not isinstance(b[0], tuple) else _stacked([o[0] for o in b])
         return super().create_batch(b) if x is None else (x,*fa_collate([o[1:] for o in b]))
 
@@ -161,7 +162,7 @@ def _order(self:FineGrainedDL, n):
 def __getstate__(self:FineGrainedDL): return {k: v for k,v in self.__dict__.items() if k!='it'}
 
 @patch
-def to_detach(self:FineGrainedDL, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False) # of several processes each keeps its own: `Parallel` joins them
+def to_detach(self:FineGrainedDL, b:object, cpu:bool=True, gather:bool=True): return to_detach(b, cpu, gather=False) # of several processes each keeps its own: `Parallel` joins them
 
 # %% ../../nbs/api/024_data.loader.ipynb #dd531c39
 @patch(as_prop=True)

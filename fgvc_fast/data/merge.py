@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/api/016_data.merge.ipynb #e9bd2630
 import os, pandas as pd, warnings
+from collections.abc import Callable
 from fastcore.basics import patch
 from pathlib import Path
 from ..core import check, listing
@@ -19,7 +20,7 @@ def _names(c):
 
 @patch
 def rename(self:FineGrainedData,
-    names,              # {old name: new name}, or a function of a name (`str.strip`)
+    names:dict|Callable, # {old name: new name}, or a function of a name (`str.strip`)
     level:str='label'   # The level whose names they are
     ):
     "A new data set with other names; what then has the same name is one class"

@@ -20,7 +20,7 @@ from .image import open_picture, read_image, upright_box, upright_size
 _splits,_box = ['train','valid','test'],['x0','y0','x1','y1']
 split_names = dict(train='train', training='train', valid='valid', val='valid', validation='valid', dev='valid', test='test', testing='test') # what people call them
 
-def shown(s)->str:
+def shown(s:object)->str:
     "`s` as text that every file and screen takes: bytes of a file name that are no UTF-8 become \\x.."
     return str(s).encode('utf-8', 'backslashreplace').decode().replace('\\udc', '\\x')
 
@@ -145,7 +145,7 @@ def _from_root(c, root):
     return c.map(short, na_action='ignore')
 
 # %% ../../nbs/api/012_data.table.ipynb #5eeeddf7
-def follow_link(o):
+def follow_link(o:str|Path):
     try: return os.path.realpath(o)
     except ValueError: return os.path.abspath(o) # of no name that a file can have
 
@@ -163,7 +163,7 @@ def _links(folder):
     except (OSError, ValueError): return set() # none there, or not for us to see
 
 # %% ../../nbs/api/012_data.table.ipynb #99ce11a7
-def real_paths(paths, root, twice=False):
+def real_paths(paths:list|np.ndarray|pd.Series, root:str|Path, twice:bool=False):
     "Each of the texts `paths` from `root` as the file that it leads to, whatever links lie on the way; with `twice` None, if no file can be written in two ways. A folder is looked up once, a file only if it is a link itself"
     number,known = {},{}
     def each(): return (o for i in range(0, len(paths), 50_000) for o in np.asarray(paths[i:i+50_000], object)) # a million texts at once would take more than the table
@@ -256,13 +256,13 @@ class FineGrainedData:
     left_out = () # what its reader passed over, in words
     def __init__(self,
         items:pd.DataFrame, # Columns path, label; optional split (or fastai's is_valid), x0 y0 x1 y1 (pixels of the file as stored), coarser labels, attributes
-        root='.',           # Folder that the paths start from
-        levels:list=None,   # Label columns, coarse → fine; the last is 'label' (default: only 'label')
-        parts:pd.DataFrame=None, # Columns item (row of `items`), part, x, y, visible
-        card:dict=None,     # title, url, citation, licence, counts, notes, ...
+        root:str|Path='.',  # Folder that the paths start from
+        levels:list|None=None, # Label columns, coarse → fine; the last is 'label' (default: only 'label')
+        parts:pd.DataFrame|None=None, # Columns item (row of `items`), part, x, y, visible
+        card:dict|None=None, # title, url, citation, licence, counts, notes, ...
         valid:float=.1,     # Share of train that becomes valid when no row is marked 'valid'; 0: none
         seed:int=0,         # Of that choice
-        by:str=None         # Column whose groups no split may divide: the photographer, the day, the nest
+        by:str|None=None # Column whose groups no split may divide: the photographer, the day, the nest
     ):
         _check_made_of(items, root, levels, card)
         check_number('valid', valid, 0), check_number('seed', seed, 0, whole=True)
@@ -304,7 +304,7 @@ class FineGrainedData:
 
 # %% ../../nbs/api/012_data.table.ipynb #a10db42f
 @patch
-def picture(self:FineGrainedData, row:int, size:tuple=None # Width and height to squeeze it into; None: as it is
+def picture(self:FineGrainedData, row:int, size:tuple|None=None # Width and height to squeeze it into; None: as it is
     ):
     "The upright picture of `row`, without a banner"
     size = None if size is None else check_size('size', size)
@@ -373,8 +373,8 @@ def _whole_groups(group, label, want, have):
 
 # %% ../../nbs/api/012_data.table.ipynb #ffde98d2
 def stratified_split(items:pd.DataFrame, share:float=.1, # Of each class's files, 0–1
-    seed:int=0, take='train', give='valid',
-    by:str=None # Column whose groups stay together
+    seed:int=0, take:str='train', give:str='valid',
+    by:str|None=None # Column whose groups stay together
     )->pd.Series:
     "The split column of `items` after `share` of the files of every class in `take` went to `give`: one at least of a class with three or more, and never all of them"
     require(isinstance(items, pd.DataFrame), f"items is a {type(items).__name__}: give a table with the columns path, label and split")
@@ -408,7 +408,7 @@ def split(self:FineGrainedData,
     valid:float=.1, # Share of each class for validation
     test:float=0.,  # Share of each class for the test, taken only where no row is marked 'test' yet
     seed:int=0,
-    by:str=None):   # Column whose groups stay together (default: what the data set was made with)
+    by:str|None=None): # Column whose groups stay together (default: what the data set was made with)
     "A new data set whose train and valid rows are divided anew (and test, if it has none)"
     check_number('valid', valid, 0)
     check_number('test', test, 0)
@@ -449,8 +449,8 @@ def _new(self:FineGrainedData, items):
 # %% ../../nbs/api/012_data.table.ipynb #029ca0dc
 @patch
 def subset(self:FineGrainedData,
-    classes=None,        # Names to keep; a number: that many, drawn at random
-    per_class:int=None,  # At most so many training pictures of each label
+    classes:list|int|None=None, # Names to keep; a number: that many, drawn at random
+    per_class:int|None=None, # At most so many training pictures of each label
     level:str='label',   # The level that `classes` are of
     seed:int=0           # Of what is drawn
     ):
@@ -587,7 +587,8 @@ def _label_problems(data):
 
 # %% ../../nbs/api/012_data.table.ipynb #9b071ae0
 @patch
-def drop(self:FineGrainedData, rows # Row numbers, or the table that `check` gave: then what is not `usable`
+def drop(self:FineGrainedData,
+    rows:list|int|np.ndarray|pd.Series|pd.DataFrame # Row numbers, or the table that `check` gave: then what is not `usable`
     ):
     "A new data set without `rows`"
     if isinstance(rows, pd.DataFrame):

@@ -10,6 +10,7 @@ import pandas as pd
 from ..core import check, listing
 from .formats import check_unique, find_tree, check_boxes, read_words, reader
 from ..data.block import FineGrainedData
+from pathlib import Path
 
 # %% ../../nbs/api/060_datasets.aircraft.ipynb #668cc5ad
 aircraft_card = dict(title='FGVC-Aircraft', url='https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/', licence='non-commercial research; the photographers keep their rights',
@@ -62,7 +63,7 @@ def _aircraft_boxes(fn, ids):
 
 # %% ../../nbs/api/060_datasets.aircraft.ipynb #fe9f5f99
 @reader
-def read_aircraft(root, # The folder that holds `data`, or one above it, or `data` itself
+def read_aircraft(root:str|Path, # The folder that holds `data`, or one above it, or `data` itself
     val:str='train', # What the published val is for: 'train' (as in the papers; our own validation is carved out of both) or 'valid'
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:

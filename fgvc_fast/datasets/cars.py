@@ -30,7 +30,7 @@ cars196/
   cars_annos.mat"""
 
 # %% ../../nbs/api/061_datasets.cars.ipynb #a206f806
-def read_mat(fn, name):
+def read_mat(fn:str|Path, name:str):
     "The variable `name` of the MATLAB file `fn`, as an array of one dimension"
     from scipy.io import loadmat
     check(Path(fn).is_file(), f"{fn} is missing (found {listing(sorted(o.name for o in Path(fn).parent.iterdir()), 10) if Path(fn).parent.is_dir() else 'no such folder'})")
@@ -98,7 +98,7 @@ def _cars_one(fn):
 
 # %% ../../nbs/api/061_datasets.cars.ipynb #bafe8957
 @reader
-def read_cars(root, # The folder that holds `devkit` or `cars_annos.mat`, or one above it
+def read_cars(root:str|Path, # The folder that holds `devkit` or `cars_annos.mat`, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "Stanford Cars in either layout: official split, boxes, make → model → class; body and year; test labels where they are"

@@ -82,8 +82,8 @@ def _published(p):
     return read_cub if any((o/'images.txt').is_file() for o in (p, p/'CUB_200_2011')) else read_folder
 
 def fine_grained_data(
-    source, # A name of `fine_grained_data.names()`, a folder (of classes, of splits, CUB's or NABirds' own), a CSV, a DataFrame
-    path=None, # Where the files of a named data set lie; None: in fastai's data folder, fetched when first asked for
+    source:str|Path|pd.DataFrame, # A name of `fine_grained_data.names()`, a folder (of classes, of splits, CUB, NABirds), a CSV, a DataFrame
+    path:str|Path|None=None, # Where the files of a named data set lie; None: in fastai's data folder, fetched when first asked for
     **kwargs # Of the reader: `root`, `levels`, `valid`, `seed`, `by`, `card`, ...
     )->FineGrainedData:
     "The data set in `source`, whatever it looks like there"

@@ -150,16 +150,16 @@ def _read_cifar(n, root, pictures, card, kwargs):
 
 # %% ../../nbs/api/062_datasets.cifar.ipynb #6f84a315
 @reader
-def read_cifar_10(root, # The folder that holds the batches (python or binary version), or one above it
-    pictures=None, # Folder for the PNG files (default: `png` beside the batches)
+def read_cifar_10(root:str|Path, # The folder that holds the batches (python or binary version), or one above it
+    pictures:str|Path|None=None, # Folder for the PNG files (default: `png` beside the batches)
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "CIFAR-10: official split, pixels unpacked once into PNG files"
     return _read_cifar(10, root, pictures, cifar_10_card, kwargs)
 
 @reader
-def read_cifar_100(root, # The folder that holds the batches (python or binary version), or one above it
-    pictures=None, # Folder for the PNG files (default: `png` beside the batches)
+def read_cifar_100(root:str|Path, # The folder that holds the batches (python or binary version), or one above it
+    pictures:str|Path|None=None, # Folder for the PNG files (default: `png` beside the batches)
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "CIFAR-100: official split, superclass → class, pixels unpacked once into PNG files"

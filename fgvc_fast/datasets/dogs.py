@@ -11,6 +11,7 @@ from ..core import FineGrainedError, check, listing
 from .cars import read_mat
 from .formats import find_tree, reader
 from ..data.block import FineGrainedData
+from pathlib import Path
 from xml.etree import ElementTree
 
 # %% ../../nbs/api/063_datasets.dogs.ipynb #caaa9811
@@ -48,7 +49,7 @@ def _first_dir(root, *names): return next((o for o in names if (root/o).is_dir()
 
 # %% ../../nbs/api/063_datasets.dogs.ipynb #7288e731
 @reader
-def read_dogs(root, # The folder that holds train_list.mat and `Images`, or one above it
+def read_dogs(root:str|Path, # The folder that holds train_list.mat and `Images`, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "Stanford Dogs: official split, box of the largest dog, ImageNet's class"

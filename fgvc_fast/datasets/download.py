@@ -175,7 +175,7 @@ def _name_of(url):
 
 def fetch(
     url:str, # Of one file
-    folder, # Where it is kept, under the name it has in `url`
+    folder:str|Path, # Where it is kept, under the name it has in `url`
     known_hash:str, # 'md5:…' or 'sha256:…'; None where nobody has published one
     tries:int=3 # How many times in a row a line may break without a byte more
 )->Path:
@@ -245,8 +245,8 @@ def _opened(fn): return zipfile.ZipFile(fn) if zipfile.is_zipfile(fn) else tarfi
 def _is_archive(fn): return re.search(r'[.](tar([.]\w+)?|tgz|tbz2?|txz|zip)$', fn.name, re.I) or zipfile.is_zipfile(fn)
 
 def unpack(
-    fns, # A .tar, .tgz, .tar.gz, .tar.bz2, .tar.xz or .zip file; or several files, of which those that are no archives are copied
-    to # Folder that will hold what is in them, and that is there only when all of it is
+    fns:str|Path|list|tuple, # A .tar, .tgz, .tar.gz, .tar.bz2, .tar.xz or .zip file; or several: what is no archive is copied
+    to:str|Path # Folder that will hold what is in them, and that is there only when all of it is
 )->Path:
     "The archives `fns` unpacked in the folder `to`, whole or not at all"
     for o in (*(fns if isinstance(fns, (list,tuple)) else [fns]), to): check(isinstance(o, (str,Path)), f'unpack: {o!r} is no path of an archive or a folder')

@@ -7,6 +7,7 @@ __all__ = ['flowers_card', 'flower_names', 'read_flowers']
 
 # %% ../../nbs/api/064_datasets.flowers.ipynb #d33c0c1f
 import numpy as np, pandas as pd
+from pathlib import Path
 from scipy.io import loadmat
 from ..core import FineGrainedError, check, listing
 from .formats import check_present, find_tree, read_words, reader
@@ -67,7 +68,7 @@ def _flowers_txt(root):
 
 # %% ../../nbs/api/064_datasets.flowers.ipynb #edac7b67
 @reader
-def read_flowers(root, # The folder that holds `jpg` and the lists, or one above it
+def read_flowers(root:str|Path, # The folder that holds `jpg` and the lists, or one above it
     **kwargs # `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "Oxford Flowers 102: official train, valid and test, names of the flowers"

@@ -10,6 +10,7 @@ import json, pandas as pd
 from ..core import FineGrainedError, check, listing
 from .formats import check_unique, check_present, find_tree, reader
 from ..data.block import FineGrainedData
+from pathlib import Path
 
 # %% ../../nbs/api/065_datasets.food.ipynb #ea72404c
 food_card = dict(title='Food-101', url='https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/', licence='pictures belong to foodspotting.com; scientific fair use',
@@ -44,7 +45,7 @@ def _food_list(meta, split):
 
 # %% ../../nbs/api/065_datasets.food.ipynb #89b72c69
 @reader
-def read_food(root, # The folder that holds `images` and `meta`, or one above it
+def read_food(root:str|Path, # The folder that holds `images` and `meta`, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "Food-101: official split, dishes as people write them"

@@ -8,6 +8,7 @@ __all__ = ['cub_card', 'read_folder', 'naming', 'read_table', 'find_tree', 'read
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #8d6b97c7
 import csv, numpy as np, os, pandas as pd, warnings
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -128,8 +129,8 @@ def _beside(left, folders, rows):
     res = [f"{n:,} picture{'s'*(n>1)} in {shown(o)} ({shown('/'.join(next(p for p in left if p[0]==o or len(p)==1 and o=='no folder')))}): not in a class folder" for o,n in tops.items()]
     return res + [f"{shown('/'.join(o))}: no picture in it" for o in empty]
 
-def read_folder(root, # Folder of class folders, or of train/valid/test folders of class folders
-    levels:list=None, # What folders in folders are, outer → inner, the last is 'label', the innermost (['label'] alone: the outermost); None: found out
+def read_folder(root:str|Path, # Folder of class folders, or of train/valid/test folders of class folders
+    levels:list|None=None, # What folders in folders are, outer → inner, the last is 'label', the innermost (['label'] alone: the outermost); None: found out
     **kwargs # `valid`, `seed`, `by`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "A folder per class, with or without `train`, `valid`, `test` above them"
@@ -154,7 +155,7 @@ def read_folder(root, # Folder of class folders, or of train/valid/test folders 
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #1197fde8
 @contextmanager
-def naming(fn):
+def naming(fn:str|Path):
     "What goes wrong within is an error that names `fn`"
     try: yield
     except FineGrainedError as e:
@@ -235,9 +236,9 @@ def _files_there(data):
     ends = next((o for o in sorted(picture_suffixes) if os.path.exists(f'{some[0]}{o}')), None)
     raise FineGrainedError(f"None of {len(some)} files that were looked for is there, such as {shown(some[0])}: " + (f"the paths lack their ending {ends!r}" if ends else "give `root=`, the folder that the paths start from"))
 
-def read_table(df, # A DataFrame, or the path of a CSV
-    root=None, # Folder that the paths start from (default: the CSV's own; the current one for a DataFrame)
-    levels:list=None, # As `FineGrainedData`
+def read_table(df:pd.DataFrame|str|Path, # A DataFrame, or the path of a CSV
+    root:str|Path|None=None, # Folder that the paths start from (default: the CSV's own; the current one for a DataFrame)
+    levels:list|None=None, # Label columns, coarse → fine; the last is 'label' (default: only 'label')
     **kwargs # `parts`, `valid`, `seed`, `by`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "A table with the columns path and label; others as `FineGrainedData` describes"
@@ -257,7 +258,7 @@ def read_table(df, # A DataFrame, or the path of a CSV
     return data
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #8e03e70d
-def find_tree(root, name, marks, layout):
+def find_tree(root:str|Path, name:str, marks:list, layout:str):
     "The folder `root`, or one right under it, that has one of the files `marks`; else an error that shows the `layout` of `name`"
     root = Path(root).expanduser()
     check(root.is_dir(), f"There is no folder {root}")
@@ -266,7 +267,7 @@ def find_tree(root, name, marks, layout):
     found = listing(sorted(o.name for o in root.iterdir()), 10) or 'nothing'
     raise FineGrainedError(f"{root} is not a tree of {name}: expected {' or '.join(marks)} there or in a folder right under it, found {found}. It should look like this:\n{layout.strip()}")
 
-def reader(f):
+def reader(f:Callable):
     "`f`, which reads the tree that is its first argument, whose errors name that tree at the least"
     @wraps(f)
     def read(root, *args, **kwargs):
@@ -274,7 +275,7 @@ def reader(f):
         with naming(root): return f(root, *args, **kwargs)
     return read
 
-def check_boxes(fn, boxes, ids):
+def check_boxes(fn:str|Path, boxes:pd.DataFrame, ids:Iterable):
     "Stop where one of the `boxes` (columns x0, y0, x1, y1) of `ids` is empty or inside out"
     bad = (boxes.x1<=boxes.x0)|(boxes.y1<=boxes.y0)
     check(not bad.any(), f"{fn}: the box of {listing(pd.Series(list(ids))[bad.to_numpy()])} is empty or inside out")
@@ -283,17 +284,18 @@ def check_boxes(fn, boxes, ids):
 # %% ../../nbs/api/052_datasets.formats.ipynb #bc2aa1e4
 _cub_tree = 'a CUB-200-2011 tree has images.txt, train_test_split.txt, bounding_boxes.txt and images/'
 
-def check_present(fn, tree):
+def check_present(fn:Path, tree:str):
     "The file `fn`, or an error that says what `tree` should look like and what is there"
     check(fn.is_file(), f"{fn} is missing: {tree} (found {listing(sorted(o.name for o in fn.parent.iterdir()), 10) if fn.parent.is_dir() else 'no such folder'})")
     return fn
 
-def text_lines(fn, tree):
+def text_lines(fn:Path, tree:str):
     "The lines of the text file `fn`, without a byte order mark and whatever ends them"
     try: return check_present(fn, tree).read_text(encoding='utf-8-sig').split('\n')
     except (UnicodeError, OSError) as e: raise FineGrainedError(f"{fn} is not a text file in UTF-8: {e}") from e
 
-def read_words(fn, cols, rest=False, tree=_cub_tree, skip=None, numbers=(), whole=()):
+def read_words(fn:Path, cols:list, rest:bool=False, tree:str=_cub_tree, skip:str|tuple|None=None, numbers:list|tuple=(),
+    whole:list|tuple=()):
     "Rows of the blank-separated file `fn` as a DataFrame with `cols`; `rest`: the last column may hold blanks; lines that begin with `skip` are left; those of `numbers` and `whole` are such"
     rows = {i: o.strip().split(maxsplit=len(cols)-1 if rest else -1) for i,o in enumerate(text_lines(fn, tree), 1) if o.strip() and not (skip and o.startswith(skip))}
     bad = [i for i,o in rows.items() if len(o)!=len(cols)]
@@ -308,13 +310,13 @@ def read_words(fn, cols, rest=False, tree=_cub_tree, skip=None, numbers=(), whol
     return df
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #f796d633
-def check_unique(fn, what, values):
+def check_unique(fn:str|Path, what:str, values:Iterable):
     "Stop where one of `values` is there twice"
     twice = pd.Series(list(values), dtype=object)
     twice = twice[twice.duplicated()]
     check(not len(twice), f"{fn}: {what} {listing(twice.unique())} stands there twice")
 
-def match_ids(items, fn, df):
+def match_ids(items:pd.DataFrame, fn:str|Path, df:pd.DataFrame):
     "`df` in the order of `items`, matched by id; ids that `fn` lacks are an error, ids it has too many are left"
     check_unique(fn, 'image', df.id)
     out = df.set_index('id').reindex(items.id)
@@ -322,7 +324,7 @@ def match_ids(items, fn, df):
     check(not len(lost), f"{fn} has no line for image {listing(lost)}")
     return out.reset_index(drop=True)
 
-def corners_of(fn, b):
+def corners_of(fn:str|Path, b:pd.DataFrame):
     "Columns x0, y0, x1, y1 of the boxes `b` (id, x, y, w, h)"
     bad = ~((b.w>0)&(b.h>0))
     check(not bad.any(), f"{fn}: the box of image {listing(b.id[bad])} has no width or no height")
@@ -348,7 +350,7 @@ cub_card = dict(title='CUB-200-2011', url='https://www.vision.caltech.edu/datase
     annotations='boxes, 15 parts, 312 attributes', size=1.15, notes='Overlaps with ImageNet, which most pretrained bodies have seen.')
 
 @reader
-def read_cub(root, # The folder that holds images.txt
+def read_cub(root:str|Path, # The folder that holds images.txt
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "CUB-200-2011, or any tree in its layout: official split, boxes, parts"
@@ -378,7 +380,7 @@ def read_cub(root, # The folder that holds images.txt
     return data
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #d4da1f14
-def read_part_table(root, ids, tree=_cub_tree, whole=('id',)):
+def read_part_table(root:Path, ids:pd.Series, tree:str=_cub_tree, whole:list|tuple=('id',)):
     "The part table of the tree `root` for image `ids`, or None where it has no parts"
     fn = root/'parts'/'part_locs.txt'
     if not fn.is_file(): return None

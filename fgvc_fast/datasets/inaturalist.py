@@ -13,6 +13,7 @@ from numbers import Integral
 from ..core import FineGrainedError, check, listing
 from .formats import check_present, find_tree, reader
 from ..data.block import FineGrainedData
+from pathlib import Path
 
 # %% ../../nbs/api/066_datasets.inaturalist.ipynb #51007b66
 def _inat_card(year, classes, train, test, size, annotations, notes, cite='Van Horn et al.: The iNaturalist Species Classification and Detection Dataset. CVPR 2018'):
@@ -151,8 +152,8 @@ def _inat_files(root, year, mini):
 
 # %% ../../nbs/api/066_datasets.inaturalist.ipynb #beaceb68
 @reader
-def read_inaturalist(root, # The folder that holds the JSON files, or one above it
-    year:int=None,   # 2017, 2018, 2019 or 2021; None: the one that is there
+def read_inaturalist(root:str|Path, # The folder that holds the JSON files, or one above it
+    year:int|None=None, # 2017, 2018, 2019 or 2021; None: the one that is there
     mini:bool=False, # 2021: train_mini.json, with 50 pictures of each class
     boxes:bool=False, # 2017: the largest box of each picture, where it has one
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`

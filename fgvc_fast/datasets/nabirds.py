@@ -10,6 +10,7 @@ import numpy as np, pandas as pd
 from ..core import check, listing
 from .formats import corners_of, match_ids, check_unique, read_part_table, find_tree, read_words, reader
 from ..data.block import FineGrainedData
+from pathlib import Path
 
 # %% ../../nbs/api/067_datasets.nabirds.ipynb #8fcf9954
 nabirds_card = dict(title='NABirds', url='https://dl.allaboutbirds.org/nabirds', licence='non-commercial research and education; by agreement with the Cornell Lab of Ornithology',
@@ -62,7 +63,7 @@ def _photographers(fn, ids):
 
 # %% ../../nbs/api/067_datasets.nabirds.ipynb #20b7d881
 @reader
-def read_nabirds(root, # The folder that holds images.txt, or one above it
+def read_nabirds(root:str|Path, # The folder that holds images.txt, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "NABirds: official split, boxes, parts, order → family → species → class; plumage, photographer, size of the picture"

@@ -7,6 +7,7 @@ __all__ = ['pets_card', 'read_pets']
 
 # %% ../../nbs/api/068_datasets.pets.ipynb #7bfdd6e4
 import pandas as pd
+from pathlib import Path
 from xml.etree import ElementTree
 from ..core import FineGrainedError, check, listing
 from .formats import check_unique, find_tree, read_words, reader
@@ -45,7 +46,7 @@ def _voc_box(fn):
 
 # %% ../../nbs/api/068_datasets.pets.ipynb #a59bf298
 @reader
-def read_pets(root, # The folder that holds `images` and `annotations`, one above it, or `annotations` itself
+def read_pets(root:str|Path, # The folder that holds `images` and `annotations`, one above it, or `annotations` itself
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "Oxford-IIIT Pets: official split, head boxes, trimaps, species → breed"

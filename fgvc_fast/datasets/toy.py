@@ -462,7 +462,7 @@ def _make(folder, birds, *args):
         parts.to_csv(root/'parts.csv', index=False)
         root.rename(folder)
 
-def toy_birds(path=None, # Folder to keep the data set in (default: fastai's data folder)
+def toy_birds(path:str|Path|None=None, # Folder to keep the data set in (default: fastai's data folder)
     families:int=4,   # Families, 1–8
     species:int=5,    # Species in each family, 2–6
     per_class:int=60, # Pictures of each species; 30 % are for the test

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/api/690_interpret.browse.ipynb #bbbee952
 import base64, io, numpy as np
+from collections.abc import Callable
 from fastcore.basics import patch
 from ..core import FineGrainedError, check, check_number
 from .probe import to_images
@@ -22,8 +23,8 @@ from PIL import Image
 def walk(self:FineGrainedInterpretation,
     n:int=50, # Pairs to choose from, the most confused first
     k:int=3, # Pictures of each class
-    method='gradcam', # As `cam`
-    against='auto' # As `cam`
+    method:str|Callable='gradcam', # A name from `cam_methods`, a function from an `Activations` to maps, or a class of pytorch-grad-cam
+    against:str|int|None='auto' # What a class is set against: 'mean' of all; None: nothing; or a class. 'auto': 'mean', and None for a class of pytorch-grad-cam
     ):
     "A widget: choose a confused pair, see pictures of both with maps"
     check_number('n', n, 1, whole=True), check_number('k', k, 1, whole=True)
@@ -82,13 +83,13 @@ document.addEventListener('keydown',e=>{{if(e.key=='ArrowRight')go(1);if(e.key==
 
 @patch
 def to_html(self:FineGrainedInterpretation,
-    path, # The file to write
+    path:str|Path, # The file to write
     n:int=20, # Pairs, the most confused first
     k:int=4, # Pictures of each class
-    method='gradcam', # As `cam`
+    method:str|Callable='gradcam', # A name from `cam_methods`, a function from an `Activations` to maps, or a class of pytorch-grad-cam
     side:int=240, # Of the pictures, pixels
     title:str='What is taken for what', # Heading
-    against='auto' # As `cam`
+    against:str|int|None='auto' # What a class is set against: 'mean' of all; None: nothing; or a class. 'auto': 'mean', and None for a class of pytorch-grad-cam
     )->Path:
     "Write the confused pairs, with pictures and maps, as one self-contained HTML file"
     for name,o in dict(n=n, k=k, side=side).items(): check_number(name, o, 1, whole=True)

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/api/645_interpret.calibration.ipynb #b14e7b54
 import math, numpy as np, pandas as pd, torch, torch.nn.functional as F, warnings
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
@@ -30,7 +31,7 @@ def calibration(self:FineGrainedInterpretation,
     return res[res.pictures>0].reset_index(drop=True)
 
 @patch
-def ece(self:FineGrainedInterpretation, bins:int=15 # As `calibration`
+def ece(self:FineGrainedInterpretation, bins:int=15 # Of confidence, of equal width
     )->float:
     "The expected calibration error, 0–1: by how much confidence and accuracy differ"
     if self.tempered: warnings.warn(f'The temperature was fitted on {self.tempered:,} of these {len(self.preds):,} pictures, so this error is smaller than on others: measure on pictures it has not seen')
@@ -76,7 +77,7 @@ def _lowest(mean):
 
 @patch
 def calibrate(self:Learner,
-    dl=None # Loader of pictures with labels that were not trained on; None: the validation split
+    dl:DataLoader|None=None # Loader of pictures with labels that were not trained on; None: the validation split
     )->float:
     "Find the temperature of the model's answers, and keep it in the model"
     model = get_model(self.model)

@@ -7,18 +7,22 @@ __all__ = ['resize_maps', 'contrast_class', 'logits_and_maps', 'cam', 'spotlight
 
 # %% ../../nbs/api/615_interpret.cam.ipynb #f8a85758
 import torch, torch.nn.functional as F
+from collections.abc import Callable, Iterable
 from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from numbers import Integral
+from pathlib import Path
+from PIL import Image
 from textwrap import wrap
 from ..core import check, check_choice, check_number, listing, wrap_label
 from ..data.image import is_one_picture
 from .layers import asked_against, find_method, target_weights, view_layers
 from .probe import batches_of, eval_fp32, is_batch, to_images, vocab_of
+from torch import nn
 
 # %% ../../nbs/api/615_interpret.cam.ipynb #538f453a
-def resize_maps(maps, size):
+def resize_maps(maps:torch.Tensor, size:tuple):
     "`maps` (B, h, w) enlarged to `size` and spread over [0,1], each by itself; a map that is the same everywhere, but for rounding, is nothing"
     maps = F.interpolate(maps[:,None], size, mode='bilinear', align_corners=False)[:,0]
     lo,hi = maps.amin((1,2), keepdim=True),maps.amax((1,2), keepdim=True)
@@ -34,7 +38,7 @@ def _index(o, vocab, what='target'):
     check(0<=int(o)<len(vocab), f"{what}={o}: this learner has {len(vocab)} classes, 0 to {len(vocab)-1}")
     return int(o)
 
-def contrast_class(o, vocab):
+def contrast_class(o:str|int|None, vocab:list):
     "What `o`, as the user gave it, sets a class against: None, 'mean', or the number of a class"
     return o if o is None or isinstance(o, str) and o=='mean' else _index(o, vocab, 'against')
 
@@ -75,7 +79,8 @@ def _looks(learn, items, method, target, layers, against):
             maps = torch.stack([resize_maps(f(v).detach(), x.shape[-2:]) for v in views], 1)
         yield x.as_subclass(torch.Tensor).cpu(),logits.cpu(),maps.float().cpu()
 
-def logits_and_maps(learn, items, method='gradcam', target=None, layer=None, against='auto'):
+def logits_and_maps(learn:Learner, items:int|str|Path|Image.Image|Iterable, method:str|Callable='gradcam',
+    target:str|int|tuple|list|None=None, layer:int|str|nn.Module|list|None=None, against:str|int|None='auto'):
     "Pictures as the model sees them, logits (n, classes) and maps (n, H, W) of `items`; of a list of layers (n, layers, H, W)"
     check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
     many = isinstance(layer, (list,tuple))
@@ -86,11 +91,11 @@ def logits_and_maps(learn, items, method='gradcam', target=None, layer=None, aga
 # %% ../../nbs/api/615_interpret.cam.ipynb #13280b23
 def cam(
     learn:Learner, # Of `fine_grained_learner`, or of fastai's `vision_learner`
-    items, # Paths, pictures, rows of the data set (one or many), or a batch as the loaders give it
-    method='gradcam', # A name from `cam_methods`, a function from a `Activations` to maps, or a class of pytorch-grad-cam
-    target=None, # A class (name or number), a pair as ('this', 'not that'), or a list with one of these for each picture; None: what the model says
-    layer=None, # Stage (name or number), module or its dotted name, or a list of them; None: the last map
-    against='auto' # What a class is set against: 'mean' of all; None: nothing, its score alone; or a class. 'auto': 'mean', and None for a class of pytorch-grad-cam
+    items:int|str|Path|Image.Image|Iterable, # Paths, pictures, rows of the data set (one or many), or a batch as the loaders give it
+    method:str|Callable='gradcam', # A name from `cam_methods`, a function from a `Activations` to maps, or a class of pytorch-grad-cam
+    target:str|int|tuple|list|None=None, # A class (name or number), a pair as ('this', 'not that'), or a list with one of these for each picture; None: what the model says
+    layer:int|str|nn.Module|list|None=None, # Stage (name or number), module or its dotted name, or a list of them; None: the last map
+    against:str|int|None='auto' # What a class is set against: 'mean' of all; None: nothing, its score alone; or a class. 'auto': 'mean', and None for a class of pytorch-grad-cam
 )->torch.Tensor: # (n, H, W); of a list of layers (n, layers, H, W)
     "Where `learn` sees `target` in each of `items`: maps in [0,1], of the size that the model sees"
     return logits_and_maps(learn, items, method, target, layer, against)[2]
@@ -104,8 +109,8 @@ def _check_drawn(im, cam):
     return im,cam
 
 def spotlight(
-    im, # Picture (3, H, W), values in [0,1]
-    cam # Its map (H, W), in [0,1]
+    im:torch.Tensor, # Picture (3, H, W), values in [0,1]
+    cam:torch.Tensor # Its map (H, W), in [0,1]
 )->torch.Tensor: # (H, W, 3)
     "`im` in colour where `cam` is high, grey and dark where it is low"
     im,cam = _check_drawn(im, cam)
@@ -145,7 +150,7 @@ def _spoken(target, n, vocab):
     def name(o): return wrap_label(str(vocab[_index(o, vocab)]), 26)
     return [f'why {name(o[0])},\nnot {name(o[1])}' if isinstance(o, tuple) and len(o)==2 else f'why {name(o[0] if isinstance(o, tuple) else o)}' for o in each]
 
-def asked_line(method, target, against, vocab):
+def asked_line(method:str|Callable, target:str|int|tuple|list|None, against:str|int|None, vocab:list):
     "A line that says by which method a map was made, and against what the class was set"
     name = getattr(method, '__name__', str(method))
     if name in ('eigencam','rollout'): return f'{name}, which asks about no class'

@@ -7,6 +7,8 @@ __all__ = ['FineGrainedInterpretation']
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #da74764a
 import numpy as np, pandas as pd, torch, torch.nn.functional as F, warnings
+from collections.abc import Callable
+from fastai.data.load import DataLoader
 from fastai.interpret import Interpretation
 from fastai.learner import Learner
 from fastai.torch_core import get_model
@@ -44,22 +46,22 @@ class FineGrainedInterpretation(Interpretation):
     level_probs = level_right = None # of the best group of each level (n, levels), where the data set has levels
     mark,tempered = None,0 # how the learner was when it answered; on how many of these pictures its temperature was fitted
     def __init__(self,
-        learn, # Whose answers they are
-        dl, # Loader of the pictures, with labels
-        preds, # What was said, class numbers (n,)
-        targs, # What it is, class numbers (n,)
-        probs, # Probability of what was said (n,)
-        losses, # -log of the probability of what it is (n,)
-        act=None # As fastai's
+        learn:Learner, # Whose answers they are
+        dl:DataLoader, # Loader of the pictures, with labels
+        preds:torch.Tensor, # What was said, class numbers (n,)
+        targs:torch.Tensor, # What it is, class numbers (n,)
+        probs:torch.Tensor, # Probability of what was said (n,)
+        losses:torch.Tensor, # -log of the probability of what it is (n,)
+        act:Callable|None=None # Makes probabilities of scores; None: what belongs to the loss
     ):
         super().__init__(learn, dl, losses, act)
         self.preds,self.targs,self.probs,self.vocab,self.dls = preds,targs,probs,learn.dls.vocab,learn.dls
 
     @classmethod
-    def from_learner(cls, learn,
+    def from_learner(cls, learn:Learner,
         ds_idx:int=1, # 0: training pictures, 1: validation
-        dl=None, # Another loader, with labels
-        act=None # As fastai's
+        dl:DataLoader|None=None, # Another loader, with labels
+        act:Callable|None=None # Makes probabilities of scores; None: what belongs to the loss
     ):
         "Run `learn` once over the validation split, or over `dl`"
         check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
@@ -311,7 +313,7 @@ def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method, again
 # %% ../../nbs/api/640_interpret.errors.ipynb #f147f072
 @patch
 def top_losses(self:FineGrainedInterpretation,
-    k:int=None, # How many, at most as many as there are pictures; None: all
+    k:int|None=None, # How many, at most as many as there are pictures; None: all
     largest:bool=True, # Largest losses, or smallest
     items:bool=False # Items of the loader too?
     ):

@@ -8,6 +8,7 @@ __all__ = ['FeatureHierarchy']
 # %% ../../nbs/api/630_interpret.features.ipynb #e5a16670
 import pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Iterable
+from fastai.learner import Learner
 from fastcore.basics import patch
 from ..core import check, check_number, in_plot, listing
 from .probe import batches_of, eval_fp32, to_images
@@ -17,12 +18,14 @@ from ..memory import question
 from ..metrics import check_answers, count_no_answers
 from ..models.model import FineGrainedModel
 from numbers import Integral
+from pathlib import Path
+from PIL import Image
 from torch import nn
 
 # %% ../../nbs/api/630_interpret.features.ipynb #c2294cbb
 class FeatureHierarchy:
     "What every stage of `learn` makes of pictures"
-    def __init__(self, learn):
+    def __init__(self, learn:Learner):
         self.learn,self._pooled = learn,{}
         ok = isinstance(getattr(learn, 'model', None), torch.nn.Module) and isinstance(self.model, FineGrainedModel) and hasattr(self.model.body, 'model')
         check(ok, f"The stages of a {type(getattr(learn, 'model', learn)).__name__} are not known: make the learner with `fine_grained_learner`, on one body")
@@ -33,7 +36,7 @@ class FeatureHierarchy:
     def stages(self): return self.model.body.group_names()
 
     @classmethod
-    def from_learner(cls, learn # Of `fine_grained_learner`
+    def from_learner(cls, learn:Learner # Of `fine_grained_learner`
         ): return cls(learn)
 
     def __repr__(self): return f'{self.model.body.name}: ' + ' → '.join(f'{s.name} ({s.channels} maps, 1/{s.reduction})' for s in self.model.body.stages)
@@ -51,7 +54,8 @@ def _batches(self:FeatureHierarchy, items):
             yield x,ms
 
 @patch
-def maps(self:FeatureHierarchy, items # As `cam`
+def maps(self:FeatureHierarchy,
+    items:int|str|Path|Image.Image|Iterable # Paths, pictures, rows of the data set (one or many), or a batch as the loaders give it
     )->dict: # Stage → (n, C, h, w)
     "What each stage makes of `items`"
     _,ms = zip(*self._batches(items))
@@ -150,7 +154,7 @@ def _pictures_of(self:FeatureHierarchy, pair):
 # %% ../../nbs/api/630_interpret.features.ipynb #bc08e4a7
 @patch
 def linear_probes(self:FeatureHierarchy,
-    pairs # Pairs of classes, by name: [('this', 'that'), ...]
+    pairs:list # Pairs of classes, by name: [('this', 'that'), ...]
     )->pd.DataFrame:
     "How well a linear probe of each stage tells two classes apart: right answers on validation pictures, by pair (rows) and stage, and on how many `pictures`"
     from sklearn.linear_model import LogisticRegression
@@ -196,9 +200,9 @@ def plot_linear_probes(self:FeatureHierarchy, pairs, # As `linear_probes`
 # %% ../../nbs/api/630_interpret.features.ipynb #b20b8376
 @patch
 def top_activations(self:FeatureHierarchy,
-    stage, # Name or number
+    stage:int|str, # Name or number
     channel:int, # Which of its maps
-    items=None, # As `cam`; None: the validation split
+    items:int|str|Path|Image.Image|Iterable|None=None, # Paths, pictures, rows of the data set, or a batch as the loaders give it; None: the validation split
     n:int=6 # Pictures to show
     )->list: # Positions among `items`, the strongest first
     "Show the pictures in which `channel` of `stage` answers most strongly, with its map"
@@ -222,7 +226,8 @@ def top_activations(self:FeatureHierarchy,
 
 # %% ../../nbs/api/630_interpret.features.ipynb #e370d89a
 @patch
-def receptive_fields(self:FeatureHierarchy, items=None # As `cam`; None: the first batch of the validation split
+def receptive_fields(self:FeatureHierarchy,
+    items:int|str|Path|Image.Image|Iterable|None=None # Paths, pictures, rows of the data set, or a batch of the loaders; None: validation's first
     )->dict: # Stage → (H, W), the peak is 1
     "How strongly the middle place of each stage depends on each pixel"
     items = list(self.learn.dls.valid.items)[:self.learn.dls.valid.bs] if items is None else items

@@ -7,6 +7,7 @@ __all__ = ['Layer', 'find_layer', 'Capture', 'view_layers', 'target_weights', 'f
 
 # %% ../../nbs/api/610_interpret.layers.ipynb #0e108468
 import inspect, math, numpy as np, torch
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from ..core import FineGrainedError, check, check_number, listing
 from .methods import Activations, cam_methods, score_of
@@ -22,8 +23,8 @@ from torch.nn import functional as F
 # %% ../../nbs/api/610_interpret.layers.ipynb #09b66828
 class Layer:
     "A place in a model: what goes into `module` as its argument number `into`, or (None) comes out of it, and how it is opened as a map (B, C, h, w)"
-    def __init__(self, module, into, unfold): self.module,self.into,self.unfold = module,into,unfold
-    def hook(self, f):
+    def __init__(self, module:nn.Module, into:nn.Module|int|None, unfold:Callable): self.module,self.into,self.unfold = module,into,unfold
+    def hook(self, f:Callable):
         "Hand the map there to `f`, which may give another in its place; with what removes it again"
         def change(o):
             m,pack = self.unfold(o)
@@ -74,9 +75,9 @@ def _module(model, o):
 
 # %% ../../nbs/api/610_interpret.layers.ipynb #1023a234
 def find_layer(
-    model, # Of `fine_grained_learner`, or any other
-    layer=None, # Stage (name or number), module or its dotted name; None: the last map
-    x=None # The pictures (B, 3, H, W) that it will see, to open layers that are no stages by
+    model:nn.Module, # Of `fine_grained_learner`, or any other
+    layer:int|str|nn.Module|None=None, # Stage (name or number), module or its dotted name; None: the last map
+    x:torch.Tensor|None=None # The pictures (B, 3, H, W) that it will see, to open layers that are no stages by
     )->Layer:
     "Where `layer` of `model` is"
     ours = isinstance(model, FineGrainedModel)
@@ -110,10 +111,10 @@ def _in_full(model, x):
 
 # %% ../../nbs/api/610_interpret.layers.ipynb #3f2edf6c
 def view_layers(
-    model, # Of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`
-    x, # Pictures (B, 3, H, W), as the model gets them
-    logit_weights=None, # What is asked, as weights of the logits (B, classes), or a function of the logits that gives them; None: about the class that the model says
-    layers=(None,) # As `find_layer`, each
+    model:nn.Module, # Of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`
+    x:torch.Tensor, # Pictures (B, 3, H, W), as the model gets them
+    logit_weights:torch.Tensor|Callable|None=None, # What is asked, as weights of the logits (B, classes), or a function of the logits that gives them; None: about the class that the model says
+    layers:list|tuple=(None,) # Each a stage (name or number), a module or its dotted name; None: the last map
     )->tuple: # Logits (B, classes), and a `Activations` of each layer
     "What `layers` of `model` hold of `x`, and how what is asked would change with it"
     check(isinstance(layers, (list,tuple)), f"layers={layers!r}: give a list of stages or modules, as (None, 'layer3')")
@@ -137,9 +138,9 @@ def view_layers(
 
 # %% ../../nbs/api/610_interpret.layers.ipynb #eb3353f9
 def target_weights(
-    classes, # The class asked about, a number for each picture (B,)
+    classes:torch.Tensor, # The class asked about, a number for each picture (B,)
     n:int, # How many classes there are
-    against='mean' # What it is set against: 'mean' of all; None: nothing, its score alone; or the number of a class
+    against:str|int|None='mean' # What it is set against: 'mean' of all; None: nothing, its score alone; or the number of a class
     )->torch.Tensor: # (B, n)
     "What is asked about each of `classes`, as weights of `n` logits"
     check_number('n', n, 1, whole=True)
@@ -215,7 +216,7 @@ def from_grad_cam(cls):
 
 # %% ../../nbs/api/610_interpret.layers.ipynb #ae709618
 def find_method(
-    method # A name from `cam_methods`, a function from a `Activations` to maps (B, h, w), or a class of pytorch-grad-cam
+    method:str|Callable # A name from `cam_methods`, a function from a `Activations` to maps (B, h, w), or a class of pytorch-grad-cam
     ):
     "The function that `method` means"
     if isinstance(method, type):
@@ -225,6 +226,6 @@ def find_method(
     check(isinstance(method, str) and method in cam_methods, f"method={method!r} is unknown: use {listing(cam_methods, 20)}, a function, or a class of pytorch-grad-cam")
     return cam_methods[method]
 
-def asked_against(method, against='auto'):
+def asked_against(method:str|Callable, against:str|int|None='auto'):
     "What a class is set against: as asked, or, of 'auto', nothing for a class of pytorch-grad-cam and the 'mean' for all else"
     return against if not (isinstance(against, str) and against=='auto') else None if isinstance(method, type) else 'mean'

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/api/650_interpret.levels.ipynb #0b52e4f7
 import numpy as np, pandas as pd
+from collections.abc import Iterable
 from fastai.learner import Learner
 from fastcore.basics import patch
 from numbers import Integral, Real
@@ -35,7 +36,7 @@ def _deepest(p, confidence):
 # %% ../../nbs/api/650_interpret.levels.ipynb #e92b4675
 @patch
 def answer_level(self:Learner,
-    items, # Rows of the data set, paths or pictures, one or many
+    items:int|str|Path|Image.Image|Iterable, # Rows of the data set, paths or pictures, one or many
     confidence:float=.9 # Probability that an answer must have, 0–1
     )->pd.DataFrame:
     "For each of `items` the finest answer that is at least `confidence` sure: the species, else the family, else None"
@@ -57,7 +58,7 @@ def answer_level(self:Learner,
 # %% ../../nbs/api/650_interpret.levels.ipynb #1c4eca89
 @patch
 def level_coverage(self:FineGrainedInterpretation,
-    confidences=(.5,.6,.7,.8,.9,.95,.99) # As `answer_level`
+    confidences:list|tuple|np.ndarray=(.5,.6,.7,.8,.9,.95,.99) # Probabilities that an answer must have, each 0–1
     )->pd.DataFrame:
     "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are right (`accuracy`)"
     check(isinstance(confidences, (tuple,list,np.ndarray)) and len(confidences), f'confidences={confidences!r}: give probabilities, as (.5, .9)')

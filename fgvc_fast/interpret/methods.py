@@ -7,6 +7,7 @@ __all__ = ['cam_methods', 'score_of', 'Activations', 'center_logits']
 
 # %% ../../nbs/api/605_interpret.methods.ipynb #b5ae0756
 import torch
+from collections.abc import Callable
 from ..core import check, listing
 from ..models.split import split_model
 from ..models.body import as_map
@@ -16,8 +17,8 @@ from torch.nn import functional as F
 
 # %% ../../nbs/api/605_interpret.methods.ipynb #2b2f0a37
 def score_of(
-    logits, # (B, classes)
-    logit_weights # (B, classes): what is asked, as weights of the logits
+    logits:torch.Tensor, # (B, classes)
+    logit_weights:torch.Tensor # (B, classes): what is asked, as weights of the logits
     )->torch.Tensor: # (B,)
     "What is asked about each picture, of what the model says"
     return (logits*logit_weights).sum(1)
@@ -25,12 +26,12 @@ def score_of(
 class Activations:
     "One layer of `model` as it saw the pictures `x`, and what is asked about them"
     def __init__(self,
-        model, # From pictures to logits
-        x, # Pictures (B, 3, H, W), as the model gets them
-        logit_weights, # What is asked, as weights of the logits (B, classes)
-        maps, # Of this layer (B, C, h, w)
-        grads=None, # Function that gives the gradients of the scores with respect to `maps`
-        layer=None # Where it is; None: the last map
+        model:nn.Module|Callable, # From pictures to logits
+        x:torch.Tensor, # Pictures (B, 3, H, W), as the model gets them
+        logit_weights:torch.Tensor, # What is asked, as weights of the logits (B, classes)
+        maps:torch.Tensor, # Of this layer (B, C, h, w)
+        grads:Callable|None=None, # Function that gives the gradients of the scores with respect to `maps`
+        layer:object=None # Where it is; None: the last map
     ):
         self.model,self.x,self.logit_weights,self.maps,self.layer = model,x,logit_weights,maps.detach(),layer
         self._grads = grads
@@ -40,14 +41,14 @@ class Activations:
         "Gradients of the scores with respect to `maps`, of the same shape"
         return self._grads()
 
-    def ask(self, x, i):
+    def ask(self, x:torch.Tensor, i:int):
         "The score of each of pictures `x`, asked as picture number `i` of this batch is"
         return score_of(self.model(x), self.logit_weights[i].expand(len(x), -1))
 
 # %% ../../nbs/api/605_interpret.methods.ipynb #b4781751
 @torch.no_grad()
 def center_logits(
-    model # Of `fine_grained_learner`, with a linear head, fastai's, or one of levels; or fastai's body and head in one `nn.Sequential`
+    model:nn.Module # Of `fine_grained_learner`, with a linear head, fastai's or one of levels; or fastai's body and head in an `nn.Sequential`
     ):
     "Take from the last layer of `model`, in place, what all classes share: probabilities stay, and any tool's map of a score alone is one against the mean of all"
     heads = [o for k in ('head','branch') if (o := getattr(model, k, None)) is not None] or [model[-1] if isinstance(model, nn.Sequential) else model]

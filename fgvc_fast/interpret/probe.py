@@ -9,19 +9,23 @@ __all__ = ['is_batch', 'batches_of', 'vocab_of', 'eval_fp32', 'to_images', 'Pixe
 import torch
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
+from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
+from fastai.learner import Learner
 from fastai.torch_core import TensorImage, get_model
 from ..answers import check_vocab
 from ..core import check
 from ..data.image import is_one_picture
 from ..models.split import eval_mode
 from numbers import Integral
+from pathlib import Path
+from PIL import Image
 from torch import nn
 
 # %% ../../nbs/api/600_interpret.probe.ipynb #7b2701a2
-def is_batch(o): return torch.is_tensor(o) and o.ndim==4
+def is_batch(o:object): return torch.is_tensor(o) and o.ndim==4
 
-def batches_of(learn, items):
+def batches_of(learn:Learner, items:int|str|Path|Image.Image|Iterable):
     "How many `items` there are, and batches of them (B, 3, H, W) as the model sees them"
     if isinstance(items, (tuple,list)) and len(items) and is_batch(items[0]): items = items[0] # (xb, yb)
     alone = isinstance(items, Integral) or is_one_picture(items)
@@ -35,7 +39,7 @@ def batches_of(learn, items):
     dl = learn.dls.test_dl(items, **(dict(num_workers=0) if len(items)<=64 else {})) # workers take longer to start than that
     return len(items),(b[0] for b in dl)
 
-def vocab_of(learn):
+def vocab_of(learn:Learner):
     "The classes of `learn`"
     vocab = getattr(learn.dls, 'vocab', None)
     check(vocab is not None, 'These loaders do not say their classes (`dls.vocab`): make them with `data.dls(...)`, or with a block of categories')
@@ -44,13 +48,13 @@ def vocab_of(learn):
 
 # %% ../../nbs/api/600_interpret.probe.ipynb #5952db49
 @contextmanager
-def eval_fp32(model, device):
+def eval_fp32(model:nn.Module, device:torch.device):
     "In evaluation mode, in full precision, not compiled; afterwards as it was"
     eager = getattr(torch.compiler, 'set_stance', None) # since torch 2.6
     with eager('force_eager') if eager else nullcontext(), torch.autocast(device.type, enabled=False), eval_mode(model): yield
 
 # %% ../../nbs/api/600_interpret.probe.ipynb #ab4e19b6
-def to_images(dl, x):
+def to_images(dl:DataLoader, x:torch.Tensor):
     "Pictures `x` as `dl` would show them: (n, 3, H, W) in [0,1]"
     x = dl.after_batch.decode((TensorImage(x.to(dl.device)),))[0].cpu().as_subclass(torch.Tensor)
     return (x if x.is_floating_point() else x/255).clamp(0, 1)
@@ -58,19 +62,19 @@ def to_images(dl, x):
 # %% ../../nbs/api/600_interpret.probe.ipynb #695d6607
 class PixelModel(nn.Module):
     "The model of `learn` from pixels (n, 3, H, W) from 0 to 1 to logits, whoever normalises them"
-    def __init__(self, learn # A fastai learner
+    def __init__(self, learn:Learner # A fastai learner
         ):
         super().__init__()
         check(hasattr(learn, 'model') and hasattr(learn, 'dls'), f'learn={learn!r}: give a learner, such as `fine_grained_learner` makes')
         t = next((t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
         self.model,self.stats = get_model(learn.model),None if t is None else [o.as_subclass(torch.Tensor) for o in (t.mean, t.std)]
-    def to_pixels(self, x):
+    def to_pixels(self, x:torch.Tensor):
         "A batch of the loaders as pixels"
         x = x.as_subclass(torch.Tensor)
         if self.stats is not None: x = x*self.stats[1].to(x)+self.stats[0].to(x)
         check(x.min()>=-.25 and x.max()<=1.25, 'The loaders give something else than pixels from 0 to 1, and have no `Normalize` that could be undone: normalise with `Normalize`, or leave it to the model')
         return x.clamp(0, 1)
-    def to_batch(self, x):
+    def to_batch(self, x:torch.Tensor):
         "Pixels as the loaders would have given them"
         return x if self.stats is None else (x-self.stats[0].to(x))/self.stats[1].to(x)
-    def forward(self, x): return self.model(self.to_batch(x))
+    def forward(self, x:torch.Tensor): return self.model(self.to_batch(x))

@@ -9,6 +9,7 @@ __all__ = ['items_loader', 'embeddings_of', 'kept_embeddings', 'file_numbers', '
 import os, pandas as pd, torch
 from collections.abc import Iterable
 from contextlib import nullcontext
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
@@ -25,12 +26,12 @@ from ..memory import callback_key, items_of, learner_key, question
 from ..models.model import FineGrainedModel
 
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #68fb275b
-def items_loader(learn, items, labels=False):
+def items_loader(learn:Learner, items:list, labels:bool=False):
     "A loader of `items`, cut as for validation"
     check(len(items), 'There are no pictures to look at: give paths, pictures or rows of the data set')
     return learn.dls.test_dl(items, with_labels=labels, **(dict(num_workers=0) if len(items)<=64 else {})) # workers take longer to start than that
 
-def embeddings_of(learn, dl):
+def embeddings_of(learn:Learner, dl:DataLoader):
     "The rows (n, nf) of the pictures of `dl`, of length 1, and class numbers (n,) where it has them"
     model = get_model(learn.model)
     check(isinstance(model, FineGrainedModel), f'Embeddings are asked of models of `fine_grained_learner`, and this is a {type(model).__name__}')
@@ -42,7 +43,7 @@ def _embed(learn, items): return embeddings_of(learn, items_loader(learn, items)
 
 _made = WeakKeyDictionary() # not in the learner, which may be exported
 
-def kept_embeddings(learn, split='train'):
+def kept_embeddings(learn:Learner, split:str='train'):
     "`learn.embeddings(split)` itself, to be read and not changed"
     check(isinstance(split, str) and split in ('train','valid'), f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
     check_vocab(learn)
@@ -77,7 +78,8 @@ def file_numbers(*dls):
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #03dc6fba
 class Neighbors:
     "The training pictures nearest to one"
-    def __init__(self, learn, item, df): self.learn,self.item,self.df,self.dls = learn,item,df,learn.dls # whose rows they are
+    def __init__(self, learn:Learner, item:int|str|bytes|Path|Image.Image, df:pd.DataFrame):
+        self.learn,self.item,self.df,self.dls = learn,item,df,learn.dls # whose rows they are
     def __len__(self): return len(self.df)
     def _repr_html_(self): return self.df.to_html()
     def __repr__(self): return repr(self.df)
@@ -104,7 +106,7 @@ def _name_of(dls, item):
 
 @patch
 def retrieve(self:Learner,
-    item, # A path, a picture, or a row of the data set
+    item:int|str|bytes|Path|Image.Image, # A path, a picture, or a row of the data set
     k:int=5 # How many
     )->Neighbors:
     "The `k` training pictures whose rows are nearest to that of `item`, by the cosine"
@@ -131,16 +133,16 @@ def retrieval_metrics(self:Learner,
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #9c0eafa4
 class Prototypes:
     "Classes as the mean rows of their pictures: `learn`'s own, and new ones"
-    def __init__(self, learn, embeddings, vocab, new): self.learn,self.embeddings,self.vocab,self.new,self.mark = learn,embeddings,vocab,new,learner_key(learn)
+    def __init__(self, learn:Learner, embeddings:torch.Tensor, vocab:list, new:list): self.learn,self.embeddings,self.vocab,self.new,self.mark = learn,embeddings,vocab,new,learner_key(learn)
     def __repr__(self): return f'Prototypes: {len(self.vocab)} classes' + (f', of which new: {listing(self.new)}' if self.new else '')
 
-    def scores(self, items # Paths, pictures or rows of the data set
+    def scores(self, items:int|str|Path|Image.Image|Iterable # Paths, pictures or rows of the data set
         )->torch.Tensor: # (n, classes)
         "The cosine of each picture with each class"
         check(self.mark==learner_key(self.learn), 'The learner has other weights or other loaders than when these prototypes were made, so pictures and prototypes cannot be compared: make them anew, `learn.prototypes(...)`')
         return _embed(self.learn, _as_list('items', items)) @ self.embeddings.T
 
-    def predict(self, items # As `scores`
+    def predict(self, items:int|str|Path|Image.Image|Iterable # Paths, pictures or rows of the data set
         )->pd.DataFrame:
         "For each picture the nearest class, its cosine, the second, and by how much it is farther"
         cos,i = self.scores(items).topk(min(2, len(self.vocab)), 1)
@@ -155,7 +157,7 @@ def _mean_row(embeddings): return F.normalize(embeddings.mean(0), dim=0)
 
 @patch
 def prototypes(self:Learner,
-    new:dict=None # Names of new classes → a few pictures of each (paths, pictures, rows of the data set)
+    new:dict|None=None # Names of new classes → a few pictures of each (paths, pictures, rows of the data set)
     )->Prototypes:
     "The classes of `learn`, and `new` ones, by the mean rows of their pictures; `learn` stays as it is"
     check(new is None or isinstance(new, dict) and all(isinstance(k, str) for k in new), f"new={new!r}: give a dict, as {{'Snowy Finch': five_paths}}")

@@ -8,16 +8,22 @@ __all__ = ['cam_baselines', 'cam_questions', 'box_masks', 'disc_masks', 'truth_o
 
 # %% ../../nbs/api/644_interpret.score.ipynb #f64b1629
 import copy, numpy as np, pandas as pd, torch, torch.nn.functional as F
+from collections.abc import Callable, Iterable
 from fastai.learner import Learner
 from fastcore.basics import patch
 from ..core import check, check_choice, check_number, check_size, half_interval, listing
 from ..data.block import CropResize, PictureOf
 from ..data.lazy import open_lazily
+from ..data.table import FineGrainedData
+from .methods import Activations
 from .probe import batches_of, eval_fp32, vocab_of
 from .cam import contrast_class, resize_maps
 from .errors import FineGrainedInterpretation
 from .layers import bare_model, asked_against, find_method, target_weights, view_layers
 from ..models.model import FineGrainedModel
+from pathlib import Path
+from PIL import Image
+from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
 from warnings import warn
 
@@ -30,8 +36,8 @@ def _places(name, o, n):
     return o
 
 def box_masks(
-    boxes, # (n, 4): x0, y0, x1, y1 in pixels
-    size # (height, width) of the masks
+    boxes:np.ndarray|torch.Tensor|list, # (n, 4): x0, y0, x1, y1 in pixels
+    size:int|tuple # (height, width) of the masks
     )->torch.Tensor: # (n, H, W)
     "Which pixels have their centre in each box"
     b = _places('boxes', boxes, 4)
@@ -39,8 +45,8 @@ def box_masks(
     return ((xs>=b[:,:1]) & (xs<b[:,2:3]))[:,None] & ((ys>=b[:,1:2]) & (ys<b[:,3:]))[:,:,None]
 
 def disc_masks(
-    discs, # (n, 3): x, y and radius in pixels; NaN where there is none
-    size # (height, width) of the masks
+    discs:np.ndarray|torch.Tensor|list, # (n, 3): x, y and radius in pixels; NaN where there is none
+    size:int|tuple # (height, width) of the masks
     )->torch.Tensor: # (n, H, W)
     "Which pixels have their centre in each disc"
     d = _places('discs', discs, 3)[:,:,None,None]
@@ -48,7 +54,7 @@ def disc_masks(
     return (xs-d[:,0])**2 + (ys[:,None]-d[:,1])**2 < d[:,2]**2
 
 # %% ../../nbs/api/644_interpret.score.ipynb #7e131687
-def truth_of(learn, data, rows, part):
+def truth_of(learn:Learner, data:FineGrainedData, rows:list, part:str|pd.Series|None):
     "Of `rows` as validation sees them: boxes (n, 4) and discs round the part that counts (n, 3), in pixels of the crop, NaN where unknown; None where the data set has none"
     cut = next((t for t in learn.dls.valid.after_item.fs if isinstance(t, CropResize)), None)
     check(cut is not None, 'Where boxes and parts are after the crop is known for `CropResize` only: make the loaders with `data.dls(size=...)`, without `item_tfms`')
@@ -85,8 +91,8 @@ def _check_maps(maps, masks):
     check(maps.isfinite().all(), 'These maps hold NaN or infinity: nothing can be said of where they are')
 
 def pointing_game(
-    maps, # (n, H, W)
-    masks, # (n, H, W)
+    maps:torch.Tensor, # (n, H, W)
+    masks:torch.Tensor, # (n, H, W)
     tolerance:float=0 # Pixels by which the peak may miss the mask; 15 in the paper
     )->torch.Tensor: # (n,), 0 or 1
     "Is the highest place of each map inside its mask? A map that is the same everywhere has none"
@@ -99,8 +105,8 @@ def pointing_game(
     return (hit & (flat.amax(1)>flat.amin(1))).float()
 
 def energy_inside(
-    maps, # (n, H, W), nothing below zero
-    masks # (n, H, W)
+    maps:torch.Tensor, # (n, H, W), nothing below zero
+    masks:torch.Tensor # (n, H, W)
     )->torch.Tensor: # (n,), 0–1
     "Which share of each map is inside its mask; of a map of nothing, none"
     _check_maps(maps, masks)
@@ -115,10 +121,10 @@ def _blurred(x): # strong enough that no mark is left
     return gaussian_blur(gaussian_blur(x, [W,1], k/6), [1,H], k/6) # as in one, for the price of two lines
 
 def deletion_insertion(
-    f, # From pictures to logits
-    x, # Pictures (n, 3, H, W)
-    maps, # (n, H, W)
-    classes, # The class asked about for each (n,)
+    f:Callable, # From pictures to logits
+    x:torch.Tensor, # Pictures (n, 3, H, W)
+    maps:torch.Tensor, # (n, H, W)
+    classes:torch.Tensor, # The class asked about for each (n,)
     steps:int=10 # Parts into which the pixels are divided
     )->tuple: # Two (n, steps+1): probability of the class while pixels go, while they come back
     "How the probability of `classes` changes as the pixels of `x` are blurred, and sharpened, in the order of `maps`"
@@ -140,13 +146,13 @@ def deletion_insertion(
     return tuple(both)
 
 # %% ../../nbs/api/644_interpret.score.ipynb #3fa1c7e7
-def center_spot(v):
+def center_spot(v:Activations):
     "A Gaussian in the middle of the picture, a quarter of the side wide"
     H,W = v.x.shape[2:]
     ys,xs = (torch.linspace(-.5, .5, s, device=v.x.device)/.25 for s in (H,W))
     return torch.exp(-.5*(ys[:,None]**2+xs**2)).expand(len(v.x), -1, -1)
 
-def random_map(v):
+def random_map(v:Activations):
     "Noise of the size of the layer's own maps, the same for the same pictures"
     g = torch.Generator().manual_seed(int(v.x.double().sum()*1000)%2**31)
     return torch.rand(len(v.x), *v.maps.shape[2:], generator=g).to(v.x.device)
@@ -199,7 +205,7 @@ def _scored(f, x, maps, y, boxes, discs, steps, tolerance):
 # %% ../../nbs/api/644_interpret.score.ipynb #bd65f0b7
 class CamReport:
     "Scores of maps: one row per picture, method and layer"
-    def __init__(self, scores): self.scores = scores
+    def __init__(self, scores:pd.DataFrame): self.scores = scores
     keys = ['method','layer','asked']
     @property
     def names(self): return [o for o in self.scores if o not in (*self.keys,'item')]
@@ -278,11 +284,11 @@ def _every_map(model, x, y, named, layers, asked, n):
 # %% ../../nbs/api/644_interpret.score.ipynb #a06ec56b
 @patch
 def cam_report(self:FineGrainedInterpretation,
-    methods=('gradcam','gradcampp','hirescam','layercam','eigencam','cam'), # As `cam`; the baselines are always there
-    layers=(None,), # As `cam`
-    asked=('label','contrast'), # One or several of 'label': why this class, against the mean of all; 'contrast': against the likeliest other; 'score': its score alone, as the papers ask
-    part=None, # Name of the part that counts, or one for each row (a Series); None: column `differs`
-    n:int=None, # Pictures, evenly spread; None: all
+    methods:str|Callable|list|tuple=('gradcam','gradcampp','hirescam','layercam','eigencam','cam'), # Names from `cam_methods`, functions from an `Activations` to maps, classes of pytorch-grad-cam; the baselines are always there
+    layers:int|str|nn.Module|list|tuple|None=(None,), # Stages (name or number), modules or their dotted names; None: the last map
+    asked:str|list|tuple=('label','contrast'), # One or several of 'label': why this class, against the mean of all; 'contrast': against the likeliest other; 'score': its score alone, as the papers ask
+    part:str|pd.Series|None=None, # Name of the part that counts, or one for each row (a Series); None: column `differs`
+    n:int|None=None, # Pictures, evenly spread; None: all
     steps:int=10, # Of deletion and insertion; 0: without them
     tolerance:float=0 # Pixels by which a peak may miss; 15 in the paper of the pointing game
     )->CamReport:
@@ -344,11 +350,11 @@ def _ever_more_random(model):
 # %% ../../nbs/api/644_interpret.score.ipynb #85811057
 @patch
 def cam_sanity_check(self:Learner,
-    items, # As `cam`: some twenty pictures are enough
-    methods=('gradcam',), # As `cam`
-    layer=None, # As `cam`
+    items:int|str|Path|Image.Image|Iterable, # Paths, pictures, rows of the data set, or a batch as the loaders give it: some twenty pictures are enough
+    methods:str|Callable|list|tuple=('gradcam',), # Names from `cam_methods`, functions from an `Activations` to maps, classes of pytorch-grad-cam
+    layer:int|str|nn.Module|None=None, # Stage (name or number), module or its dotted name; None: the last map
     seed:int=0, # Of the random weights
-    against='auto' # As `cam`
+    against:str|int|None='auto' # What a class is set against: 'mean' of all; None: nothing; or a class. 'auto': 'mean', and None for a class of pytorch-grad-cam
     )->pd.DataFrame:
     "Rank correlation of maps with those of the same model with random pool and head, and with ever more random stages (rows), by method; NaN where a map is the same everywhere"
     learn,whole = self,bare_model(self.model)

@@ -11,7 +11,7 @@ from ..core import check, check_number
 from torch import nn
 
 # %% ../../nbs/api/142_models.annotated.ipynb #4e2675fc
-def part_targets(places, # (B, K, 2) points or (B, 4) boxes from 0 to 1 of the picture, NaN where unknown
+def part_targets(places:torch.Tensor, # (B, K, 2) points or (B, 4) boxes from 0 to 1 of the picture, NaN where unknown
     h:int, w:int, # Of the map
     sigma:float=.5 # Of the Gaussian round a point, places of the map
     )->tuple: # (B, K, h, w) that add up to 1, zero where unknown; (B, K) whether known
@@ -57,13 +57,13 @@ class AnnotatedPartPool(nn.Module):
         self.reduce = nn.Conv2d(nf, dim, 1) if dim else nn.Identity()
         self.nf = (parts+1)*(dim or nf)
 
-    def logits(self, maps): return self.where(maps).float()
+    def logits(self, maps:torch.Tensor): return self.where(maps).float()
 
-    def attention(self, maps):
+    def attention(self, maps:torch.Tensor):
         "Where each part is, (B, parts, h, w): adds up to 1"
         return self.logits(maps).flatten(2).softmax(2).view(len(maps), self.parts, *maps.shape[2:])
 
-    def forward(self, maps, points=None):
+    def forward(self, maps:torch.Tensor, points:torch.Tensor|None=None):
         at = self.attention(maps)
         if self.training and points is not None:
             true,known = self._targets(points, maps)
@@ -82,7 +82,7 @@ class AnnotatedPartPool(nn.Module):
     @property
     def aux_names(self): return ['places']*(self.weight!=0)
 
-    def aux_losses(self, embeddings, maps, points=None):
+    def aux_losses(self, embeddings:torch.Tensor, maps:torch.Tensor, points:torch.Tensor|None=None):
         "How far the predicted places are from the true ones: their Kullback-Leibler divergence, mean over the known parts"
         if not self.weight: return []
         check(points is not None, 'AnnotatedPartPool learns where the parts are: make the loaders with `data.dls(..., parts=True)` (or `parts=\'box\'`), or build it with `weight=0`')
@@ -91,7 +91,7 @@ class AnnotatedPartPool(nn.Module):
         return [('places', self.weight, far.sum()/known.sum().clamp(min=1))]
 
     @torch.no_grad()
-    def locate(self, maps):
+    def locate(self, maps:torch.Tensor):
         "The predicted places (B, parts, 2), x then y, from 0 to 1 of the picture: the mean of the attention round its highest place"
         at,(h,w) = self.attention(maps),maps.shape[2:]
         y,x = [torch.arange(n, device=at.device) for n in (h,w)]

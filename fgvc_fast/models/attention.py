@@ -28,7 +28,7 @@ class Attended(nn.Module):
         self.block = attention_blocks[kind](check_number('nf', nf, 1, whole=True))
         self.a = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x): return x + self.a*(self.block(x)-x)
+    def forward(self, x:torch.Tensor): return x + self.a*(self.block(x)-x)
 
 # %% ../../nbs/api/130_models.attention.ipynb #9bd27928
 def _places(x): return x.flatten(2).transpose(1, 2) # (B, nf, h, w) to (B, h*w, nf)
@@ -56,9 +56,9 @@ class AttentionPool(nn.Module):
         self.norm = nn.LayerNorm(nf)
         self.look = AttentionPoolLatent(nf, 0, num_heads=self.heads, q_proj=False) # 0: without the MLP that may follow
 
-    def forward(self, x): return self.look(self.norm(_places(x)))
+    def forward(self, x:torch.Tensor): return self.look(self.norm(_places(x)))
 
-    def attention(self, x):
+    def attention(self, x:torch.Tensor):
         "Where each head looks: (B, heads, h, w), each map sums to 1"
         k = self.look.kv(self.norm(_places(x)))[..., :self.nf]
         return _looks(self.look.latent[:,0].expand(len(x), -1), k, self.heads, x.shape)
@@ -81,7 +81,7 @@ class ClassAttentionPool(nn.Module):
         nf:int, # Channels of the map
         heads:int=8, # Maps of attention side by side; where the width cannot be divided by it, the next smaller number that goes
         depth:int=2, # How often it looks
-        width:int=None, # Channels it works with; None: `nf`, at most 512
+        width:int|None=None, # Channels it works with; None: `nf`, at most 512
         mlp:float=1., # Hidden units of the network after each look, as a multiple of the width
         scale:float=.1 # What each look adds is multiplied by this at first
     ):
@@ -98,12 +98,12 @@ class ClassAttentionPool(nn.Module):
         self.looks = nn.ModuleList([LayerScaleBlockClassAttn(self.nf, self.heads, mlp, init_values=scale) for _ in range(depth)])
         for o in self.looks: o.attn.q,o.attn.k = nn.Sequential(o.attn.q, _EvenHeads(self.heads)),nn.Sequential(o.attn.k, _EvenHeads(self.heads))
 
-    def forward(self, x):
+    def forward(self, x:torch.Tensor):
         z,t = self.narrow(_places(x)),self.token.expand(len(x), -1, -1)
         for look in self.looks: t = look(z, t)
         return t[:,0] # (B, nf)
 
-    def attention(self, x):
+    def attention(self, x:torch.Tensor):
         "Where each head looks first: (B, heads, h, w), each map sums to 1"
         z,look = self.narrow(_places(x)),self.looks[0]
         q = look.attn.q(look.norm1(self.token[:,0])).expand(len(x), -1)

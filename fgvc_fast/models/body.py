@@ -8,6 +8,7 @@ __all__ = ['Stage', 'as_map', 'shared_twin', 'as_pair', 'read_weights', 'Body', 
 # %% ../../nbs/api/100_models.body.ipynb #80c9b5f4
 import argparse, copy, difflib, math, os, socket, sys
 from collections import Counter, namedtuple
+from collections.abc import Callable
 from contextlib import contextmanager
 from enum import Enum
 from itertools import product
@@ -29,10 +30,10 @@ from ..core import FineGrainedError, check, check_choice, check_size as checked_
 Stage = namedtuple('Stage', 'name channels reduction')
 
 def as_map(
-    x, # What a model calls its features: a map, a channels-last map, or tokens
-    size, # (height, width) of the images it saw, pixels
-    prefix=0, # How many tokens come before those of the image (class, registers)
-    nhwc=False # Are the channels last?
+    x:torch.Tensor, # What a model calls its features: a map, a channels-last map, or tokens
+    size:tuple, # (height, width) of the images it saw, pixels
+    prefix:int=0, # How many tokens come before those of the image (class, registers)
+    nhwc:bool=False # Are the channels last?
 ):
     "`x` as a map (B, C, h, w); a view, nothing is copied"
     check(torch.is_tensor(x) and x.ndim in (3,4), f'features of shape {tuple(getattr(x, "shape", ()))} are no map and no tokens: (n, channels, height, width) or (n, places, channels)')
@@ -59,7 +60,7 @@ def _coarsest(o, size):
     return (c, _ratio(size, a*b)) if nhwc else (a, _ratio(size, b*c))
 
 # %% ../../nbs/api/100_models.body.ipynb #7ec2302d
-def shared_twin(m):
+def shared_twin(m:nn.Module):
     "A copy of `m` to play with, on the same tensors"
     return copy.deepcopy(m, {id(t): t for t in (*m.parameters(), *m.buffers())})
 
@@ -163,7 +164,7 @@ def _names(runs):
     return [name([u[0] for u in run]) for run in runs]
 
 # %% ../../nbs/api/100_models.body.ipynb #99b4fec5
-def as_pair(sz):
+def as_pair(sz:int|tuple):
     "`sz` as (height, width)"
     return checked_size('img_size', sz)
 
@@ -249,7 +250,7 @@ def _tv_cut(net):
 
 # %% ../../nbs/api/100_models.body.ipynb #21bbeb1f
 def read_weights(
-    path # A '.safetensors', '.pth', '.pt' or '.bin' file
+    path:str|Path # A '.safetensors', '.pth', '.pt' or '.bin' file
 )->dict:
     "The tensors in a file by name, without running any code that the file may hold"
     check(isinstance(path, (str,Path)), f'weights={path!r}: give the path of a file')
@@ -329,10 +330,10 @@ def _no_weights(name, err):
 class Body(nn.Module):
     "The feature maps of any timm or torchvision model: (B, 3, H, W) to (B, nf, h, w)"
     def __init__(self,
-        arch, # A timm name, or a torchvision constructor
+        arch:str|Callable, # A timm name, or a torchvision constructor
         pretrained:bool=True, # Start from published weights?
-        weights=None, # A local weights file instead, or its tensors by name; for torchvision also one of its weight enums
-        img_size=None, # Size of the images, pixels or (height, width); None: the model's own
+        weights:str|Path|dict|Enum|None=None, # A local weights file, or its tensors by name; for torchvision also one of its weight enums
+        img_size:int|tuple|None=None, # Size of the images, pixels or (height, width); None: the model's own
         **kwargs # For `timm.create_model`, or the constructor
     ):
         super().__init__()
@@ -354,7 +355,7 @@ class Body(nn.Module):
 
     def __getstate__(self): return self.__dict__ | dict(_cut=None) # functions do not pickle
 
-    def forward(self, x, prefix=False):
+    def forward(self, x:torch.Tensor, prefix:bool=False):
         if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor) # fastai's images know too much
         size = self._now = tuple(x.shape[-2:])
         if self.fixed and size!=self.img_size: raise FineGrainedError(f"'{self.name}' was built for images of {_px(self.img_size)}, these are {_px(size)}: "
@@ -533,7 +534,7 @@ def _bound(body, size):
     except FineGrainedError: return True
     return [p.shape for p in taller.parameters()]!=[p.shape for p in body.model.parameters()]
 
-def for_size(body, size):
+def for_size(body:Body, size:tuple):
     "A function that makes `body` ready for images of `size`: what the size decides is exchanged, all else stays as it is"
     if size==body.img_size: return lambda: None
     if not body.fixed: # there only has to be a map of that size
@@ -553,14 +554,14 @@ def for_size(body, size):
 
 # %% ../../nbs/api/100_models.body.ipynb #50372311
 @patch
-def check_size(self:Body, size # Pixels or (height, width)
+def check_size(self:Body, size:int|tuple # Pixels or (height, width)
     ):
     "Stop unless the architecture takes images of `size`"
     size = as_pair(size)
     with torch.device('meta'): self._like(size)
 
 @patch
-def resize(self:Body, size # Pixels or (height, width)
+def resize(self:Body, size:int|tuple # Pixels or (height, width)
     ):
     "Go on with images of `size`; where the body is built for one size, its position embeddings are resampled"
     for_size(self, as_pair(size))()

@@ -27,7 +27,7 @@ class EmbeddingNorm(nn.BatchNorm1d):
         super().__init__(check_number('nf', nf, 1, whole=True))
         self.register_buffer('scale', torch.tensor(min(1., 256/nf)))
 
-    def forward(self, x): return self.scale * super().forward(x)
+    def forward(self, x:torch.Tensor): return self.scale * super().forward(x)
 
     def _load_from_state_dict(self, state, prefix, *args):
         state.setdefault(prefix+'scale', torch.tensor(1.)) # weights of before there was a factor were learned without
@@ -76,7 +76,7 @@ class CosineHead(nn.Module):
         nf:int, # Width of the rows that come in
         n_out:int, # Number of classes
         drop:float=0., # Probability of dropout
-        scale:float=None # Scale to begin with, above 0; None: what lets a class reach a probability of 99 %
+        scale:float|None=None # Scale to begin with, above 0; None: what lets a class reach a probability of 99 %
     ):
         super().__init__()
         _sizes(nf, n_out, drop)
@@ -85,14 +85,14 @@ class CosineHead(nn.Module):
         self.weight = nn.Parameter(torch.randn(n_out, nf)/nf**.5)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale or _least_scale(n_out))))
 
-    def forward(self, x):
+    def forward(self, x:torch.Tensor):
         with torch.autocast(x.device.type, enabled=False): # bfloat16 has three digits, and fine differences are in the fourth
             x = self.drop(self.norm(x.to(self.weight.dtype)))
             # shorter than eps counts as that long, so that the gradient of a zero row stays finite and small
             return self.log_scale.exp() * F.normalize(x, eps=.01) @ F.normalize(self.weight, eps=.01).T
 
 # %% ../../nbs/api/160_models.head.ipynb #f2f165f6
-def check_parents(parents, n_out):
+def check_parents(parents:list, n_out:int):
     "Stop unless `parents` is a tree over `n_out` labels"
     check(isinstance(parents, (tuple,list)) and parents, 'LevelHead needs `parents`: for each level above the labels, coarse → fine, a list of the number of the group of each label')
     for i,o in enumerate(parents):
@@ -111,7 +111,7 @@ class LevelHead(nn.Module):
         nf:int, # Width of the rows that come in
         n_out:int, # Number of classes
         drop:float=0., # Probability of dropout
-        parents:list=None, # For each level above the labels, coarse → fine: the number of the group of each label
+        parents:list|None=None, # For each level above the labels, coarse → fine: the number of the group of each label
         weight:float=.5 # How much each coarser level counts in training beside the labels
     ):
         super().__init__()
@@ -124,7 +124,7 @@ class LevelHead(nn.Module):
         self.register_buffer('up', torch.tensor(parents, dtype=torch.long)) # (levels, n_out)
         self.side = weight
 
-    def forward(self, x):
+    def forward(self, x:torch.Tensor):
         x = self.drop(self.norm(x))
         return self.fc(x) + sum(fc(x)[:,up] for fc,up in zip(self.above, self.up))
 
@@ -140,7 +140,7 @@ def _shared(logits, up, n):
 def aux_names(self:LevelHead): return [f'level {i+1}' for i in range(len(self.above))]
 
 @patch
-def aux_losses(self:LevelHead, embeddings, logits):
+def aux_losses(self:LevelHead, embeddings:torch.Tensor, logits:torch.Tensor):
     "For each coarser level (name, weight, logits (B, n_out) by which the labels of a group are all equally likely)"
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
     return [(name, self.side, _shared(logits, up, fc.out_features)) for name,fc,up in zip(self.aux_names, self.above, self.up)]

@@ -7,10 +7,13 @@ __all__ = ['imagenet_stats', 'NormalizeInput', 'FineGrainedModel', 'only_logits'
 
 # %% ../../nbs/api/170_models.model.ipynb #b2b5f19e
 import inspect, math, torch
+from collections.abc import Callable
 from contextlib import contextmanager
+from enum import Enum
 from fastcore.basics import patch
 from functools import partial
 from numbers import Integral
+from pathlib import Path
 from torch import nn
 from ..core import FineGrainedError, check, check_number, listing
 from .attention import Attended
@@ -33,8 +36,8 @@ def _channels(name, o):
 class NormalizeInput(nn.Module):
     "Pixels from 0 to 1 as a model was trained to see them: `mean` off, divided by `std`"
     def __init__(self,
-        mean, # One number a channel
-        std # One number a channel
+        mean:list|tuple|torch.Tensor, # One number a channel
+        std:list|tuple|torch.Tensor # One number a channel
     ):
         super().__init__()
         mean,std = _channels('mean', mean),_channels('std', std)
@@ -42,7 +45,7 @@ class NormalizeInput(nn.Module):
         self.register_buffer('mean', torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer('std',  torch.tensor(std ).view(1, -1, 1, 1))
 
-    def forward(self, x): return (x-self.mean) / self.std
+    def forward(self, x:torch.Tensor): return (x-self.mean) / self.std
 
 # %% ../../nbs/api/170_models.model.ipynb #f4c5d045
 def _plain(x): return x if type(x) is torch.Tensor else x.as_subclass(torch.Tensor) # fastai's images know too much
@@ -51,12 +54,12 @@ class FineGrainedModel(nn.Module):
     "Pixels (B, 3, H, W) from 0 to 1 to logits (B, n_out), by way of `norm`, `body`, `pool` and `head`"
     alone = False # see `only_logits`
     def __init__(self,
-        norm, # Pixels to what the body expects
-        body, # A `Body`
-        pool, # Maps to rows
-        head, # Rows to logits
-        branch=None, # A `Branch`
-        zoom=None # A `ZoomIn`
+        norm:nn.Module, # Pixels to what the body expects
+        body:Body|TwoStreams, # A `Body`
+        pool:nn.Module, # Maps to rows
+        head:nn.Module, # Rows to logits
+        branch:Branch|None=None, # A `Branch`
+        zoom:ZoomIn|None=None # A `ZoomIn`
     ):
         super().__init__()
         self.norm,self.body,self.pool,self.head,self.branch,self.zoom = norm,body,pool,head,branch,zoom
@@ -74,7 +77,7 @@ class FineGrainedModel(nn.Module):
         state.setdefault(prefix+'temperature', torch.ones(())) # of before there was one
         super()._load_from_state_dict(state, prefix, *args)
 
-    def see(self, x):
+    def see(self, x:torch.Tensor):
         "The last feature map (B, body.nf, h, w), what else the pool wants to know by name, and the map for the branch"
         wants = {k: v for k,v in getattr(self.pool, 'wants', {}).items() if k!='points'}
         if self.branch is not None: wants['stages'] = [*wants.get('stages', ()), self.branch.stage]
@@ -83,11 +86,11 @@ class FineGrainedModel(nn.Module):
         if 'stages' in seen and not seen['stages']: del seen['stages']
         return maps,seen,mid
 
-    def maps(self, x):
+    def maps(self, x:torch.Tensor):
         "The last feature map (B, body.nf, h, w)"
         return self.body(self.norm(_plain(x)))
 
-    def features(self, x):
+    def features(self, x:torch.Tensor):
         "What the head sees (B, pool.nf)"
         maps,seen,_ = self.see(x)
         return self.pool(maps, **seen)
@@ -120,7 +123,7 @@ def aux_names(self:FineGrainedModel):
 
 # %% ../../nbs/api/170_models.model.ipynb #0eb6ec1c
 @patch
-def trace(self:FineGrainedModel, *parts, detach=False)->Trace:
+def trace(self:FineGrainedModel, *parts, detach:bool=False)->Trace:
     "Inside this `with`, each pass leaves `parts` ('aux_losses', 'embeddings', 'maps') in what it gives; `detach`: see `Trace`"
     return Trace(self, *parts, detach=detach)
 
@@ -135,8 +138,8 @@ def _note(self:FineGrainedModel, x, logits, way, logits_of):
 
 # %% ../../nbs/api/170_models.model.ipynb #61ddc173
 @patch
-def forward(self:FineGrainedModel, x, # Pictures (B, 3, H, W) from 0 to 1
-    points=None # Where the parts of each are (B, K, 2), for a pool that learns from them
+def forward(self:FineGrainedModel, x:torch.Tensor, # Pictures (B, 3, H, W) from 0 to 1
+    points:torch.Tensor|None=None # Where the parts of each are (B, K, 2), for a pool that learns from them
     ):
     "Logits (B, n_out)"
     x = _plain(x)
@@ -148,7 +151,7 @@ def forward(self:FineGrainedModel, x, # Pictures (B, 3, H, W) from 0 to 1
 
 # %% ../../nbs/api/170_models.model.ipynb #a84ae641
 @contextmanager
-def only_logits(model # A `FineGrainedModel`; of others nothing else is asked anyway
+def only_logits(model:nn.Module # A `FineGrainedModel`; of others nothing else is asked anyway
     ):
     "Inside this `with`, `model` answers from one look, and nothing besides the answer is learned, kept or counted"
     was = getattr(model, 'alone', None)
@@ -161,7 +164,7 @@ def only_logits(model # A `FineGrainedModel`; of others nothing else is asked an
 def _repeated(o, n): return [_repeated(t, n) for t in o] if isinstance(o, list) else o.repeat_interleave(n, 0)
 
 @patch
-def halves(self:FineGrainedModel, x # Pictures (B, 3, H, W) from 0 to 1
+def halves(self:FineGrainedModel, x:torch.Tensor # Pictures (B, 3, H, W) from 0 to 1
     ):
     "The map (B, C, h, w) that explains what the model says of `x`, and a function from such maps to logits"
     x,wants = _plain(x),getattr(self.pool, 'wants', {})
@@ -202,14 +205,14 @@ def layers(self:FineGrainedModel):
     return layers and layers | dict(head=self.groups()[-1])
 
 @patch
-def reinit(self:FineGrainedModel, n):
+def reinit(self:FineGrainedModel, n:int):
     "Give the last `n` groups of the body fresh random values"
     self.body.reinit(n)
     self.afresh = max(n, getattr(self, 'afresh', 0)) # for whoever pulls to where weights began
     return self
 
 @patch
-def resize(self:FineGrainedModel, size # Pixels or (height, width)
+def resize(self:FineGrainedModel, size:int|tuple # Pixels or (height, width)
     ):
     "Go on with pictures of `size`"
     self.body.resize(size)
@@ -264,19 +267,19 @@ def _stats(stats, body):
 
 # %% ../../nbs/api/170_models.model.ipynb #6f2c4dbc
 def fine_grained_model(
-    arch, # A timm name, a torchvision constructor, or two of them for two streams
+    arch:str|Callable|list|tuple, # A timm name, a torchvision constructor, or two of them for two streams
     n_out:int, # Number of classes
-    pool='avg', # A name from `pools`, something that builds a pool of `nf` channels (or of a `body`), or a pool
-    head='linear', # A name from `heads`, something that builds a head of `(nf, n_out, drop)`, or a head
+    pool:str|Callable='avg', # A name from `pools`, something that builds a pool of `nf` channels (or of a `body`), or a pool
+    head:str|Callable='linear', # A name from `heads`, something that builds a head of `(nf, n_out, drop)`, or a head
     drop:float=0., # Probability of dropout in the head
-    stats=None, # (mean, std) of the input; None: the body's own, else ImageNet's; False: the images come normalised
+    stats:tuple|bool|None=None, # (mean, std) of the input; None: the body's own, else ImageNet's; False: the images come normalised
     pretrained:bool=True, # Start from published weights?
-    weights=None, # A local weights file instead
-    img_size=None, # Size of the images, pixels or (height, width); None: the body's own
-    blocks:dict=None, # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
-    branch=None, # Number or name of a stage with a classifier and a loss of its own
+    weights:str|Path|dict|Enum|list|tuple|None=None, # A local weights file instead
+    img_size:int|tuple|None=None, # Size of the images, pixels or (height, width); None: the body's own
+    blocks:dict|None=None, # Stage (number or name) → attention block after it: 'se', 'eca' or 'cbam'
+    branch:int|str|None=None, # Number or name of a stage with a classifier and a loss of its own
     zoom:bool=False, # Learn from crops and drops of what the pool attends to, and look twice at evaluation?
-    parents:list=None, # Of `LevelHead`: for each level above the labels the number of each label's group
+    parents:list|None=None, # Of `LevelHead`: for each level above the labels the number of each label's group
     **kwargs # For `Body`
 )->FineGrainedModel:
     "A model for `n_out` classes on any body, with any pool and head"

@@ -7,6 +7,7 @@ __all__ = ['PartPool', 'threshold_range', 'check_pad', 'attention_drop', 'attent
 
 # %% ../../nbs/api/140_models.parts.ipynb #ca907f21
 import math, torch
+from collections.abc import Callable
 from fastcore.basics import patch
 from numbers import Real
 from torch import nn
@@ -19,7 +20,7 @@ class PartPool(nn.Module):
     def __init__(self,
         nf:int, # Channels of the map
         parts:int=8, # Attention maps, 1 to `nf`
-        dim:int=None, # Bring the map to so many channels first; None: as it is
+        dim:int|None=None, # Bring the map to so many channels first; None: as it is
         pull:float=1., # Weight of the penalty that pulls a part's features to their centre; 0: none
         beta:float=.05 # How far the centres go in one step towards what they see
     ):
@@ -35,9 +36,9 @@ class PartPool(nn.Module):
         self.reduce = nn.Sequential(nn.Conv2d(nf, dim, 1, bias=False), nn.BatchNorm2d(dim)) if dim else nn.Identity()
         self.register_buffer('centers', torch.zeros(self.nf))
 
-    def attention(self, maps): return self.look(maps)
+    def attention(self, maps:torch.Tensor): return self.look(maps)
 
-    def forward(self, maps):
+    def forward(self, maps:torch.Tensor):
         a,maps = self.attention(maps),self.reduce(maps)
         with torch.autocast(maps.device.type, enabled=False):
             f = a.float().flatten(2) @ maps.float().flatten(2).mT / maps[0,0].numel() # (B, parts, C)
@@ -49,7 +50,7 @@ class PartPool(nn.Module):
 def aux_names(self:PartPool): return ['centers']*(self.pull!=0)
 
 @patch
-def aux_losses(self:PartPool, embeddings, maps=None, **seen):
+def aux_losses(self:PartPool, embeddings:torch.Tensor, maps:torch.Tensor|None=None, **seen):
     "What is learned besides the label: the distance of `embeddings` from the centres, which follow them in training"
     if not self.pull: return []
     with torch.autocast(embeddings.device.type, enabled=False):
@@ -59,14 +60,14 @@ def aux_losses(self:PartPool, embeddings, maps=None, **seen):
         return [('centers', self.pull, off.square().sum(1).mean())]
 
 # %% ../../nbs/api/140_models.parts.ipynb #babee238
-def threshold_range(name, v):
+def threshold_range(name:str, v:float|tuple|list):
     "(low, high) of the threshold `v`, a number or a range"
     lo,hi = v if isinstance(v, (tuple,list)) and len(v)==2 else (v,v)
     ok = all(isinstance(o, Real) and not isinstance(o, bool) for o in (lo, hi)) and 0<=lo<=hi<1
     check(ok, f'{name}={v!r} is no threshold: give a number from 0 up, below 1, or (low, high)')
     return lo,hi
 
-def check_pad(pad): check(check_number('pad', pad, 0)<1, f"pad={pad} is room round a crop, of the picture's side: 0 or more, below 1")
+def check_pad(pad:float): check(check_number('pad', pad, 0)<1, f"pad={pad} is room round a crop, of the picture's side: 0 or more, below 1")
 
 def _lit(x, attention, thresh):
     "Which pixels of pictures `x` their `attention` (B, h, w) lights above `thresh`, or above one drawn from a range (B, H, W)"
@@ -81,9 +82,9 @@ def _lit(x, attention, thresh):
 
 # %% ../../nbs/api/140_models.parts.ipynb #e09528f7
 def attention_drop(
-    x, # Pictures (B, 3, H, W)
-    attention, # One map for each (B, h, w)
-    thresh=(.2,.5) # Hide what is above it, of 1; a number, or a range to draw from
+    x:torch.Tensor, # Pictures (B, 3, H, W)
+    attention:torch.Tensor, # One map for each (B, h, w)
+    thresh:float|tuple=(.2,.5) # Hide what is above it, of 1; a number, or a range to draw from
 ):
     "Pictures `x` with the places hidden that `attention` lights up"
     return torch.where(_lit(x, attention, thresh)[:,None], x.mean((2,3), keepdim=True), x)
@@ -95,9 +96,9 @@ def _ends(on):
     return on.argmax(1), n-on.flip(1).argmax(1)
 
 def attention_crop(
-    x, # Pictures (B, 3, H, W)
-    attention, # One map for each (B, h, w)
-    thresh=(.4,.6), # The box holds all above it, of 1; a number, or a range to draw from
+    x:torch.Tensor, # Pictures (B, 3, H, W)
+    attention:torch.Tensor, # One map for each (B, h, w)
+    thresh:float|tuple=(.4,.6), # The box holds all above it, of 1; a number, or a range to draw from
     pad:float=.1 # Room on each side, of the picture's own side
 ):
     "The part of each of `x` that its `attention` lights up, as large as the picture"
@@ -118,8 +119,8 @@ class ZoomIn:
     def __init__(self,
         crop:float=1., # Weight of the loss on crops; 0: none are made
         drop:float=1., # Weight of the loss on drops; 0: none are made
-        crop_at=(.4,.6), # Threshold of crops, a number or a range
-        drop_at=(.2,.5), # Threshold of drops, a number or a range
+        crop_at:float|tuple=(.4,.6), # Threshold of crops, a number or a range
+        drop_at:float|tuple=(.2,.5), # Threshold of drops, a number or a range
         whole_at:float=.3, # Threshold of the second look at evaluation
         pad:float=.1 # Room round a crop, of the picture's side
     ):
@@ -129,7 +130,7 @@ class ZoomIn:
         self.crop,self.drop,self.crop_at,self.drop_at,self.whole_at,self.pad = crop,drop,crop_at,drop_at,whole_at,pad
 
     @torch.no_grad()
-    def attention(self, maps, pool):
+    def attention(self, maps:torch.Tensor, pool:nn.Module):
         "The attention maps of `pool` (B, parts, h, w)"
         check(hasattr(pool, 'attention'), f"{type(pool).__name__} attends to no parts, so there is no closer look: use pool='parts'")
         return pool.attention(maps).float()
@@ -140,10 +141,10 @@ def aux_names(self:ZoomIn): return ['crop']*(self.crop!=0) + ['drop']*(self.drop
 
 @patch
 def train_aux(self:ZoomIn,
-    x, # Pictures (B, 3, H, W), from 0 to 1
-    maps, # What the body made of them
-    pool, # A pool with `attention(maps)`
-    logits_of # From pictures to logits
+    x:torch.Tensor, # Pictures (B, 3, H, W), from 0 to 1
+    maps:torch.Tensor, # What the body made of them
+    pool:nn.Module, # A pool with `attention(maps)`
+    logits_of:Callable # From pictures to logits
 )->list: # (name, weight, logits)
     "Logits for a crop and for a drop of each picture, to be judged like those of the whole"
     a = self.attention(maps, pool)
@@ -156,11 +157,11 @@ def train_aux(self:ZoomIn,
 
 @patch
 def refine(self:ZoomIn,
-    x, # Pictures (B, 3, H, W), from 0 to 1
-    maps, # What the body made of them
-    pool, # A pool with `attention(maps)`
-    logits, # What the model says of the whole pictures (B, n_out)
-    logits_of # From pictures to logits
+    x:torch.Tensor, # Pictures (B, 3, H, W), from 0 to 1
+    maps:torch.Tensor, # What the body made of them
+    pool:nn.Module, # A pool with `attention(maps)`
+    logits:torch.Tensor, # What the model says of the whole pictures (B, n_out)
+    logits_of:Callable # From pictures to logits
 )->torch.Tensor: # (B, n_out)
     "The answer after a second look at the object, as the log of the mean probability"
     zoom = attention_crop(x, self.attention(maps, pool).mean(1), self.whole_at, self.pad)
@@ -169,8 +170,8 @@ def refine(self:ZoomIn,
 
 # %% ../../nbs/api/140_models.parts.ipynb #77874659
 def part_hits(
-    attention, # Attention maps (B, parts, h, w)
-    points, # True places (B, n, 2), x and y as shares of width and height; NaN where a part is hidden
+    attention:torch.Tensor, # Attention maps (B, parts, h, w)
+    points:torch.Tensor, # True places (B, n, 2), x and y as shares of width and height; NaN where a part is hidden
     near:float=.1 # Nearer than this counts, of the picture's side
 )->torch.Tensor: # (parts, n)
     "Share of the pictures in which the brightest place of each map is near each true part"

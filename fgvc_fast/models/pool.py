@@ -18,7 +18,7 @@ class MeanPool(nn.Module):
         super().__init__()
         self.nf = check_number('nf', nf, 1, whole=True)
 
-    def forward(self, x): return x.mean((2,3))
+    def forward(self, x:torch.Tensor): return x.mean((2,3))
 
 # %% ../../nbs/api/110_models.pool.ipynb #58d521e7
 class GeM(nn.Module):
@@ -35,7 +35,7 @@ class GeM(nn.Module):
         self.nf,self.eps = nf,eps
         self.p = nn.Parameter(torch.tensor(float(p)))
 
-    def forward(self, x):
+    def forward(self, x:torch.Tensor):
         with torch.autocast(x.device.type, enabled=False): # the cube of a half-precision number soon overflows
             x,p = x.float().clamp(min=self.eps),self.p.float()
             # divided by the largest, so that no power runs out of range

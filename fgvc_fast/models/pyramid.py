@@ -7,6 +7,8 @@ __all__ = ['map_pools', 'StagePool', 'PyramidPool', 'Branch']
 
 # %% ../../nbs/api/150_models.pyramid.ipynb #ac47ae35
 import torch
+from collections.abc import Callable
+from .body import Body
 from numbers import Integral
 from torch import nn
 from torch.nn import functional as F
@@ -42,9 +44,9 @@ def _inner(pool, nf):
 class StagePool(nn.Module):
     "Several stages, each pooled by itself, side by side"
     def __init__(self,
-        body, # A `Body`
-        stages=(-2,-1), # Numbers or names of its stages; the last is always among them
-        pool='avg' # How each is pooled: a name, or something that builds a pool of `nf` channels
+        body:Body, # A `Body`
+        stages:list|tuple=(-2,-1), # Numbers or names of its stages; the last is always among them
+        pool:str|Callable='avg' # How each is pooled: a name, or something that builds a pool of `nf` channels
     ):
         super().__init__()
         idx = _others(body, stages)
@@ -52,16 +54,16 @@ class StagePool(nn.Module):
         self.pools = nn.ModuleList(_inner(pool, body.stages[i].channels) for i in (*idx, -1))
         self.nf = sum(o.nf for o in self.pools)
 
-    def forward(self, maps, stages): return torch.cat([f(o) for f,o in zip(self.pools, (*stages, maps))], 1)
+    def forward(self, maps:torch.Tensor, stages:list): return torch.cat([f(o) for f,o in zip(self.pools, (*stages, maps))], 1)
 
 # %% ../../nbs/api/150_models.pyramid.ipynb #dfddc71f
 class PyramidPool(nn.Module):
     "A feature pyramid over several stages, each of its levels pooled by itself"
     def __init__(self,
-        body, # A `Body`
-        stages=(-3,-2,-1), # Numbers or names of its stages; the last is always among them
+        body:Body, # A `Body`
+        stages:list|tuple=(-3,-2,-1), # Numbers or names of its stages; the last is always among them
         width:int=256, # Channels of each level
-        pool='avg' # How each level is pooled: a name, or something that builds a pool of `nf` channels
+        pool:str|Callable='avg' # How each level is pooled: a name, or something that builds a pool of `nf` channels
     ):
         super().__init__()
         check_number('width', width, 1, whole=True)
@@ -73,7 +75,7 @@ class PyramidPool(nn.Module):
         self.pools = nn.ModuleList(_inner(pool, width) for _ in self.sides_in)
         self.nf = sum(o.nf for o in self.pools)
 
-    def levels(self, maps, stages):
+    def levels(self, maps:torch.Tensor, stages:list):
         "The maps of the pyramid, fine to coarse, each (B, width, h, w)"
         res,top = [],None
         for f,norm,smooth,o in reversed([*zip(self.sides_in, self.norms, self.smooth, (*stages, maps))]):
@@ -82,15 +84,15 @@ class PyramidPool(nn.Module):
             res.insert(0, smooth(top))
         return res
 
-    def forward(self, maps, stages): return torch.cat([f(o) for f,o in zip(self.pools, self.levels(maps, stages))], 1)
+    def forward(self, maps:torch.Tensor, stages:list): return torch.cat([f(o) for f,o in zip(self.pools, self.levels(maps, stages))], 1)
 
 # %% ../../nbs/api/150_models.pyramid.ipynb #8c540ae3
 class Branch(nn.Module):
     "A classifier on an earlier stage: the strongest answer of each of `width` detectors, and one linear layer"
     def __init__(self,
-        body, # A `Body`
+        body:Body, # A `Body`
         n_out:int, # Number of classes
-        stage=-2, # Number or name of the stage
+        stage:int|str=-2, # Number or name of the stage
         width:int=512 # Detectors
     ):
         super().__init__()
@@ -100,4 +102,4 @@ class Branch(nn.Module):
         self.look = nn.Sequential(nn.Conv2d(body.stages[self.stage].channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.fc = nn.Linear(width, n_out)
 
-    def forward(self, x): return self.fc(self.look(x).amax((2,3))/4)
+    def forward(self, x:torch.Tensor): return self.fc(self.look(x).amax((2,3))/4)

@@ -73,7 +73,7 @@ class _Triangle(nn.Module):
 
 # %% ../../nbs/api/112_models.second.ipynb #1832ecc9
 def signed_sqrt(
-    x, # Rows (B, n)
+    x:torch.Tensor, # Rows (B, n)
     eps:float=1e-3 # What is smaller than this part of the row's mean size counts as nearly zero
 ):
     "The root of each number's size, with its sign; its slope at zero is finite"
@@ -104,7 +104,7 @@ class BilinearPool(nn.Module):
     def __init__(self,
         nf:int, # Channels of the map
         dim:int|None=256, # Where there are more channels (of a body), reduce to so many first; `None` to keep them all
-        streams=None # (C1, C2): the map is that of two bodies, stacked on channels
+        streams:tuple|None=None # (C1, C2): the map is that of two bodies, stacked on channels
     ):
         super().__init__()
         if dim is not None: _whole('dim', dim)
@@ -114,7 +114,7 @@ class BilinearPool(nn.Module):
         self.triangle = None if streams else _Triangle(d[0])
         self.nf = d[0]*d[1] if streams else self.triangle.nf
 
-    def forward(self, maps):
+    def forward(self, maps:torch.Tensor):
         with torch.autocast(maps.device.type, enabled=False): # in half precision the square of 256 is infinite
             xs = [f(x).flatten(2) for f,x in zip(self.reduce, _wide(maps).split(self.sizes, 1))]
             if self.triangle: rows = signed_sqrt(self.triangle(_Gram.apply(xs[0]))) * self.triangle.root2
@@ -128,7 +128,7 @@ class CompactPool(nn.Module):
         nf:int, # Channels of the map
         dim:int=4096, # Width of the rows
         seed:int=0, # For bins and signs, which are kept with the weights
-        streams=None # (C1, C2): the map is that of two bodies, stacked on channels
+        streams:tuple|None=None # (C1, C2): the map is that of two bodies, stacked on channels
     ):
         super().__init__()
         _whole('dim', dim)
@@ -138,9 +138,9 @@ class CompactPool(nn.Module):
             self.register_buffer(f'bin_{k}', torch.randint(dim, (c,), generator=rng, device='cpu'))
             self.register_buffer(f'sign_{k}', torch.randint(2, (c,), generator=rng, device='cpu')*2. - 1)
 
-    def forward(self, maps): return F.normalize(signed_sqrt(self.sketch(maps)), eps=1e-6)
+    def forward(self, maps:torch.Tensor): return F.normalize(signed_sqrt(self.sketch(maps)), eps=1e-6)
 
-    def sketch(self, maps):
+    def sketch(self, maps:torch.Tensor):
         "The sums alone: their inner products are nearly those of Gram matrices"
         with torch.autocast(maps.device.type, enabled=False): # there is no Fourier transform in half precision
             xs = [x.flatten(2) for x in _wide(maps).split(self.sizes, 1)]
@@ -216,7 +216,7 @@ class _Spectral(Function):
 
 # %% ../../nbs/api/112_models.second.ipynb #2694e73e
 def newton_schulz(
-    A, # Symmetric matrices (B, d, d) without negative eigenvalues
+    A:torch.Tensor, # Symmetric matrices (B, d, d) without negative eigenvalues
     iters:int=5, # Steps
     inverse:bool=False # One over the root instead?
 ):
@@ -241,7 +241,7 @@ class CovPool(nn.Module):
         self.triangle,self.iters = _Triangle(d),iters
         self.nf = self.triangle.nf
 
-    def forward(self, maps):
+    def forward(self, maps:torch.Tensor):
         with torch.autocast(maps.device.type, enabled=False): # steps in half precision do not converge
             x = self.reduce(_wide(maps)).flatten(2)
             d,n = x.shape[1:]

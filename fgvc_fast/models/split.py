@@ -12,20 +12,20 @@ from ..core import check
 from torch import nn
 
 # %% ../../nbs/api/180_models.split.ipynb #8a536f3a
-def split_model(model, x):
+def split_model(model:nn.Module, x:torch.Tensor):
     "The last map of pictures `x`, and a function from such maps to logits"
     if hasattr(model, 'halves'): return model.halves(x)
     can_split(model)
     return model[0](x),model[1]
 
-def can_split(model):
+def can_split(model:nn.Module):
     "Stop unless it is known where the last map of `model` is"
     check(hasattr(model, 'halves') or isinstance(model, nn.Sequential) and len(model)==2,
         f"{type(model).__name__} does not say where its last map is: use a model of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`")
 
 # %% ../../nbs/api/180_models.split.ipynb #a9a590ac
 @contextmanager
-def eval_mode(model):
+def eval_mode(model:nn.Module):
     "`model` in evaluation mode; each of its modules gets its own mode back, whatever happens"
     was = [(m, m.training) for m in model.modules()]
     try:

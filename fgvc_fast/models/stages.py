@@ -7,6 +7,7 @@ __all__ = ['unpack_map', 'hook_attention', 'check_token_flow', 'RollOut']
 
 # %% ../../nbs/api/102_models.stages.ipynb #5eaf2dee
 import torch
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from fastcore.basics import patch
 from numbers import Integral
@@ -29,7 +30,7 @@ def stage_index(self:Body,
     return int(o%n)
 
 # %% ../../nbs/api/102_models.stages.ipynb #7d66f4d5
-def unpack_map(o, c, r, size):
+def unpack_map(o:torch.Tensor|list|tuple, c:int, r:int, size:tuple):
     "The map of `c` channels, `r` times smaller than `size`, that is in `o`; and a function that packs another in its place"
     if isinstance(o, (list,tuple)):
         i = max((i for i,t in enumerate(o) if torch.is_tensor(t) and t.ndim==4 and c in t.shape), key=lambda i: -o[i].shape[2])
@@ -63,7 +64,7 @@ def _hooked(body, uses):
         for o in doors: o.remove()
 
 @patch
-def put_after(self:Body, stage, # Number or name
+def put_after(self:Body, stage:int|str, # Number or name
     block:nn.Module # Maps (B, channels, h, w) to such maps
     ):
     "Put `block` between `stage` and what comes next; its parameters are in none of `groups()`"
@@ -86,7 +87,7 @@ def _checkpointed(body): return [m for m in body.modules() if getattr(m, 'grad_c
 def _rolled(body, ok, why): check(ok, f"'{body.name}' {why}, so there is no attention that could be rolled out: use one of timm's plain ViTs, or method='gradcam'")
 
 @contextmanager
-def hook_attention(body, use, n):
+def hook_attention(body:Body, use:Callable, n:int):
     "Inside this `with`, `use` sees the attention (B, heads, n, n) of each block to `n` pictures, and may give another in its place"
     ms,of = [m for m in body.model.modules() if hasattr(m, 'fused_attn') and hasattr(m, 'attn_drop')],len(body.blocks())
     _rolled(body, ms and of, 'has no blocks that show how their tokens attend to one another')
@@ -109,7 +110,7 @@ def hook_attention(body, use, n):
         for o in hooks: o.remove()
 
 # %% ../../nbs/api/102_models.stages.ipynb #3d7e453c
-def check_token_flow(body, flow, maps):
+def check_token_flow(body:Body, flow:torch.Tensor, maps:torch.Tensor):
     "Stop unless `flow` is between the tokens of the last `maps`"
     _rolled(body, flow.shape[-1]==body._prefix+maps.shape[2]*maps.shape[3], 'has blocks that attend to something other than the places of its last map')
     return flow
@@ -124,10 +125,10 @@ class RollOut:
 
 # %% ../../nbs/api/102_models.stages.ipynb #cc683231
 @patch
-def see(self:Body, x, # Images (B, 3, H, W)
-    stages=(), # Numbers or names of stages
-    prefix=False, # The tokens before those of the image?
-    rollout=False # Where attention went?
+def see(self:Body, x:torch.Tensor, # Images (B, 3, H, W)
+    stages:list|tuple=(), # Numbers or names of stages
+    prefix:bool=False, # The tokens before those of the image?
+    rollout:bool=False # Where attention went?
     ):
     "The last map (B, nf, h, w) of `x`; and what else was asked for, by name: `stages` a list of maps, `prefix` (B, n, nf), `rollout` (B, h, w)"
     check(self._prefix or not prefix, f"'{self.name}' has no class token: use a ViT, or a pool over the map")
@@ -157,8 +158,8 @@ def before(self:Body, n:int # How many blocks
 
 # %% ../../nbs/api/102_models.stages.ipynb #823398b3
 @patch
-def from_last_block(self:Body, x, # Images (B, 3, H, W)
-    **wants # As `see`
+def from_last_block(self:Body, x:torch.Tensor, # Images (B, 3, H, W)
+    **wants # Of `see`: `stages`, `prefix`, `rollout`
     ):
     "What goes into the last attention block as a map (B, C, h, w); and a function that goes on from such a map as `see` would"
     kept,s = [],self.stages[-1]

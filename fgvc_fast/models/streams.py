@@ -18,10 +18,10 @@ from .body import Body, Stage, for_size, as_pair
 class TwoStreams(nn.Module):
     "The feature maps of two bodies as one: (B, 3, H, W) to (B, sum of their nf, h, w)"
     def __init__(self,
-        arch, # Two architectures, as for `Body`
+        arch:list|tuple, # Two architectures, as for `Body`
         pretrained:bool=True, # Start from published weights?
-        weights=None, # None, or two local files
-        img_size=None, # Pixels or (height, width)
+        weights:list|tuple|None=None, # None, or two local files
+        img_size:int|tuple|None=None, # Pixels or (height, width)
         **kwargs # Of `Body`, for both
     ):
         super().__init__()
@@ -38,18 +38,18 @@ class TwoStreams(nn.Module):
         self.register_buffer('scale', (own[0][1]/own[1][1]).view(1, 3, 1, 1))
         self.register_buffer('shift', ((own[0][0]-own[1][0])/own[1][1]).view(1, 3, 1, 1))
 
-    def forward(self, x):
+    def forward(self, x:torch.Tensor):
         a,b = self.bodies[0](x),self.bodies[1](x*self.scale+self.shift)
         h,w = (max(o) for o in zip(a.shape[2:], b.shape[2:]))
         a,b = (o if o.shape[2:]==(h,w) else F.interpolate(o.float(), (h,w), mode='bilinear').to(o.dtype) for o in (a,b))
         return torch.cat([a.to(b.dtype), b], 1)
 
-    def see(self, x, **wants):
+    def see(self, x:torch.Tensor, **wants):
         "The map, as `Body.see`; two bodies have no stages or tokens in common"
         check(not any(wants.values()), f"'{self.name}' has two bodies, so there is no one stage or token to ask for ({listing(wants)}): use a pool of the last map, or one body")
         return self(x),{}
 
-    def stage_index(self, o): check(False, f"'{self.name}' has two bodies, so there is no one stage {o!r}: use a pool of the last map, or one body")
+    def stage_index(self, o:int|str): check(False, f"'{self.name}' has two bodies, so there is no one stage {o!r}: use a pool of the last map, or one body")
 
     def groups(self):
         "Parameters of both by depth, counted from the deepest stage"
@@ -65,7 +65,7 @@ class TwoStreams(nn.Module):
         "No attention blocks in common"
         return []
 
-    def reinit(self, n):
+    def reinit(self, n:int):
         "Give the last `n` groups of both fresh random values"
         check(isinstance(n, Integral) and not isinstance(n, bool) and 0<=n<=len(self.stages), f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups")
         for o in self.bodies: o.reinit(min(n, len(o.stages)))
@@ -78,12 +78,12 @@ def layers(self:TwoStreams):
     return {}
 
 @patch
-def check_size(self:TwoStreams, size):
+def check_size(self:TwoStreams, size:int|tuple):
     "Stop unless both take images of `size`"
     for o in self.bodies: o.check_size(size)
 
 @patch
-def resize(self:TwoStreams, size):
+def resize(self:TwoStreams, size:int|tuple):
     "Go on with images of `size`"
     size = as_pair(size)
     for go in [for_size(o, size) for o in self.bodies]: go() # both, or none

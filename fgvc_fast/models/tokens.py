@@ -7,6 +7,7 @@ __all__ = ['ClassTokenPool', 'TokenPool', 'PartTokenPool']
 
 # %% ../../nbs/api/155_models.tokens.ipynb #ad207e99
 import torch
+from .body import Body
 from torch import nn
 from ..core import check, check_number
 
@@ -14,42 +15,42 @@ from ..core import check, check_number
 class ClassTokenPool(nn.Module):
     "The class token, as a ViT was trained to be read"
     wants = dict(prefix=True)
-    def __init__(self, body # A `Body` of tokens
+    def __init__(self, body:Body # A `Body` of tokens
     ):
         super().__init__()
         has = any(getattr(getattr(body, 'model', None), o, None) is not None for o in ('cls_token','class_token')) # registers alone are no class token
         check(has, f"{type(self).__name__} reads the class token, and '{body.name}' has none: use a ViT that has one, or a pool over the map such as 'avg'")
         self.nf = body.nf
 
-    def forward(self, maps, prefix): return prefix[:,0]
+    def forward(self, maps:torch.Tensor, prefix:torch.Tensor): return prefix[:,0]
 
 # %% ../../nbs/api/155_models.tokens.ipynb #b22421e9
 class TokenPool(ClassTokenPool):
     "The class token and the mean of the image's tokens, side by side"
-    def __init__(self, body # A `Body` of tokens
+    def __init__(self, body:Body # A `Body` of tokens
     ):
         super().__init__(body)
         self.nf = 2*body.nf
 
-    def forward(self, maps, prefix): return torch.cat([prefix[:,0], maps.mean((2,3))], 1)
+    def forward(self, maps:torch.Tensor, prefix:torch.Tensor): return torch.cat([prefix[:,0], maps.mean((2,3))], 1)
 
 # %% ../../nbs/api/155_models.tokens.ipynb #fca9cdaf
 class PartTokenPool(TokenPool):
     "The class token, and the mean of the image's tokens that attention went to most, side by side"
     wants = dict(prefix=True, rollout=True)
-    def __init__(self, body, # A `Body` of tokens
+    def __init__(self, body:Body, # A `Body` of tokens
         parts:int=12 # Tokens chosen; all, where a picture has fewer
     ):
         super().__init__(body)
         check_number('parts', parts, 1, whole=True)
         self.parts = parts
 
-    def chosen(self, rollout):
+    def chosen(self, rollout:torch.Tensor):
         "Numbers of the places that are chosen (B, parts)"
         flow = rollout.flatten(1)
         return flow.topk(min(self.parts, flow.shape[1])).indices
 
-    def forward(self, maps, prefix, rollout):
+    def forward(self, maps:torch.Tensor, prefix:torch.Tensor, rollout:torch.Tensor):
         tokens,i = maps.flatten(2),self.chosen(rollout)                     # (B, C, n), (B, parts)
         best = tokens.gather(2, i[:,None].expand(-1, tokens.shape[1], -1)).mean(2)
         return torch.cat([prefix[:,0], best], 1)                            # (B, nf)

@@ -25,7 +25,7 @@ default_cfgs = generate_default_cfgs({'toy_resnet.drawn': dict(
     mean=(.5,.5,.5), std=(.25,.25,.25), first_conv='conv1.0', classifier='fc', license='apache-2.0')})
 
 @register_model
-def toy_resnet(pretrained=False, # Load the weights that come with the package
+def toy_resnet(pretrained:bool=False, # Load the weights that come with the package
     **kwargs)->ToyResNet:
     "A small ResNet for `toy_birds` and lessons, known to timm by its name once this module is imported"
     args = dict(block=BasicBlock, layers=[1,1,2,1], channels=[16,32,96,192], stem_width=8, stem_type='deep')

@@ -7,13 +7,14 @@ __all__ = ['trace_parts', 'Trace']
 
 # %% ../../nbs/api/168_models.trace.ipynb #4d60b399
 from ..core import check_choice
+from torch import nn
 
 # %% ../../nbs/api/168_models.trace.ipynb #579ca466
 trace_parts = 'aux_losses','embeddings','maps'
 
 class Trace:
     "What the last pass of `model` inside of this `with` gave besides its logits"
-    def __init__(self, model, # It writes to all that are in its `traces`
+    def __init__(self, model:nn.Module, # It writes to all that are in its `traces`
         *parts:str, # What is asked for, of `trace_parts`
         detach:bool=False # Shall the label's loss teach head and branch alone, and nothing below them?
         ):

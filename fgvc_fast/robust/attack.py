@@ -23,7 +23,7 @@ def _allowed(x, start, eps, norm):
     return (start+d).clamp(0, 1)
 
 # %% ../../nbs/api/700_robust.attack.ipynb #fe0684d7
-def as_pixels(x, what):
+def as_pixels(x:torch.Tensor, what:str):
     "`x` as a plain tensor of pixels; what rounding has put beyond 0 or 1 is brought back"
     ok = torch.is_tensor(x) and x.ndim==4 and x.is_floating_point() and x.numel() and x.min()>=-1e-3 and x.max()<=1+1e-3
     check(ok, f'{what}: give pixels from 0 to 1 (n, channels, height, width); these are something else. Where loaders normalise, `PixelModel` undoes that')
@@ -72,13 +72,13 @@ def _asked(model, x, eps, norm, targeted):
 
 # %% ../../nbs/api/700_robust.attack.ipynb #92140fab
 def fgsm(
-    model, # From pixels (n, 3, H, W) from 0 to 1 to logits
-    x, # Pixels (n, 3, H, W), from 0 to 1
-    y, # Class numbers (n,): what they are; if `targeted`, what they should be taken for
+    model:nn.Module, # From pixels (n, 3, H, W) from 0 to 1 to logits
+    x:torch.Tensor, # Pixels (n, 3, H, W), from 0 to 1
+    y:torch.Tensor, # Class numbers (n,): what they are; if `targeted`, what they should be taken for
     eps:float, # The most that changes: of any pixel ('linf', 0–1), or of the picture as a vector ('l2')
     norm:str='linf', # 'linf' or 'l2'
     targeted:bool=False # Towards `y` instead of away from it?
-    )->torch.Tensor: # As `x`
+    )->torch.Tensor: # Pixels (n, 3, H, W), from 0 to 1
     "`x`, changed by one step of length `eps` up the loss"
     return _climb(model, _asked(model, x, eps, norm, targeted), y, eps, eps, 1, norm, targeted)
 
@@ -88,21 +88,31 @@ def _step(eps, steps, alpha):
     check(check_number('alpha', alpha, 0, none=True)!=0, f'alpha={alpha} is the length of a step, above 0, or None')
     return 2.5*eps/steps if alpha is None else alpha
 
-def bim(model, x, y, eps:float, # As `fgsm`
+def bim(
+    model:nn.Module, # From pixels (n, 3, H, W) from 0 to 1 to logits
+    x:torch.Tensor, # Pixels (n, 3, H, W), from 0 to 1
+    y:torch.Tensor, # Class numbers (n,): what they are; if `targeted`, what they should be taken for
+    eps:float, # The most that changes: of any pixel ('linf', 0–1), or of the picture as a vector ('l2')
     steps:int=10, # How many
-    alpha:float=None, # Length of a step; None: 2.5*eps/steps
-    norm:str='linf', targeted:bool=False # As `fgsm`
-    )->torch.Tensor: # As `x`
+    alpha:float|None=None, # Length of a step; None: 2.5*eps/steps
+    norm:str='linf', # 'linf' or 'l2'
+    targeted:bool=False # Towards `y` instead of away from it?
+    )->torch.Tensor: # Pixels (n, 3, H, W), from 0 to 1
     "`x`, changed in `steps` up the loss"
     x = _asked(model, x, eps, norm, targeted)
     return _climb(model, x, y, eps, _step(eps, steps, alpha), steps, norm, targeted)
 
-def pgd(model, x, y, eps:float, # As `fgsm`
+def pgd(
+    model:nn.Module, # From pixels (n, 3, H, W) from 0 to 1 to logits
+    x:torch.Tensor, # Pixels (n, 3, H, W), from 0 to 1
+    y:torch.Tensor, # Class numbers (n,): what they are; if `targeted`, what they should be taken for
+    eps:float, # The most that changes: of any pixel ('linf', 0–1), or of the picture as a vector ('l2')
     steps:int=10, # How many
-    alpha:float=None, # Length of a step; None: 2.5*eps/steps
-    norm:str='linf', targeted:bool=False, # As `fgsm`
-    generator=None # A `torch.Generator` for the random start
-    )->torch.Tensor: # As `x`
+    alpha:float|None=None, # Length of a step; None: 2.5*eps/steps
+    norm:str='linf', # 'linf' or 'l2'
+    targeted:bool=False, # Towards `y` instead of away from it?
+    generator:torch.Generator|None=None # A `torch.Generator` for the random start
+    )->torch.Tensor: # Pixels (n, 3, H, W), from 0 to 1
     "`x`, changed in `steps` up the loss from a random start"
     check(generator is None or isinstance(generator, torch.Generator), f'generator={generator!r}: give a `torch.Generator` on the device of the pictures, or None')
     x,alpha = _asked(model, x, eps, norm, targeted),_step(eps, steps, alpha)

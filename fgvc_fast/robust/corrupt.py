@@ -42,10 +42,10 @@ _kinds = dict(noise=(_noise, (.03,.06,.1,.15,.22)), blur=(_blur, (.004,.008,.013
 corruptions = tuple(_kinds)
 
 def corrupt(
-    x, # Pixels (n, 3, H, W), from 0 to 1
+    x:torch.Tensor, # Pixels (n, 3, H, W), from 0 to 1
     kind:str, # 'noise', 'blur', 'jpeg' or 'dark'
     strength:int # 1 to 5
-    )->torch.Tensor: # As `x`
+    )->torch.Tensor: # Pixels (n, 3, H, W), from 0 to 1
     "`x` as it comes out of a worse camera, or a smaller file"
     f,levels = _kinds[check_choice('kind', kind, _kinds)]
     check_number('strength', strength, 1, 5, whole=True)

@@ -7,6 +7,7 @@ __all__ = ['Robustness', 'plot_robustness']
 
 # %% ../../nbs/api/730_robust.curve.ipynb #506af032
 import pandas as pd, torch
+from collections.abc import Callable
 from fastcore.basics import patch
 from ..core import check, check_choice, check_number, half_interval, wrap_label
 from ..metrics import check_answers, count_no_answers
@@ -25,7 +26,8 @@ def _spelled(e):
 
 class Robustness:
     "Accuracy of one model under attacks and corruptions: a `table`, curves, and some pictures that fooled it"
-    def __init__(self, table, shown, vocab, norm): self.table,self.shown,self.vocab,self.norm = table,shown,vocab,norm
+    def __init__(self, table:pd.DataFrame, shown:list, vocab:list, norm:str):
+        self.table,self.shown,self.vocab,self.norm = table,shown,vocab,norm
     def wide(self, corrupted:bool=False # Of corruptions instead of attacks?
         )->pd.DataFrame:
         "Accuracy by kind (rows) and strength, clean first"
@@ -51,11 +53,11 @@ def _batches(learn, dl, n):
 # %% ../../nbs/api/730_robust.curve.ipynb #f7064dd0
 @patch
 def robustness(self:FineGrainedInterpretation,
-    attack=('fgsm','pgd'), # Names from `attacks`, or functions like them; PGD is always among them
-    eps=(0,.05,.1,.15,.2,.25,.3), # Strengths; 0 is the clean accuracy, and always there
-    norm:str='linf', # 'linf' or 'l2', as `fgsm`
+    attack:str|Callable|list|tuple=('fgsm','pgd'), # Names from `attacks`, or functions like them; PGD is always among them
+    eps:float|list|tuple=(0,.05,.1,.15,.2,.25,.3), # Strengths; 0 is the clean accuracy, and always there
+    norm:str='linf', # How `eps` is meant: 'linf', the most that any pixel changes; 'l2', the picture as a vector
     corrupted:bool=True, # Natural corruptions too?
-    n:int=None, # Pictures at the most; None: all
+    n:int|None=None, # Pictures at the most; None: all
     keep:int=4, # Pictures for the gallery
     seed:int=0, # Of random starts
     **kwargs # Of the attacks that know it, such as `steps`

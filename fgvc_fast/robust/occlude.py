@@ -19,9 +19,9 @@ from ..models.split import eval_mode
 
 # %% ../../nbs/api/740_robust.occlude.ipynb #74e319e3
 def hide(
-    x, # Pixels (n, 3, H, W)
-    discs # (n, 3): x, y and radius in pixels; NaN: hide nothing
-    )->torch.Tensor: # As `x`
+    x:torch.Tensor, # Pixels (n, 3, H, W)
+    discs:torch.Tensor|np.ndarray|list # (n, 3): x, y and radius in pixels; NaN: hide nothing
+    )->torch.Tensor: # Pixels (n, 3, H, W), from 0 to 1
     "`x` with each disc in the mean colour of the ring round it"
     check(torch.is_tensor(x) and x.ndim==4, f'x={type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}: give pixels (n, channels, height, width)')
     ok = np.ndim(discs)==2 and np.shape(discs)==(len(x),3)
@@ -66,7 +66,7 @@ def _hidden_and_control(learn, data, rows, part, grow):
 # %% ../../nbs/api/740_robust.occlude.ipynb #df693890
 @patch
 def occlusion(self:FineGrainedInterpretation,
-    part=None, # Name of the part that counts, or one for each row (a Series); None: column `differs`
+    part:str|pd.Series|None=None, # Name of the part that counts, or one for each row (a Series); None: column `differs`
     grow:float=1. # Of the part's radius
     )->pd.DataFrame:
     "Accuracy at each level with nothing hidden, with the part that counts hidden, and with another as large"

@@ -7,6 +7,7 @@ __all__ = ['AdversarialTraining']
 
 # %% ../../nbs/api/720_robust.train.ipynb #9ed24421
 import torch
+from collections.abc import Callable
 from ..augment.mix import own_loss
 from ..core import check, check_choice, check_number
 from ..train.aux_loss import AuxLosses
@@ -20,9 +21,9 @@ class AdversarialTraining(AuxLosses):
     "Learn also from training pictures that have just been attacked"
     order,asks = -4,() # after `Mix`, before other losses are added
     def __init__(self,
-        eps:float=8/255, # How far the attack may go, as `fgsm`
+        eps:float=8/255, # How far the attack may go: the most that any pixel changes, 0–1 (with norm='l2' the picture as a vector)
         alpha:float=.5, # Weight of the clean loss, 0–1; that of the attacked is 1-alpha
-        attack='fgsm', # A name from `attacks`, or a function like them
+        attack:str|Callable='fgsm', # A name from `attacks`, or a function like them
         **kwargs # Of the attack: `steps`, `norm`, ...
         ):
         check(check_number('eps', eps, 0), f'eps={eps}: an attack that may not change anything is none')

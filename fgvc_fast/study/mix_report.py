@@ -60,7 +60,7 @@ def _setting(o):
 def mix_report(self:Learner,
     *settings, # Each: a callback, a list of callbacks to be used together, or `DataLoaders` that augment differently
     epochs:int=4, # Of `fit_phases`, for each run
-    seeds=3, # How many, three or more, or a list of them
+    seeds:int|list|tuple=3, # How many, three or more, or a list of them
     **kwargs # Of `fit_phases`: `lr`, `wd`
     )->pd.DataFrame:
     "Validation accuracy after training with each of `settings`, against this learner as it is, from its present weights"

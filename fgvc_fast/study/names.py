@@ -7,6 +7,7 @@ __all__ = ['short_digest', 'value_name', 'dependencies_of', 'as_settings']
 
 # %% ../../nbs/api/900_study.names.ipynb #22024b72
 import dis, hashlib, inspect, json, numpy as np, re, tokenize, warnings
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from fastcore.foundation import L
@@ -76,7 +77,7 @@ def _code(o):
     except (OSError, TypeError): return _compiled(o.__code__)
 
 # %% ../../nbs/api/900_study.names.ipynb #6b785284
-def short_digest(s, n=8): return hashlib.sha256(s.encode()).hexdigest()[:n]
+def short_digest(s:str, n:int=8): return hashlib.sha256(s.encode()).hexdigest()[:n]
 
 def _digest_data(data):
     "A mark of all of `data` that a run could see: rows, labels, splits, boxes, coarser labels, parts, banner"
@@ -119,7 +120,7 @@ def _name(o, mark):
     if name and name!='<lambda>' and (isinstance(o, type) or callable(o) and not hasattr(getattr(o, '__self__', None), '__dict__')): return name + mark(_wrapped(o) if not isinstance(o, (type,FunctionType)) and _wrapped(o) else o)
     raise FineGrainedError(f"{'A lambda' if name=='<lambda>' else f'An object of {type(o).__name__}'} has no name that would be the same tomorrow: give a function with a name, or a `partial` that makes it (as `partial(Mix, mixup=.4)`), or name it yourself, as in dict(arch={{'mine': ...}})")
 
-def value_name(o)->str:
+def value_name(o:object)->str:
     "What to call the value `o`: the same in every process, and different for different options"
     return _name(o, _mark)
 
@@ -198,7 +199,7 @@ class _Uses:
         return sorted(v for v,_ in self.codes.values()),values
 
 # %% ../../nbs/api/900_study.names.ipynb #91c06aea
-def dependencies_of(train):
+def dependencies_of(train:Callable):
     "What the runs of `train` depend on, by name"
     f,given = train,{}
     if isinstance(f, partial):
@@ -229,7 +230,7 @@ class _Setting:
         self.key = json.dumps(key, sort_keys=True)
     def __repr__(self): return ', '.join(f'{k}={v}' for k,v in self.shown.items()) or 'as it is'
 
-def as_settings(o):
+def as_settings(o:dict|list|tuple):
     "The `_Setting`s that are meant by a dictionary of lists or a list of dictionaries"
     ok = isinstance(o, dict) and all(isinstance(v, (list,tuple,dict,range,L)) and len(v) for v in o.values()) or isinstance(o, (list,tuple,L)) and len(o) and all(isinstance(v, dict) for v in o)
     check(ok, "settings: give a dict of lists (every combination), as dict(lr=[.01,.1], bs=[16,32]), or a list of dicts, one for each setting")

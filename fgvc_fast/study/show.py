@@ -69,7 +69,7 @@ def _about(self:Study):
     return f"{self.name}: {len(ok)} of {n} runs{bad}{' with '*bool(_given(self.made_of))}{_given(self.made_of)}; mean ± standard deviation over seeds, on {on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}"
 
 @patch
-def to_markdown(self:Study, columns=None # Names from `summary`; the usual ones if `None`
+def to_markdown(self:Study, columns:list|None=None # Names from `summary`; the usual ones if `None`
     )->str:
     "The table of means for a page, and below it what has to be said"
     cells = self._cells(columns)
@@ -122,7 +122,7 @@ def _pairs(self:Study, base, of):
         yield o,other,[k for k in mine if k in theirs and None not in (mine[k].get(of), theirs[k].get(of))]
 
 @patch
-def compare(self:Study, base, # What to compare with: a dict of axes and values; of a single axis the value will do
+def compare(self:Study, base:object, # What to compare with: a dict of axes and values; of a single axis the value will do
     of:str='valid_top1' # What is compared: an accuracy or loss
     )->pd.DataFrame:
     "Each setting's difference to `base`, paired by seed, and whether it is beyond the spread, however many are compared"

@@ -7,6 +7,7 @@ __all__ = ['measure', 'whole_learner', 'library_versions', 'Study', 'shortened']
 
 # %% ../../nbs/api/905_study.table.ipynb #1b73a6ec
 import cloudpickle, gc, inspect, json, numpy as np, os, pandas as pd, re, time, torch, traceback, warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from fastai.callback.core import Callback
@@ -18,6 +19,7 @@ from fastprogress import fastprogress
 from filelock import FileLock, Timeout
 from importlib.metadata import version
 from numbers import Real
+from pathlib import Path
 from torch.nn import functional as F
 from torch.utils.data import Subset
 from .. import __version__
@@ -90,7 +92,7 @@ def _clocked(say=noop):
 # %% ../../nbs/api/905_study.table.ipynb #2a1cbc49
 def _device(dev): return torch.cuda.get_device_name(dev) if dev.type=='cuda' else f'{dev.type}, {torch.get_num_threads()} threads'
 
-def whole_learner(learn):
+def whole_learner(learn:object):
     "`learn`, if it is a learner and its training was not stopped halfway"
     check(isinstance(learn, Learner), f'train must return the trained learner, not {type(learn).__name__}')
     run = getattr(learn, '_phase_run', None)
@@ -139,10 +141,10 @@ class Study:
     "A table of runs: each of `settings` with each of `seeds`, one row a run, in a file that a later start goes on with"
     def __init__(self,
         name:str, # Of the study and of its file
-        train, # Function of `seed` and the values of a setting, which returns a trained learner
-        settings, # A dict of lists: every combination (a list may be a dict of names and values); or a list of dicts
+        train:Callable, # Function of `seed` and the values of a setting, which returns a trained learner
+        settings:dict|list, # A dict of lists: every combination (a list may be a dict of names and values); or a list of dicts
         seeds:int|list=3, # How many, or which
-        folder='studies' # Where the file `name.jsonl` is
+        folder:str|Path='studies' # Where the file `name.jsonl` is
         ):
         check(isinstance(name, str) and re.fullmatch(r'\w[\w .+,-]*', name), f'name={name!r} names a file: use letters, digits, blanks, and . + , - _')
         self.name,self.train,self.path = name,train,check_folder('folder', folder)/f'{name}.jsonl'
@@ -199,7 +201,7 @@ def _read(self:Study):
         check(flaw is None, f"'{self.path}', line {i}: {flaw}. Delete the line, and its run is done again, or move the file away")
     self.rows = {o['key']: o for o in rows.values()} | self._unwritten
 
-def shortened(s, n=120): return 'not given' if s is None else s if len(s)<=n else f'{s[:n//2]} … {s[-n//2:]}'
+def shortened(s:str|None, n:int=120): return 'not given' if s is None else s if len(s)<=n else f'{s[:n//2]} … {s[-n//2:]}'
 
 @patch
 def _keep(self:Study, row):

@@ -7,6 +7,8 @@ __all__ = ['losses', 'AddLoss']
 
 # %% ../../nbs/api/424_train.add_loss.ipynb #fd9c11e0
 import inspect, torch, weakref
+from collections.abc import Callable
+from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from functools import partial
@@ -46,10 +48,10 @@ class AddLoss(AuxLosses):
     "Learn with another loss beside the label's own"
     _stateattrs,_learn,_model = ('_model',),None,None # a reference that does not keep a model alive cannot be pickled
     def __init__(self,
-        loss, # A name from `losses`, a class or a `partial` of one, a module, or a function of (what it looks at, labels)
-        weight:float=None, # What it counts beside the label's loss; None: the loss's own `aux_weight`, else (and where it is alone) 1
-        on:str=None, # What it looks at: 'logits', the head's 'embeddings' or the last 'maps'; None: what it says itself, else 'logits'
-        name:str=None, # Of its column and of its parameters; None: the loss's own
+        loss:str|Callable, # A name from `losses`, a class or a `partial` of one, a module, or a function of (what it looks at, labels)
+        weight:float|None=None, # What it counts beside the label's loss; None: the loss's own `aux_weight`, else (and where it is alone) 1
+        on:str|None=None, # What it looks at: 'logits', the head's 'embeddings' or the last 'maps'; None: what it says itself, else 'logits'
+        name:str|None=None, # Of its column and of its parameters; None: the loss's own
         alone:bool=False # Shall the body learn from this loss only? The label then teaches the head, and nothing below it
     ):
         check(not isinstance(loss, str) or loss in losses, f"'{loss}' is no loss: use one of {listing(losses, 20)}, or a class or function of your own")
@@ -71,7 +73,7 @@ class AddLoss(AuxLosses):
     @property
     def learn(self): return self._learn
     @learn.setter
-    def learn(self, learn):
+    def learn(self, learn:Learner|None):
         if self._learn is not None: self._leave()
         if learn is not None: self._join(learn)
         self._learn = learn

@@ -8,6 +8,7 @@ __all__ = ['FeatureDL', 'frozen_features']
 # %% ../../nbs/api/440_train.cached_features.ipynb #611fd2c6
 import math, re, shutil, tempfile, torch
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import closing, contextmanager, nullcontext
 from copy import copy, deepcopy
 from fastai.callback.core import Callback, GatherPredsCallback
@@ -18,6 +19,7 @@ from fastcore.basics import GetAttr, chunked, noop
 from fastprogress.fastprogress import progress_bar
 from functools import partial
 from pathlib import Path
+from random import Random
 from timm.layers import BatchNormAct2d, Conv2dSame, get_same_padding
 from torch import nn
 from torch.nn.utils import skip_init
@@ -179,13 +181,13 @@ def _empty(shape, dtype, place, device, home):
 class FeatureDL(GetAttr):
     "Deals stored features in the batches in which `dl` deals pictures"
     _default = 'dl'
-    def __init__(self, dl, cached_views, more, device):
+    def __init__(self, dl:FineGrainedDL, cached_views:list, more:list, device:torch.device):
         self.dl,self.cached_views,self.more,self.where,self.view = dl,cached_views,more,device,0
         self.before_iter = self.after_iter = self.after_batch = noop # what `dl` does there, it does to pictures
     @property
     def rng(self): return self.dl.rng
     @rng.setter
-    def rng(self, o): self.dl.rng = o
+    def rng(self, o:Random): self.dl.rng = o
     def __len__(self): return len(self.dl)
     def shard(self, *args, **kwargs):
         res = copy(self)
@@ -194,8 +196,8 @@ class FeatureDL(GetAttr):
     def __iter__(self):
         self.randomize()
         yield from self.create_batches(self.get_idxs())
-    def create_batches(self, idxs): return map(self.create_batch, chunked(idxs, self.bs, self.drop_last))
-    def create_batch(self, idxs):
+    def create_batches(self, idxs:Iterable): return map(self.create_batch, chunked(idxs, self.bs, self.drop_last))
+    def create_batch(self, idxs:Iterable):
         i,rows = torch.as_tensor([int(o) for o in idxs]),self.cached_views[self.view]
         if rows.device.type!='cpu': x = rows[i.to(rows.device)]
         else:
@@ -323,7 +325,7 @@ def _seeing(model, lay):
 def frozen_features(
     learn:Learner, # Made by `fine_grained_learner`, its body frozen: inside `freeze_below(learn, 'head')`
     cached_views:int=0, # Augmented views of each training picture, dealt in turn; 0: the plain picture, as in validation
-    seed:int=None, # Of the views: the same ones again; None: the loader's own, or another each time
+    seed:int|None=None, # Of the views: the same ones again; None: the loader's own, or another each time
     max_gb:float=10. # That features may take on disk, where memory does not hold them
     ):
     "Inside this `with`, `learn` trains on features that the frozen body gives once for each view of a picture"

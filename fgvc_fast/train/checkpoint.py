@@ -103,7 +103,7 @@ def _packed(o):
     except RecursionError: raise FineGrainedError('The state holds itself somewhere, or is nested too deeply to be written') from None
 
 def write_snapshot(folder:str|Path, # Made if it is not there; holds one snapshot, beside whatever else
-    o # Dictionaries, lists, tuples, numbers, strings, `None`, tensors, arrays, `random.Random`, nested as you like
+    o:object # Dictionaries, lists, tuples, numbers, strings, `None`, tensors, arrays, `random.Random`, nested as you like
     )->Path:
     "Write `o` to `folder` as safetensors and JSON, in the place of the snapshot that is there; returns the JSON's path"
     folder,new = check_folder('folder', folder),f'snapshot-{uuid4().hex[:12]}.safetensors'

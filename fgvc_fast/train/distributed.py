@@ -7,6 +7,7 @@ __all__ = ['rank_and_world', 'all_gather', 'Parallel', 'SyncBuffers', 'FineGrain
 
 # %% ../../nbs/api/420_train.distributed.ipynb #5d3cb2b5
 import torch
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from fastai.callback import progress # chkstyle: ignore (now learners have `no_bar`)
 from fastai.callback.core import Callback
@@ -27,7 +28,7 @@ def rank_and_world(learn:Learner)->tuple:
     "Which process this is, and of how many that train `learn` together: (0, 1) outside of `distrib_ctx`"
     return (rank_distrib(), num_distrib()) if hasattr(learn, 'parallel') else (0,1)
 
-def all_gather(learn:Learner, o)->list:
+def all_gather(learn:Learner, o:object)->list:
     "What each of the processes that train `learn` has for `o`, in their order; all must ask"
     n = rank_and_world(learn)[1]
     if n==1: return [o]
@@ -54,8 +55,8 @@ def _unsynced(norms):
 class Parallel(Callback):
     "Train on this process's share of each batch, together with the other processes"
     order = 11 # after mixed precision
-    def __init__(self, prepare, # What Accelerate does to a model: `Accelerator.prepare_model`
-        sync_bn=True):
+    def __init__(self, prepare:Callable, # What Accelerate does to a model: `Accelerator.prepare_model`
+        sync_bn:bool=True):
         self.prepare,self.sync_bn = prepare,sync_bn
         self._drop()
     def _drop(self): self.plain,self.ddp,self.norms,self.shared = None,None,[],False
@@ -152,7 +153,8 @@ class FineGrainedLearner(Learner):
         except ValueError as e:
             check('more than 1 value per channel' not in str(e), f"A training batch of {len(self.xb[0])} picture leaves batch norm a single value of each channel, and nothing to measure: make the loaders with bs=2 or more, and drop_last=True where the last batch may be of one")
             raise
-    def validation_context(self, cbs=None, inner=False): return _Unwound(super().validation_context(cbs, inner).default)
+    def validation_context(self, cbs:list|Callback|None=None, inner:bool=False):
+        return _Unwound(super().validation_context(cbs, inner).default)
     @contextmanager
     def distrib_ctx(self,
         sync_bn:bool=True, # On GPUs, have batch norm measure over the batches of all processes

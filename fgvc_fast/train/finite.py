@@ -17,7 +17,7 @@ from .distributed import all_gather, rank_and_world
 # %% ../../nbs/api/436_train.finite.ipynb #d983acc0
 class NonFiniteLoss(FineGrainedError):
     "Training was stopped, as its loss was NaN or infinite"
-    def __init__(self, msg):
+    def __init__(self, msg:str):
         super().__init__(msg)
         self.msg = msg
     def __str__(self): return self.msg # without what fastai puts before errors of callbacks

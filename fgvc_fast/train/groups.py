@@ -12,6 +12,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.foundation import L
 from ..core import check, check_number
+from torch import nn
 
 # %% ../../nbs/api/400_train.groups.ipynb #4af950a6
 def param_groups(learn:Learner)->L:
@@ -19,7 +20,7 @@ def param_groups(learn:Learner)->L:
     res = L(learn.splitter(learn.model))
     return L(L(o) for o in res) if isinstance(res[0], (L,list)) else L([res])
 
-def by_layer(model # One of ours, or anything with `layers()`: parameters by name of their layer
+def by_layer(model:nn.Module # One of ours, or anything with `layers()`: parameters by name of their layer
     )->L:
     "A splitter that cuts finer than stages: every residual or attention block is a group of its own"
     layers = getattr(model, 'layers', dict)()
@@ -101,7 +102,7 @@ def _frozen_norms(m, frozen, above=False):
 class FreezeBN(Callback):
     "Keep the layers `norms` in evaluation mode while the rest of the model trains"
     order,run_valid = 0,False
-    def __init__(self, norms): self.norms = norms
+    def __init__(self, norms:list): self.norms = norms
     def before_train(self):
         for o in self.norms: o.eval()
 

@@ -41,7 +41,7 @@ def _as_before(learn):
 class SpreadRates(Callback):
     "Give each group its `part` of the one rate that a scheduler sets"
     order,run_valid = 61,False # right after ParamScheduler
-    def __init__(self, part): self.part = part
+    def __init__(self, part:list|np.ndarray): self.part = part
     def before_batch(self): self.opt.set_hyper('lr', [self.opt.hypers[-1]['lr']*o for o in self.part])
 
 # %% ../../nbs/api/480_train.lr_find.ipynb #cb5c4628

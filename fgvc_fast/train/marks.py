@@ -51,7 +51,7 @@ def _options(o):
     alone,later = all(b is object or b.__module__==type(o).__module__ for b in type(o).__mro__),later_attrs(type(o))
     return res | {k: v for k,v in own.items() if k not in later|module_attrs and k[:2]!='__' and (alone or not isinstance(v, (list,dict,set)))} | class_attrs(type(o))
 
-def described(o, codes:list, # Code of functions is added here
+def described(o:object, codes:list, # Code of functions is added here
     up:tuple=() # Ids of what it is part of
     )->str:
     "What `o` is, in words that are the same in every process; its kind, where more cannot be said"
@@ -182,8 +182,8 @@ def _own_acts(cb):
 
 # %% ../../nbs/api/448_train.marks.ipynb #ef2e7dcf
 def run_marks(learn:Learner,
-    lr=None, # Rate of phases that name none, where there are such; else `None`
-    wd=None # Weight decay that was asked for
+    lr:float|None=None, # Rate of phases that name none, where there are such; else `None`
+    wd:float|None=None # Weight decay that was asked for
     )->dict: # Name → digest, and a few words
     "What a training of `learn` is a training of: data, options, loss, optimiser, model, callbacks"
     res,dls,model = {},learn.dls,get_model(learn.model)

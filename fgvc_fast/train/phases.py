@@ -18,9 +18,9 @@ from ..core import check, check_choice, check_number, check_size
 from .groups import depth_name, group_index, group_rates, param_groups
 
 # %% ../../nbs/api/450_train.phases.ipynb #821719f4
-def counted(n, what): return f'{n} {what}' if n==1 else f'{n} {what}s'
+def counted(n:int, what:str): return f'{n} {what}' if n==1 else f'{n} {what}s'
 
-def check_positive(k, v, none=False):
+def check_positive(k:str, v:float|None, none:bool=False):
     "Stop unless the number `v` is above 0"
     check(check_number(k, v, none=none) is None or v>0, f"{k}={v!r}: give a number above 0")
 
@@ -59,7 +59,7 @@ class Phase:
 # %% ../../nbs/api/450_train.phases.ipynb #ffc3ed13
 class Plan(list):
     "A list of phases that shows itself as a table"
-    def __init__(self, phases=()):
+    def __init__(self, phases:Iterable=()):
         check(isinstance(phases, Iterable), f"a plan is a list of Phases, not {phases!r}")
         super().__init__(phases)
         for o in self: check(isinstance(o, Phase), f"a plan is a list of Phases, and {o!r} is none")
@@ -87,7 +87,7 @@ def default_plan(epochs:int, # Length of the whole, in epochs
     return Plan([Phase('head', n, lr=lr), body] if n else [body])
 
 # %% ../../nbs/api/450_train.phases.ipynb #9943df4c
-def as_plan(learn, plan, lr):
+def as_plan(learn:Learner, plan:int|Phase|list, lr:float|None):
     "`plan` as a list of `Phase`s that have been found possible for `learn`"
     _a_rate(lr)
     if isinstance(plan, Integral) and not isinstance(plan, bool): plan = default_plan(plan, **({} if lr is None else dict(lr=lr)), pretrained=getattr(learn, 'pretrained', True))
@@ -115,18 +115,18 @@ def _check_size(learn, i, size):
     learn.model.body.check_size(size)
 
 # %% ../../nbs/api/450_train.phases.ipynb #e2c82c27
-def group_lrs(learn, phase, lr=None):
+def group_lrs(learn:Learner, phase:Phase, lr:float|None=None):
     "The highest rate of each group in `phase`"
     i,n = group_index(learn, phase.to),len(param_groups(learn))
     return [0.]*i + group_rates(next(o for o in (phase.lr, lr, learn.lr) if o is not None), n-i, phase.ratio, phase.decay)
 
-def phase_rates(learn:Learner, plan, # A number of epochs, a `Phase`, or a list of them
+def phase_rates(learn:Learner, plan:int|Phase|list, # A number of epochs, a `Phase`, or a list of them
     lr:float|None=None # Highest rate for phases that name none; `learn.lr` if `None`
     )->list:
     "Planned rates of every group at every step: one array (steps, groups) for each phase of `plan`"
     return [rates_over_steps(learn, o, lr) for o in as_plan(learn, plan, lr)]
 
-def rates_over_steps(learn, phase, lr):
+def rates_over_steps(learn:Learner, phase:Phase, lr:float|None):
     top,n = np.array(group_lrs(learn, phase, lr)),len(learn.dls.train)
     f = combined_cos(phase.pct_start, top/phase.div, top, top/1e5)
     res = []

@@ -26,12 +26,12 @@ def _stages(learn):
     return list(dict.fromkeys(o.split('[')[0] for o in group_names(learn)))
 
 # %% ../../nbs/api/470_train.plans.ipynb #b17b8ebe
-def fastai_plan(learn, epochs, lr=2e-3):
+def fastai_plan(learn:Learner, epochs:int, lr:float=2e-3):
     "fastai's `fine_tune`: the head for one epoch, then everything at half the rate, the shallow groups a hundred times slower"
     check_positive('lr', lr), _shares(epochs, 2, 'fastai')
     return Plan([Phase('head', 1, lr=lr, pct_start=.99), Phase('all', epochs-1, lr=slice(lr/200, lr/2), div=5., pct_start=.3)])
 
-def gradual_plan(learn, epochs, lr=1e-2):
+def gradual_plan(learn:Learner, epochs:int, lr:float=1e-2):
     "One stage more in each epoch, from the head down; then everything (gradual unfreezing)"
     check_positive('lr', lr)
     names = _stages(learn)[::-1]
@@ -40,20 +40,20 @@ def gradual_plan(learn, epochs, lr=1e-2):
     return Plan([*alone, Phase('all', epochs-len(alone), lr=lr/10, decay=1/2.6, freeze_bn=True)])
 
 # %% ../../nbs/api/470_train.plans.ipynb #c0352e45
-def reinit_plan(learn, epochs, lr=1e-2, n=3):
+def reinit_plan(learn:Learner, epochs:int, lr:float=1e-2, n:int=3):
     "The head on the transferred body; then, `n` times, everything after re-initialising one stage more"
     check_positive('lr', lr)
     parts = _shares(epochs, check_number('n', n, 1, whole=True)+1, 'reinit')
     return Plan([Phase('head', parts[0], lr=lr)] + [Phase('all', e, lr=lr/10, ratio=10., reinit=i+1, freeze_bn=True) for i,e in enumerate(parts[1:])])
 
-def layers_plan(learn, epochs, lr=1e-2):
+def layers_plan(learn:Learner, epochs:int, lr:float=1e-2):
     "As long on the head as on the last stage and the head, and so on down to everything, all groups at one rate"
     check_positive('lr', lr)
     names = _stages(learn)[:0:-1]
     depths = ['head', *names[1:], 'all']
     return Plan([Phase(o, e, lr=lr/10 if i else lr, ratio=1.) for i,(o,e) in enumerate(zip(depths, _shares(epochs, len(depths), 'layers')))])
 
-def blocks_plan(learn, epochs, lr=1e-2):
+def blocks_plan(learn:Learner, epochs:int, lr:float=1e-2):
     "For transformers: the head, then half of the attention blocks with it, then all"
     check_positive('lr', lr)
     body = getattr(learn.model, 'body', None)

@@ -19,8 +19,8 @@ class CPUAutocast(MixedPrecision):
         self.kwargs['enabled'] = False
         self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', torch.bfloat16),torch.amp.GradScaler('cpu', enabled=False),L()
 
-def precision_callback(amp, # 'auto', 'bf16', 'fp16' or None: see `fine_grained_learner`
-    device # A torch device
+def precision_callback(amp:str|None, # 'auto', 'bf16', 'fp16' or None: see `fine_grained_learner`
+    device:torch.device # A torch device
     ):
     "The callback for `amp` ('auto', 'bf16', 'fp16', None) on `device`, and its name"
     check_choice('amp', amp, ('auto','bf16','fp16',None))

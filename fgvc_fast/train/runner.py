@@ -26,11 +26,12 @@ from .marks import check_same, run_marks
 from .distributed import all_gather, rank_and_world
 from .phases import Phase, Plan, as_plan, counted, group_lrs
 from .checkpoint import read_snapshot, write_snapshot
+from torch import nn
 
 # %% ../../nbs/api/460_train.runner.ipynb #8f158546
-def learner_size(learn): return getattr(getattr(learn.model, 'body', None), 'img_size', None)
+def learner_size(learn:Learner): return getattr(getattr(learn.model, 'body', None), 'img_size', None)
 
-def resize_learner(learn, size):
+def resize_learner(learn:Learner, size:int|tuple|None):
     "Pictures and model of `learn` at `size` from here on"
     if size is None or learner_size(learn)==(size := as_pair(size)): return
     dls = learn.dls.resized(size)
@@ -40,7 +41,7 @@ def resize_learner(learn, size):
 # %% ../../nbs/api/460_train.runner.ipynb #1dfcd842
 def _cpu(o): return o.detach().to('cpu', copy=True) if isinstance(o, torch.Tensor) else deepcopy(o)
 
-def cpu_weights(model):
+def cpu_weights(model:nn.Module):
     "A copy of `model`'s state in the computer's memory"
     res = get_model(model).state_dict()
     for k,v in res.items(): res[k] = _cpu(v)
@@ -61,7 +62,8 @@ def _again(o):
 class PhaseRun:
     "A plan on its way: how far it is, what it measured, and what it needs to go on"
     _live = 'phase,epoch,wait,best,phase_best,rows,rates,curves,smooth,size,seed,scaler'.split(',')
-    def __init__(self, plan, lr=None, wd=None, cbs=None, size=None, folder=None):
+    def __init__(self, plan:list, lr:float|None=None, wd:float|None=None, cbs:list|Callback|None=None, size:tuple|None=None,
+        folder:Path|None=None):
         self.plan,self.lr,self.wd,self.cbs,self.size,self.folder = plan,lr,wd,cbs,size,folder
         self.seed,self.scaler = None,None # of views; of float16 gradients
         self.marks,self.at_stop = {},{} # of what this is a run: as it began, and as it was stopped
@@ -81,7 +83,7 @@ class PhaseRun:
 
 # %% ../../nbs/api/460_train.runner.ipynb #6ab3dac4
 @patch
-def save(self:PhaseRun, learn, weights=None):
+def save(self:PhaseRun, learn:Learner, weights:dict|None=None):
     "Remember the state of `learn` and of this run, to go on from here"
     snap = {k: _again(getattr(self, k)) for k in self._live}
     snap.update(model=weights or cpu_weights(learn.model), opt=_opt_state(learn.opt.state_dict()))
@@ -99,7 +101,7 @@ def _check_fits(model, sd):
     check(not bad, f"the run that was stopped does not fit this model: {listing(bad, 3)} differ. Make the learner as it was made then (architecture, pool, head, classes)")
 
 @patch
-def restore(self:PhaseRun, learn):
+def restore(self:PhaseRun, learn:Learner):
     "Take `learn` and this run back to where they were remembered"
     for k in self._live: setattr(self, k, _again(self.snap.get(k)))
     self.stops[-1] = self.steps
@@ -117,7 +119,7 @@ def restore(self:PhaseRun, learn):
 
 # %% ../../nbs/api/460_train.runner.ipynb #01f16210
 @patch
-def use(self:PhaseRun, learn, best):
+def use(self:PhaseRun, learn:Learner, best:tuple):
     "Load the weights of `best` into `learn`; the optimizer's averages belonged to others and are cleared"
     if best[2] is None: return
     resize_learner(learn, best[3])
@@ -129,7 +131,7 @@ def _no_slice(v): return dict(shallowest=v.start, deepest=v.stop) if isinstance(
 def _slice_again(v): return slice(v['shallowest'], v['deepest']) if isinstance(v, dict) else v
 
 @patch
-def write(self:PhaseRun, learn):
+def write(self:PhaseRun, learn:Learner):
     "Write what is needed to go on to this run's folder, if it has one, and the log"
     if self.folder is None or rank_distrib(): return # one writes for all
     losses = torch.tensor([float(o) for o in self.curves['losses']])
@@ -194,7 +196,7 @@ def _made_again(learn, folder, cbs, o):
 class PhaseWatch(Callback):
     "Write into `phase_run` what happens in a phase, epoch by epoch"
     order,run_valid,remove_on_fetch = 51,False,True # right after Recorder
-    def __init__(self, phase_run): self.phase_run = phase_run
+    def __init__(self, phase_run:PhaseRun): self.phase_run = phase_run
     def before_fit(self):
         rec,o,self.first = self.recorder,self.phase_run,True
         for k,v in o.curves.items(): setattr(rec, k, v)
@@ -216,7 +218,7 @@ class PhaseWatch(Callback):
 
 # %% ../../nbs/api/460_train.runner.ipynb #0214220b
 @patch
-def add(self:PhaseRun, learn, vals, seconds):
+def add(self:PhaseRun, learn:Learner, vals:dict, seconds:float):
     "An epoch is done: note its values, keep its weights if they are the best, and remember where we are"
     self.rows.append(dict(phase=self.phase+1, epoch=len(self.rows), **vals, seconds=round(seconds, 2)))
     loss,w = vals.get('valid_loss'),cpu_weights(learn.model)
@@ -278,7 +280,7 @@ class NoValid(Callback):
         rec.log += [None]*(len(rec.metric_names) - rec.add_time - len(rec.log))
 
 # %% ../../nbs/api/460_train.runner.ipynb #77a653ef
-def stats_from(learn, reinit):
+def stats_from(learn:Learner, reinit:int):
     "The depth from which norm layers renew their statistics where those of pretraining are kept: what was re-initialised, and the head"
     return list(dict.fromkeys(o.split('[')[0] for o in group_names(learn)))[-1-reinit]
 
@@ -286,7 +288,7 @@ def _features(learn, run): return nullcontext() if run.now.cached_views is None 
 
 # %% ../../nbs/api/460_train.runner.ipynb #6de50263
 @patch
-def set_up(self:PhaseRun, learn):
+def set_up(self:PhaseRun, learn:Learner):
     "Begin a phase: stages re-initialised if it wants that, a fresh optimizer"
     if self.now.size is not None: self.size = self.now.size
     resize_learner(learn, self.size)
@@ -298,7 +300,7 @@ def set_up(self:PhaseRun, learn):
     self.save(learn)
 
 @patch
-def fit(self:PhaseRun, learn):
+def fit(self:PhaseRun, learn:Learner):
     "Train the phase we are in from where it stands"
     p,cbs = self.now,L(PhaseWatch(self)) + L(NoValid() if len(learn.dls.loaders)==1 else None) + L(None if hasattr(learn, 'finite_loss') else FiniteLoss())
     try:
@@ -310,7 +312,7 @@ def fit(self:PhaseRun, learn):
 
 # %% ../../nbs/api/460_train.runner.ipynb #eddd13e9
 @patch
-def go(self:PhaseRun, learn):
+def go(self:PhaseRun, learn:Learner):
     "Go through the phases that are left"
     while self.phase<len(self.plan):
         if self.epoch is None: self.set_up(learn)
@@ -324,14 +326,14 @@ def go(self:PhaseRun, learn):
     self.done,self.snap,self.best,self.phase_best = True,None,None,None
 
 @patch
-def title(self:PhaseRun, learn): return f'Phase {self.phase+1} of {len(self.plan)}: {phase_label(learn, self.now)}, lr {group_lrs(learn, self.now, self.lr)[-1]:.1e}'
+def title(self:PhaseRun, learn:Learner): return f'Phase {self.phase+1} of {len(self.plan)}: {phase_label(learn, self.now)}, lr {group_lrs(learn, self.now, self.lr)[-1]:.1e}'
 
 @patch
-def say(self:PhaseRun, learn, msg):
+def say(self:PhaseRun, learn:Learner, msg:str):
     if hasattr(learn, 'progress') and learn.logger is not noop: learn.logger(msg)
 
 # %% ../../nbs/api/460_train.runner.ipynb #0d22f743
-def phase_label(learn, p):
+def phase_label(learn:Learner, p:Phase):
     more = [f'reinit {p.reinit}']*(p.reinit>0) + [f'{p.size} px']*(p.size is not None) + [f"features of {counted(p.cached_views, 'view') if p.cached_views else 'the plain picture'}"]*(p.cached_views is not None)
     return ' · '.join([depth_name(learn, p.to), counted(p.epochs, 'epoch'), *more])
 
@@ -424,7 +426,7 @@ def fit_phases(self:Learner,
     plan:int|Phase|list|None=None, # Number of epochs (see `default_plan`), a `Phase`, or a list of them
     lr:float|None=None, # Highest rate for phases that name none; for a number of epochs, the head's
     wd:float|None=None, # Weight decay, the learner's own if `None`
-    cbs=None, # Callbacks for all phases
+    cbs:list|Callback|None=None, # Callbacks for all phases
     resume:bool|str|Path=False, # Go on with the run that was stopped? Or the folder of one, in a new kernel
     folder:str|Path|None=None # Write there at the end of each epoch what `resume` needs, and phase_log.csv
     ):
@@ -454,7 +456,7 @@ def fit_phases(self:Learner,
 
 # %% ../../nbs/api/460_train.runner.ipynb #8ed6a498
 @patch
-def stopped(self:PhaseRun, learn, e):
+def stopped(self:PhaseRun, learn:Learner, e:BaseException):
     "Leave `learn` with the best weights so far, and say in one line where the run stopped and how it goes on"
     self.use(learn, self.best)
     self.at_stop = _marks(learn, self)
