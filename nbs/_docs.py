@@ -83,7 +83,7 @@ def file_page(path):
     "Where the file `path` of the repository will stand"
     return f'project/{Path(path).stem.lower()}.md'
 
-_classes = dict(learn='Learner', dls='FineGrainedLoaders', data='FineGrainedData') # what the usual names of variables stand for
+_classes = dict(learn='Learner', dls='FineGrainedLoaders', data='FineGrainedData', interp='FineGrainedInterpretation') # what the usual names of variables stand for
 
 class Names:
     "Where each public name is documented"
@@ -200,8 +200,9 @@ class Site:
         def of(folder): return [Page(o) for o in sorted((nbs/folder).glob('*.ipynb')) if o.name[0] not in '_.']
         self.front,self.guide,self.lessons,self.api = Page(nbs/'index.ipynb'),of('guide'),of('lessons'),of('api')
         self.pages = [self.front, *self.guide, *self.lessons, *self.api]
-        said = ''.join(source(c) for p in self.pages if not p.modname for c in p.nb.cells if c.cell_type!='raw')
-        self.uses = Counter(re.findall(r'\w+', said)) # of a name, in what is not reference
+        told = [c for p in self.pages if not p.modname for c in p.nb.cells]
+        code = [o for c in told for o in ([source(c)] if c.cell_type=='code' else re.findall(r'(?s)```.*?```|`[^`\n]+`', source(c)))]
+        self.uses = Counter(re.findall(r'\.?\w+', '\n'.join(code))) # of a name, a method's with its point, in all code that is no reference
         linked = [f for p in self.pages for c in p.nb.cells if c.cell_type=='markdown' for f in _re_file.findall(source(c))]
         self.files = [o for o in dict.fromkeys(linked) if (nbs.parent/o).is_file()]
         self.names = Names(self.pages)
@@ -289,10 +290,13 @@ class Site:
         "Markdown for the first page of the API: every module by area, with the names that readers meet first, most used before the others"
         here = Page.__new__(Page)
         here.path = 'api/index.md'
-        def links(names): return ' '.join(self.names.link(n, here) for n in names)
+        called = {v: k for k,v in _classes.items()} | dict(FineGrainedLearner='learn')
+        def written(n): return f"{called.get(n.partition('.')[0], n.partition('.')[0])}.{n.partition('.')[2]}" if '.' in n else n
         def row(p):
-            names = sorted(dict.fromkeys(p.names(methods=False)), key=lambda n: -self.uses[n.rpartition('.')[2]]) # by order of definition where they are used alike
-            key = [n for n in names if self.uses[n.rpartition('.')[2]]] or names[:4]
+            def links(names): return ' '.join(f'[`{written(n)}`]({Path(p.path).name}#{n})' for n in names)
+            uses = {n: self.uses['.'+n.rpartition('.')[2] if '.' in n else n] for n in p.names(methods=False)}
+            names = sorted(uses, key=lambda n: -uses[n]) # as they are defined where they are used alike
+            key = [n for n in names if uses[n]][:9] or names[:4]
             rest = [n for n in names if n not in key]
             said = [f'### [{p.title}]({Path(p.path).name})'] + [f'{links(key)}\n{{ .key }}']*bool(key) + [self.names.markdown(p.subtitle, here)]
             return div('room', '\n\n'.join(said + [f"`{p.modname}`{' also has ' if rest else ''}{links(rest)}\n{{ .more }}"]))
@@ -314,7 +318,8 @@ class Site:
         shutil.copy(nbs/'_docs.js', self.to/'iframe-worker.js')
         def paths(ps): return [p.path for p in ps]
         rooms = [{k: paths(ps)} if len(ps)>1 else ps[0].path for k,ps in self.by_area().items()]
-        parts = {'Guide': paths(self.guide), 'Lessons': paths(self.lessons), 'API': ['api/index.md', *rooms], 'Project': [{Path(o).stem.replace('_', ' ').capitalize(): file_page(o)} for o in self.files]}
+        files = [{Path(o).name if o.endswith('.py') else Path(o).stem.capitalize(): file_page(o)} for o in self.files]
+        parts = dict(Guide=paths(self.guide), Lessons=paths(self.lessons), API=['api/index.md', *rooms], Project=files)
         return [{'Start': 'index.md'}, *({k: v} for k,v in parts.items() if v)]
 
 def main(dest=nbs.parent/'_docs'):
