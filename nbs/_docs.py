@@ -2,6 +2,7 @@
 import ast, inspect, json, logging, os, re, shutil, sys, tempfile, time, warnings
 os.environ.setdefault('NO_MKDOCS_2_WARNING', '1')
 from base64 import b64decode
+from collections import Counter
 from dataclasses import is_dataclass
 from fastcore.basics import AttrDict, listify
 from fastcore.docments import docments
@@ -22,6 +23,9 @@ nbs = Path(__file__).parent
 sys.path.insert(0, str(nbs.parent)) # the package beside these notebooks, whichever is installed
 empty = inspect.Parameter.empty
 functions = ast.FunctionDef,ast.AsyncFunctionDef
+areas = { # of API pages, by the number that each begins with
+    0:'Core and data', 50:'Data sets', 100:'Models', 200:'Losses, metrics, levels', 300:'Augmentation', 400:'Training', 500:'Learner',
+    600:'Interpretation', 700:'Robustness', 800:'Words and generation', 900:'Studies, saving, logs'}
 
 # Notebooks and what they export
 
@@ -43,6 +47,7 @@ class Page:
     "A notebook that becomes a page: `path` is where it will stand, `mod` the module it exports"
     def __init__(self, fn):
         self.fn,self.nb = fn,read_nb(fn)
+        self.number = int((re.match(r'\d+', fn.name) or '0')[0])
         self.path = nbpath2html(fn.relative_to(nbs)).with_suffix('.md').as_posix()
         fm = nb_frontmatter(self.nb)
         self.title,self.subtitle = fm['title'],fm.get('description', '')
@@ -57,6 +62,8 @@ class Page:
         "Public names that are documented here"
         return [o for ds in self.cells.values() for n,(_,ms) in ds.items() for o in [n, *(ms if methods else [])] if is_public(o)]
 
+    def area(self): return areas[max(o for o in areas if o<=self.number)]
+
     def look_up(self, name):
         "The object called `name` in the module, as its class holds it"
         o = self.mod
@@ -70,7 +77,13 @@ def source(c): return re.sub(r'(?m)^[ \t]*#\|.*\n?|^[ \t]*# chkstyle:.*\n?|[ \t]
 _re_md = re.compile(r'''(?P<keep> ^[ \t]*(?P<fence>```+|~~~+).*?^[ \t]*(?P=fence)[ \t]*$ | ^\#+[ ].*?$ | !?\[[^\]\n]*\]\([^)\n]*\)
         | \b(?:fastai|timm|torchvision)(?:'s)?(?:[ ]own)?[ ]`[^`\n]+` )
     | `(?P<code>[^`\n]+)` | \$\$(?P<block>.+?)\$\$ | \$(?P<inline>\S(?:[^$\n]*\S)?)\$''', re.M|re.S|re.X)
-_classes = dict(learn='Learner', dls='FineGrainedLoaders', data='FineGrainedData') # what the usual names of variables stand for
+_re_file = re.compile(r'\]\((?:\.\./)+([\w-][\w./-]*)\)') # of the repository, outside of the notebooks
+
+def file_page(path):
+    "Where the file `path` of the repository will stand"
+    return f'project/{Path(path).stem.lower()}.md'
+
+_classes = dict(learn='Learner', dls='FineGrainedLoaders', data='FineGrainedData', interp='FineGrainedInterpretation') # what the usual names of variables stand for
 
 class Names:
     "Where each public name is documented"
@@ -100,8 +113,9 @@ class Names:
     def markdown(self, md, page, skip=()):
         "`md` with its names linked, its formulas drawn, and links to notebooks turned into links to pages; other code is left alone"
         def to_page(m): return f"]({m[1]}{nbpath2html(m[2]).with_suffix('.md')}"
+        def to_file(m): return f']({relpath(file_page(m[1]), dirname(page.path))})' if (nbs.parent/m[1]).is_file() else m[0]
         def one(m):
-            if m['keep']: return m[0] if m['fence'] else re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+\.ipynb)', to_page, m[0])
+            if m['keep']: return m[0] if m['fence'] else _re_file.sub(to_file, re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+\.ipynb)', to_page, m[0]))
             if m['code']: return self.link(m['code'], page, skip)
             if m['block']: return convert(m['block'], display='block')
             return f"<span>{convert(m['inline'])}</span>" # bare, at the start of a line, it would end the paragraph
@@ -184,8 +198,13 @@ class Site:
     def __init__(self, to):
         self.to = to
         def of(folder): return [Page(o) for o in sorted((nbs/folder).glob('*.ipynb')) if o.name[0] not in '_.']
-        self.front,self.lessons,self.api = Page(nbs/'index.ipynb'),of('lessons'),of('api')
-        self.pages = [self.front, *self.lessons, *self.api]
+        self.front,self.guide,self.lessons,self.api = Page(nbs/'index.ipynb'),of('guide'),of('lessons'),of('api')
+        self.pages = [self.front, *self.guide, *self.lessons, *self.api]
+        told = [c for p in self.pages if not p.modname for c in p.nb.cells]
+        code = [o for c in told for o in ([source(c)] if c.cell_type=='code' else re.findall(r'(?s)```.*?```|`[^`\n]+`', source(c)))]
+        self.uses = Counter(re.findall(r'\.?\w+', '\n'.join(code))) # of a name, a method's with its point, in all code that is no reference
+        linked = [f for p in self.pages for c in p.nb.cells if c.cell_type=='markdown' for f in _re_file.findall(source(c))]
+        self.files = [o for o in dict.fromkeys(linked) if (nbs.parent/o).is_file()]
         self.names = Names(self.pages)
 
     def entry(self, page, name, src, node, methods=(), level=3):
@@ -255,30 +274,53 @@ class Site:
         "Markdown for a page: title, subtitle, which module it is, then its cells"
         first,*rest = page.nb.cells
         text = re.sub(r'(?m)\A# .*\n*(?:> .*\n*)?|^- skip_\w+:.*\n?', '', first.source)
-        res = [f"---\ndescription: {json.dumps(page.subtitle.replace('`', ''), ensure_ascii=False)}\n---", f'# {page.title}', f'> {self.names.markdown(page.subtitle, page)}']
+        boost = 'search: {boost: 2}\n' if page is self.front or page in self.guide else '' # they say it shorter, and lead to the rest
+        res = [f"---\ndescription: {json.dumps(page.subtitle.replace('`', ''), ensure_ascii=False)}\n{boost}---", f'# {page.title}', f'> {self.names.markdown(page.subtitle, page)}']
         if page.modname: res.append(f'`{page.modname}`{{ .module }}')
         res.append(self.names.markdown(text, page))
         return '\n\n'.join(filter(None, res + [o for c in rest for o in self.cell(page, c)])) + '\n'
 
+    def by_area(self):
+        "API pages by area"
+        res = {}
+        for p in self.api: res.setdefault(p.area(), []).append(p)
+        return res
+
     def contents(self):
-        "Markdown for the first page of the API: every module with its names"
+        "Markdown for the first page of the API: every module by area, with the names that readers meet first, most used before the others"
         here = Page.__new__(Page)
         here.path = 'api/index.md'
+        called = {v: k for k,v in _classes.items()} | dict(FineGrainedLearner='learn')
+        def written(n): return f"{called.get(n.partition('.')[0], n.partition('.')[0])}.{n.partition('.')[2]}" if '.' in n else n
         def row(p):
-            names = ' '.join(self.names.link(n, here) for n in dict.fromkeys(p.names(methods=False)))
-            return f'## [{p.title}]({Path(p.path).name}) {{ .contents }}\n\n`{p.modname}` {self.names.markdown(p.subtitle, here)}' + (f'\n\n{names}\n{{ .contents }}' if names else '')
-        return '\n\n'.join(['# API', '> Every module in the order in which they build on each other, and all that it gives', *map(row, self.api)])
+            def links(names): return ' '.join(f'[`{written(n)}`]({Path(p.path).name}#{n})' for n in names)
+            uses = {n: self.uses['.'+n.rpartition('.')[2] if '.' in n else n] for n in p.names(methods=False)}
+            names = sorted(uses, key=lambda n: -uses[n]) # as they are defined where they are used alike
+            key = [n for n in names if uses[n]][:9] or names[:4]
+            rest = [n for n in names if n not in key]
+            said = [f'### [{p.title}]({Path(p.path).name})'] + [f'{links(key)}\n{{ .key }}']*bool(key) + [self.names.markdown(p.subtitle, here)]
+            return div('room', '\n\n'.join(said + [f"`{p.modname}`{' also has ' if rest else ''}{links(rest)}\n{{ .more }}"]))
+        rooms = [o for k,ps in self.by_area().items() for o in (f'## {k}', *map(row, ps))]
+        return '\n\n'.join(['# API', '> Every module by area, in the order in which they build on each other, and all that it gives', *rooms])
+
+    def file(self, path):
+        "Markdown for the page of a file of the repository"
+        text,name = (nbs.parent/path).read_text(encoding='utf-8'),Path(path)
+        return text if name.suffix=='.md' else f"# {name.name}\n\n{fenced(text, {'.py':'python', '.cff':'yaml'}.get(name.suffix, 'text'))}\n"
 
     def write(self):
         "Write all pages; returns what mkdocs calls `nav`"
-        for o in ('api','lessons'): (self.to/o).mkdir(parents=True)
-        for p in self.pages: (self.to/p.path).write_text(self.markdown(p), encoding='utf-8')
-        (self.to/'api'/'index.md').write_text(self.contents(), encoding='utf-8')
+        for path in [*(p.path for p in self.pages), *map(file_page, self.files), 'api/index.md']: (self.to/path).parent.mkdir(parents=True, exist_ok=True) # pictures go there too
+        texts = {p.path: self.markdown(p) for p in self.pages} | {file_page(o): self.file(o) for o in self.files} | {'api/index.md': self.contents()}
+        for path,text in texts.items(): (self.to/path).write_text(text, encoding='utf-8')
         shutil.copytree(nbs/'images', self.to/'images')
         shutil.copy(nbs/'_docs.css', self.to/'extra.css')
         shutil.copy(nbs/'_docs.js', self.to/'iframe-worker.js')
-        lessons = [{'Lessons': [p.path for p in self.lessons]}] if self.lessons else []
-        return [{'Start': 'index.md'}, *lessons, {'API': ['api/index.md', *(p.path for p in self.api)]}]
+        def paths(ps): return [p.path for p in ps]
+        rooms = [{k: paths(ps)} if len(ps)>1 else ps[0].path for k,ps in self.by_area().items()]
+        files = [{Path(o).name if o.endswith('.py') else Path(o).stem.capitalize(): file_page(o)} for o in self.files]
+        parts = dict(Guide=paths(self.guide), Lessons=paths(self.lessons), API=['api/index.md', *rooms], Project=files)
+        return [{'Start': 'index.md'}, *({k: v} for k,v in parts.items() if v)]
 
 def main(dest=nbs.parent/'_docs'):
     "Build the site beside `dest`, and put it there once it is whole"

@@ -5,9 +5,9 @@ from pathlib import Path
 root = Path(__file__).parent.parent
 
 def cell_md(c):
-    "Markdown for one cell: prose as it is, code in a fence, nothing of what is hidden"
+    "Markdown for one cell: prose with links as they go from where README.md is, code in a fence, nothing of what is hidden"
     src = ''.join(c['source'])
-    if c['cell_type']=='markdown': return re.sub(r'\]\((images/)', r'](nbs/\1', src)
+    if c['cell_type']=='markdown': return re.sub(r'\]\(\.\./', '](', re.sub(r'\]\((images|api|lessons|guide)/', r'](nbs/\1/', src))
     if re.match(r'#\|\s*(hide|default_exp)', src): return ''
     return f"```python\n{re.sub(r'(?m)^#([|]| chkstyle).*$', '', src).strip()}\n```"
 

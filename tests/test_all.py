@@ -72,9 +72,9 @@ def test_every_method_of_the_readme(ours):
     assert not lost, lost
 
 def test_import_lines_of_the_lessons():
-    "What a lesson imports is there, and it imports the whole by its one line"
+    "What a lesson or the guide imports is there, and it imports the whole by its one line"
     n = 0
-    for fn in sorted((top/'nbs'/'lessons').glob('*.ipynb')):
+    for fn in sorted([*(top/'nbs'/'lessons').glob('*.ipynb'), *(top/'nbs'/'guide').glob('*.ipynb')]):
         for c in json.loads(fn.read_text(encoding='utf-8'))['cells']:
             for line in [] if c['cell_type']!='code' else ''.join(c['source']).splitlines():
                 if not re.match(r'from fgvc_fast[\w.]* import ', line.strip()): continue

@@ -1,5 +1,6 @@
 "The docs site: it builds offline, every public name stands on its page with its arguments, every link and picture is there"
-import ast, importlib, io, json, re, shutil, subprocess, sys, tokenize
+import ast, importlib, io, json, math, re, shutil, subprocess, sys, tokenize
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 import pytest
@@ -56,8 +57,9 @@ def site(tmp_path_factory):
 def pages(site): return {fn.relative_to(site).as_posix(): Html(fn) for fn in site.rglob('*.html') if fn.name!='404.html'}
 
 def test_a_page_for_each_notebook(pages):
-    want = {re.sub(r'(^|/)\d+\w?_', r'\1', fn.relative_to(root/'nbs').with_suffix('.html').as_posix()) for o in ('.','api','lessons') for fn in (root/'nbs'/o).glob('*.ipynb')}
-    assert want | {'api/index.html'} == set(pages)
+    want = {re.sub(r'(^|/)\d+\w?_', r'\1', fn.relative_to(root/'nbs').with_suffix('.html').as_posix()) for o in ('.','guide','lessons','api') for fn in (root/'nbs'/o).glob('*.ipynb')}
+    files = {f'project/{o}.html' for o in ('own_folder','contributing','changelog','license','citation')} # that the front page leads to
+    assert want | files | {'api/index.html'} == set(pages)
 
 def test_formulas_stand_in_their_sentence(pages): assert not [k for k,o in pages.items() if o.loose]
 
@@ -125,6 +127,85 @@ def test_search(site):
     assert not any('def _hub' in o['text'] for o in docs.values()), 'sources are not searched'
     assert (site/'search'/'search_index.js').read_text(encoding='utf-8').startswith('var __index'), 'for pages opened from the disk'
     assert 'iframe-worker.js' in (site/'index.html').read_text(encoding='utf-8')
+
+def test_areas(site):
+    "API pages stand under their area, in the contents and in the menu, by the number that they begin with"
+    numbers = {re.sub(r'^\d+\w?_', '', o.stem)+'.html': int(o.name[:3]) for o in (root/'nbs'/'api').glob('*.ipynb')}
+    html = (site/'api'/'index.html').read_text(encoding='utf-8')
+    found = [(a or b) for a,b in re.findall(r'<h2 id="([\w-]+)"|<h3 id="[^"]*"><a href="([^"]+)"', html)]
+    at = [i for i,o in enumerate(found) if o not in numbers]
+    rooms = {found[i]: [numbers[o] for o in found[i+1:j]] for i,j in zip(at, [*at[1:], None])}
+    assert [o for r in rooms.values() for o in r]==sorted(numbers.values())
+    assert all(rooms.values()) and {k: r[0] for k,r in rooms.items()}=={'core-and-data':0, 'data-sets':50, 'models':100, 'losses-metrics-levels':200,
+        'augmentation':300, 'training':400, 'learner':500, 'interpretation':600, 'robustness':700, 'studies-saving-logs':900}
+    menu = [' '.join(o.split()) for o in re.findall(r'(?s)<span class="md-ellipsis">\s*(.*?)\s*</span>', html[html.index('md-sidebar--primary'):])]
+    order = [menu.index(o) for o in ('Start', 'Guide', 'How do I …', 'Lessons', 'Your first bird', 'API', 'Core and data', 'Errors and checks', 'Data sets', 'Training', 'Project')]
+    assert order==sorted(order)
+
+def test_names_that_readers_meet_come_first(site):
+    html = (site/'api'/'index.html').read_text(encoding='utf-8')
+    room = next(o for o in html.split('<div class="room">')[1:] if 'href="interpret.cam.html"' in o)
+    key,more = room.index('class="key"'),room.index('class="more"')
+    assert key < room.index('>learn.show_cam<') < room.index('Where a model looks') < more < room.index('>contrast_class<')
+
+stop_words = set("""a able about across after all almost also am among an and any are as at be because been but by can cannot could dear did do does either else ever every for from get got had has have
+    he her hers him his how however i if in into is it its just least let like likely may me might most must my neither no nor not of off often on only or other our own rather said say says she should since so some
+    than that the their them then there these they this tis to too twas us wants was we were what when where which while who whom why will with would yet you your""".split()) # of lunr
+
+@pytest.fixture(scope='module')
+def find(site):
+    "What the search shows first: pages for a word, as lunr and the theme rank them (BM25 of titles and texts, beginnings of words too, pages before sections)"
+    index = json.loads((site/'search'/'search_index.json').read_text(encoding='utf-8'))
+    boosts = {k: v['boost'] for k,v in index['config']['fields'].items() if k!='tags'}
+    split = re.compile(index['config']['separator'])
+    def words(html): return Counter(o for o in split.split(re.sub(r'<[^>]+>', ' ', html).lower()) if o and o not in stop_words)
+    docs = [(o['location'], o.get('boost', 1), {f: words(o[f]) for f in boosts}) for o in index['docs']]
+    mean = {f: sum(d[f].total() for *_,d in docs)/len(docs) for f in boosts}
+    def find(word):
+        n,scores = Counter(t for *_,d in docs for f in boosts for t in d[f] if t.startswith(word)),{}
+        for loc,boost,d in docs:
+            hits = [(f, t, tf) for f in boosts for t,tf in d[f].items() if t.startswith(word)]
+            score = sum(boosts[f]*boost * math.log(1+abs((len(docs)-n[t]+.5)/(n[t]+.5))) * 2.2*tf/(1.2*(.25+.75*d[f].total()/mean[f])+tf) for f,t,tf in hits)
+            page = loc.split('#')[0]
+            if hits: scores[page] = max(scores.get(page, 0), score*(2 if '#' in loc else 5))
+        return sorted(scores, key=scores.get, reverse=True)
+    return find
+
+answers = dict(install='index', colab='guide/how_do_i', freeze='guide/how_do_i api/train.groups', gpu='guide/how_do_i lessons/many_gpus', webcam='guide/how_do_i') # pages that say it
+also = dict(duplicates='api/data.duplicates', calibration='api/interpret.calibration', mixup='api/augment.mix', ema='api/train.ema', show_cam='api/interpret.cam')
+
+@pytest.mark.parametrize('word,pages', (answers | also).items())
+def test_what_is_found_first(find, word, pages):
+    pages = {f'{o}.html' for o in pages.split()}
+    assert set(find(word)[:len(pages)])==pages, find(word)[:4]
+
+browser = next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome'))), None)
+
+@pytest.mark.skipif(not browser, reason='asks the search itself, in Chromium')
+@pytest.mark.parametrize('word,pages', answers.items())
+def test_the_search_itself(site, word, pages):
+    "As a reader does who opened the site from the disk: 3 s a word"
+    cmd = [browser, '--headless=new', '--no-sandbox', '--disable-gpu', '--virtual-time-budget=15000', '--dump-dom', f'{(site/"index.html").as_uri()}?q={word}']
+    html = subprocess.run(cmd, capture_output=True, text=True, timeout=120).stdout
+    found = re.findall(r'href="[^"]*/site/([^"?#]+)[^"]*" class="md-search-result__link"', html)
+    assert found and found[0] in {f'{o}.html' for o in pages.split()}, found[:4]
+
+def test_links_of_the_readme():
+    text = (root/'README.md').read_text(encoding='utf-8')
+    links = re.findall(r'\]\(([^)\s]+)\)', text)
+    heads = {re.sub(r'[^\w -]', '', o.lower()).replace(' ', '-') for o in re.findall(r'(?m)^#+ (.+)$', text)}
+    assert len(links)>60
+    lost = [o for o in links if (o[1:] not in heads if o[0]=='#' else not (root/o.split('#')[0]).is_file())]
+    assert not lost
+    rows = re.findall(r'(?m)^\| (.+?) \|', text)
+    assert not [o for o in rows if '](' not in o and not o.startswith(('you ','one answer','what you know','to see','to begin','to train','more than','a script'))], 'the first term of each row leads to its page'
+
+def test_questions():
+    "Thirty questions, each with code and a page"
+    src = ['\n'.join(map(''.join, [c['source']])) for c in json.loads((root/'nbs'/'guide'/'10_how_do_i.ipynb').read_text(encoding='utf-8'))['cells'] if '#| hide' not in ''.join(c['source'])]
+    parts = re.split(r'(?m)^### \d+ … ', '\n'.join(src))[1:]
+    assert len(parts)==30
+    for o in parts: assert '→ [' in o and ('```' in o or '#| output: false' in o), o
 
 def test_nothing_raw_is_left(pages):
     for name,page in pages.items():
