@@ -117,7 +117,7 @@ class Names:
         def one(m):
             if m['keep']: return m[0] if m['fence'] else _re_file.sub(to_file, re.sub(r'\]\(((?:[\w.-]+/)*)([\w.-]+\.ipynb)', to_page, m[0]))
             if m['code']: return self.link(m['code'], page, skip)
-            if m['block']: return convert(m['block'], display='block')
+            if m['block']: return f"""<div class="formula">{convert(m['block'], display='block')}</div>"""
             return f"<span>{convert(m['inline'])}</span>" # bare, at the start of a line, it would end the paragraph
         return _re_md.sub(one, md)
 
