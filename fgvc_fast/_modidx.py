@@ -1364,6 +1364,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fgvc_fast.memory._read_by': ('api/memory.html#_read_by', 'fgvc_fast/memory.py'),
                                   'fgvc_fast.memory._row': ('api/memory.html#_row', 'fgvc_fast/memory.py'),
                                   'fgvc_fast.memory._says': ('api/memory.html#_says', 'fgvc_fast/memory.py'),
+                                  'fgvc_fast.memory._sets': ('api/memory.html#_sets', 'fgvc_fast/memory.py'),
                                   'fgvc_fast.memory._told': ('api/memory.html#_told', 'fgvc_fast/memory.py'),
                                   'fgvc_fast.memory.bare_model': ('api/memory.html#bare_model', 'fgvc_fast/memory.py'),
                                   'fgvc_fast.memory.callback_key': ('api/memory.html#callback_key', 'fgvc_fast/memory.py'),

@@ -19,7 +19,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.foundation import L
 from fasttransform import Transform
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import count
 from logging import Logger
 from pathlib import Path
@@ -51,11 +51,16 @@ def weights_checksum(model:nn.Module)->str:
 _plain = bool,int,float,complex,str,bytes,type(None)
 _only_training = 'min_scale','flip','light','more'
 
+@lru_cache(10_000) # code is the same as long as it is equal
+def _sets(code):
+    "Names of attributes that `code` sets or deletes"
+    return {i.argval for i in dis.get_instructions(code) if i.opname in ('STORE_ATTR','DELETE_ATTR')}
+
 def later_attrs(c:type):
     "Names of attributes that functions of the class `c` set, but for its `__init__`"
     fs = [f for b in c.__mro__ for f in vars(b).values() if isinstance(f, FunctionType) and f.__name__!='__init__']
     cached = {k for b in c.__mro__ for k,v in vars(b).items() if isinstance(v, cached_property)}
-    return cached | {i.argval for f in fs for i in dis.get_instructions(f.__code__) if i.opname in ('STORE_ATTR','DELETE_ATTR')}
+    return cached.union(*[_sets(f.__code__) for f in fs])
 
 def _attrs(o, training, settled=False):
     "What the object `o` was made with, as it is now; `settled`: without what a class of the user's own notes as it goes along"
@@ -117,7 +122,7 @@ def own_functions(c:type)->list:
 def class_attrs(c:type, settled:bool=False # Without what its functions set?
     )->dict:
     "What the user's own classes among `c` and its bases hold besides functions"
-    later = later_attrs(c) if settled else ()
+    later = later_attrs(c) if settled and is_own(c) else ()
     return {f'{b.__qualname__}.{k}': v for b in c.__mro__ if is_own(b) for k,v in vars(b).items() if k[:2]!='__' and k not in later and not isinstance(v, (FunctionType,property,cached_property,classmethod,staticmethod)) and not hasattr(v, 'methods')}
 
 
