@@ -192,7 +192,7 @@ def test(self:Learner)->pd.DataFrame:
 @patch
 def predict(self:FineGrainedLearner,
     item:int|str|Path|Image.Image|np.ndarray|torch.Tensor, # A row of the data set, a path or a picture
-    rm_type_tfms:int|None=None, # How many of the first transforms `item` has been through; None: none
+    rm_type_tfms:int|None=None, # How many of the first transforms `item` has been through already; None: the loaders know
     with_input:bool=False # Give the picture as the model sees it too, before the rest?
     ):
     "As fastai's: the name, its number and the probabilities; an error where they are NaN"
