@@ -111,7 +111,7 @@ print(df.to_json(orient='split', double_precision=15))
     assert res.returncode==0, res.stderr[-3000:]
     o = json.loads(res.stdout)
     df = pd.DataFrame(o['data'], columns=o['columns'])
-    return df.astype({c: np.float32 for c in df if c.startswith('prob')})
+    return df.astype({c: np.float32 for c in df if c.startswith('conf')})
 
 def test_fresh_process(saved, birds):
     _,folder = saved
