@@ -9,11 +9,14 @@ __all__ = ['Report', 'true_parts', 'show_parts', 'part_scores', 'three_ways', 'f
 import html, io, json, matplotlib.pyplot as plt, numpy as np, pandas as pd, subprocess, sys, time
 from base64 import b64encode
 from contextlib import contextmanager
+from fastai.callback.progress import ProgressCallback
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
+from fastcore.imports import in_notebook
 from fastcore.script import call_parse
 from pathlib import Path
 from .core import FineGrainedError, check, check_number, wrap_label
+from .pictures import picture_grid
 from .datasets.all import fine_grained_data
 from .data.image import center_region, read_image
 from .interpret.all import FineGrainedInterpretation, cam
@@ -32,20 +35,34 @@ class Report:
     def table(self, df):
         check(isinstance(df, pd.DataFrame), f'Report.table: a {type(df).__name__} is no DataFrame')
         self.parts.append(df.to_html(index=False, border=0))
-    def figure(self, fig=None, dpi=110):
-        "Put `fig` (default: the current one) on the page, and close it"
-        fig,buf = fig or plt.gcf(),io.BytesIO()
-        fig.savefig(buf, format='png', dpi=dpi, bbox_inches='tight')
-        plt.close(fig)
-        self.parts.append(f'<img alt="" src="data:image/png;base64,{b64encode(buf.getvalue()).decode()}">')
+    def figure(self, fig, narrow=None, dpi=110):
+        "Put `fig` on the page, or on a telephone `narrow`, and close them"
+        small = f'<source media="(max-width:640px)" srcset="{_as_png(narrow, dpi)}">' if narrow else ''
+        self.parts.append(f'<picture>{small}<img alt="" src="{_as_png(fig, dpi)}"></picture>')
+    def pictures(self, axs, dpi=150):
+        "Put the picture on each of `axs` on the page, its title below it as text, as many in a row as there is room for"
+        said = [(' '.join(ax.get_title().split()).replace(r'\$', '$'), ax.title.get_color()) for ax in axs]
+        for ax in axs: ax.set_title('')
+        axs[0].figure.canvas.draw() # now each lies where it will
+        cards = [f'<figure><img alt="" src="{_as_png(ax.figure.figure, dpi, ax)}"><figcaption style="color:{c}">{html.escape(t)}</figcaption></figure>' for ax,(t,c) in zip(axs, said) if ax.images]
+        self.parts.append(f'<div class="pictures">{"".join(cards)}</div>')
     def save(self, fn):
         "Write the page"
         page = _page.format(title=html.escape(str(self.title)), lead=html.escape(str(self.lead)), body='\n'.join(self.parts))
         Path(fn).write_bytes(page.encode('utf-8', 'backslashreplace')) # a species' name need not be text
 
-_page = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:860px;margin:2rem auto;padding:0 1rem;color:#222}} h2{{margin:2.2rem 0 .3rem}} p{{margin:.3rem 0 1rem}} img{{max-width:100%;display:block}}
-table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}} th,td{{padding:.35rem 1.1rem .35rem 0;text-align:left;white-space:nowrap;border-bottom:1px solid #ddd}}</style>
+def _as_png(fig, dpi, ax=None):
+    "`fig`, or what stands on `ax` of it, as the address of a PNG; `fig` is closed"
+    buf = io.BytesIO()
+    fig.savefig(buf, format='png', dpi=dpi, bbox_inches='tight' if ax is None else ax.get_window_extent().transformed(fig.dpi_scale_trans.inverted()))
+    plt.close(fig)
+    return f'data:image/png;base64,{b64encode(buf.getvalue()).decode()}'
+
+_page = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:860px;margin:2rem auto;padding:0 1rem;color:#222;overflow-wrap:break-word}} h2{{margin:2.2rem 0 .3rem}} p{{margin:.3rem 0 1rem}} img{{max-width:100%;display:block}}
+.pictures{{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:.8rem;margin-bottom:1rem}} figure{{margin:0}} figure img{{width:100%}} figcaption{{font-size:13px;line-height:1.3;margin-top:.2rem}}
+table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}} th,td{{padding:.35rem 1.1rem .35rem 0;text-align:left;vertical-align:top;white-space:nowrap;border-bottom:1px solid #ddd}}
+@media(max-width:640px){{th,td{{white-space:normal;overflow-wrap:normal;padding-right:.6rem}}}}</style>
 <h1>{title}</h1><p>{lead}</p>
 {body}
 """
@@ -65,14 +82,13 @@ def true_parts(data, rows, size):
 
 # %% ../nbs/api/970_quickstart.ipynb #7f813757
 def show_parts(interp, idxs, parts):
-    "Pictures `idxs` of `interp` with their maps, and a ring round each of the true `parts`"
-    fig,axs = plt.subplots(1, len(idxs), figsize=(1.9*len(idxs), 2.4), squeeze=False)
-    for ax in axs.flat: ax.axis('off')
-    said,are = ([wrap_label(interp.vocab[o[i]], 26) for i in idxs] for o in (interp.preds,interp.targs))
-    interp._draw(axs.flat, idxs, [a if a==b else f'{a}\nnot {b}' for a,b in zip(said, are)], 'gradcam')
-    for ax,(x,y,r) in zip(axs.flat, parts): ax.add_patch(plt.Circle((x,y), 1.3*r, fill=False, ec='#ffd400', lw=1.6))
-    fig.tight_layout(pad=.4)
-    return fig
+    "Pictures `idxs` of `interp` with their maps, and a ring round each of the true `parts`: axes (n,)"
+    said,are = ([interp.vocab[o[i]] for i in idxs] for o in (interp.preds,interp.targs))
+    right = [a==b for a,b in zip(said, are)]
+    axs = picture_grid([wrap_label(a, 22, 3) + ('' if ok else ',\n'+wrap_label(f'not {b}', 22, 3)) for a,b,ok in zip(said, are, right)], 5, right=right)
+    interp._draw(axs, idxs, 'gradcam')
+    for ax,(x,y,r) in zip(axs, parts): ax.add_patch(plt.Circle((x,y), 1.3*r, fill=False, ec='#ffd400', lw=1.6))
+    return axs
 
 # %% ../nbs/api/970_quickstart.ipynb #0bec3148
 def part_scores(maps, parts):
@@ -92,6 +108,13 @@ def _timed(row):
     yield
     row['seconds'] = round(time.perf_counter()-t, 1)
 
+def _plain_log(learn):
+    "A line for each epoch and no bars, as a file wants them"
+    def line(o): print(*(f'{v:10.3f}' if isinstance(v, float) else f'{v:>10}' for v in o))
+    learn.remove_cb(ProgressCallback)
+    learn.logger = line
+    line(['epoch','train_loss','valid_loss','accuracy','time'])
+
 def three_ways(dls, epochs):
     "A trained learner per strategy, with its row of the table"
     check_number('epochs', epochs, 1, whole=True)
@@ -100,6 +123,7 @@ def three_ways(dls, epochs):
         print(f'\n{name}')
         set_seed(0)
         learn,row = fine_grained_learner(dls, 'toy_resnet', pretrained=name!='from scratch', metrics=accuracy),dict(strategy=name)
+        if not (sys.stdout.isatty() or in_notebook()): _plain_log(learn)
         with _timed(row): learn.fit_phases(plan)
         yield learn,row
 
@@ -109,8 +133,7 @@ def _training(page, learn, table, epochs):
     page.section('Three ways to train', f'{epochs} epochs each; accuracy on the test split, which nothing was chosen by; seconds of training on this machine.')
     page.table(table.rename(columns=dict(test_accuracy='test accuracy')))
     page.section('The plan of phases', 'Phased fine-tuning first trains the head on the frozen body, then everything, shallow groups more slowly than deep ones: learning rates by group as planned and run, and below them the losses.')
-    learn.plot_phases()
-    page.figure()
+    page.figure(*(learn.plot_phases(figsize=o)[0].figure for o in (None,(4,4.6))))
 
 # %% ../nbs/api/970_quickstart.ipynb #efffa5dc
 def _looking(page, data, learn, size):
@@ -125,13 +148,14 @@ def _looking(page, data, learn, size):
         if not len(of): continue
         some = of[np.linspace(0, len(of)-1, min(5, len(of))).astype(int)] if say.startswith('Named rightly') else of[:5]
         page.text(f'{say}:')
-        page.figure(show_parts(interp, some, parts[some]))
+        page.pictures(show_parts(interp, some, parts[some]))
     pairs = interp.confused_pairs()
     if not len(pairs): return page.section('The most confused pair', 'There is none: every test picture is named rightly.')
     one,other,times = pairs.iloc[0]
     page.section('The most confused pair', f"{one} and {other} were taken for one another {'once' if times==1 else f'{times} times'}. Mistakes first, then pictures of the same species that were named rightly.")
-    interp.plot_confused_pairs(1, 3)
-    page.figure()
+    for name,axs in zip((one,other), interp.plot_pair(one, other)):
+        page.text(f'{name}:')
+        page.pictures(axs)
 
 # %% ../nbs/api/970_quickstart.ipynb #9a0a5fd6
 _fresh = """import sys, time
@@ -161,9 +185,8 @@ def _keeping(page, data, learn, out):
     sizes = ', '.join(f'{o.name} ({o.stat().st_size/1e3:,.0f} kB)' for o in sorted(folder.iterdir()))
     page.section('The model as plain files', f'learn.save_bundle wrote {sizes} into the folder bundle, after checking on real pictures that what it wrote answers as the learner does. '
         f'A fresh process without fastai was ready {seconds:.1f} s after it began to import, and said of six test pictures, given by their paths:')
-    said = pd.DataFrame(dict(truth=list(data.items.label[rows]), says=df.label, confidence=df.confidence.map('{:.0%}'.format),
-        then=df.label_2, its_confidence=df.confidence_2.map('{:.0%}'.format)))
-    page.table(said.rename(columns=dict(its_confidence='confidence')))
+    def sure(label, p): return label+p.map(', {:.0%}'.format)
+    page.table(pd.DataFrame(dict(truth=list(data.items.label[rows]), says=sure(df.label, df.confidence), then=sure(df.label_2, df.confidence_2))))
 
 # %% ../nbs/api/970_quickstart.ipynb #1eb5e059
 @call_parse
@@ -184,9 +207,7 @@ def main(out:str='quickstart', # Folder for report.html and the bundle
     dls = data.dls(size=size, seed=0)
     page = Report('fgvc_fast: quickstart', f'{data}. Everything here was drawn, trained and measured by one command on this machine, without a network connection.')
     page.section('The pictures', 'A training batch as the model sees it, with the boxes that came along through the random crops.')
-    dls.show_batch(max_n=10, nrows=2, figsize=(10,5.1), boxes=True)
-    plt.tight_layout(pad=.4, h_pad=1.5)
-    page.figure()
+    page.pictures(dls.show_batch(max_n=10, nrows=2, boxes=True))
     rows = []
     for learn,row in three_ways(dls, epochs):
         rows.append(dict(strategy=row['strategy'], test_accuracy=f"{learn.test().top1.item():.1%}", seconds=row['seconds']))

@@ -92,12 +92,9 @@ def test_widget_without_its_library(interp, monkeypatch):
     with pytest.raises(FineGrainedError, match='pip install ipywidgets'): interp.walk()
 
 def test_map_of_classes(learn):
-    xy = learn.plot_embeddings('train', by='label', how=SimpleNamespace(fit_transform=lambda o: o[:,:2]))
-    rows = learn.embeddings()[0]
-    np.testing.assert_allclose(xy, rows[:,:2].float())
-    ax = plt.gcf().axes[0]
+    ax = learn.plot_embeddings('train', by='label', how=SimpleNamespace(fit_transform=lambda o: o[:,:2]))
     dots = ax.collections[0]
-    np.testing.assert_allclose(dots.get_offsets(), xy)
+    np.testing.assert_allclose(dots.get_offsets(), learn.embeddings()[0][:,:2].float())
     of = {}
     for t,c in zip(learn.embeddings()[1].tolist(), map(tuple, dots.get_facecolors())): of.setdefault(learn.dls.vocab[t], set()).add(c)
     legend = {t.get_text(): tuple(h.get_facecolors()[0]) for t,h in zip(ax.get_legend().get_texts(), ax.get_legend().legend_handles)}

@@ -7,6 +7,7 @@ import fastai.vision.learner # chkstyle: ignore (draws the pictures of fastai's 
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
 from matplotlib import pyplot as plt
+import fgvc_fast.data.merge # chkstyle: ignore (data sets rename their labels)
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.datasets.all import toy_birds
 from fgvc_fast.interpret.errors import FineGrainedInterpretation

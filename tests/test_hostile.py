@@ -109,6 +109,7 @@ by_builder = Free('handed over by what builds the model')
 look = Free('how something looks: any truth value will do')
 theirs = Free("fastai's own")
 axes = Free("matplotlib's own: what is no axes says so itself")
+figsize = Kind('x', 5, (4,), (0,3), (nan,3), ('a','b'), [], {}, thing, words='inches')
 options = Free('of the call that is named there, which is in this table')
 
 loader = Kind(5, 'x', [], thing, words='loader loaders')
@@ -194,13 +195,13 @@ call('FineGrainedData.subset', 'D', lambda w: w.data.subset, it(dict(classes=2))
 call('FineGrainedData.at_level', 'D', lambda w: w.data.at_level, it(dict(level='family')), level=choice())
 call('FineGrainedData.check', 'D', lambda w: w.data.check, it(dict(progress=False)), progress=look)
 call('FineGrainedData.drop', 'D', lambda w: w.data.drop, it(dict(rows=[0])), rows=rows + [Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1])))])
-call('FineGrainedData.show', 'D', lambda w: w.data.show, it(dict(n=1)), rows=rows.but(None) + [[]], n=count, cols=count, boxes=look, parts=look, seed=seed, size=positive)
+call('FineGrainedData.show', 'D', lambda w: w.data.show, it(dict(n=1)), rows=rows.but(None) + [[]], n=count, cols=count, boxes=look, parts=look, seed=seed, size=positive, figsize=figsize)
 call('FineGrainedData.long_tail', 'D', lambda w: w.data.long_tail, it(dict(ratio=2)), ratio=number(1), seed=seed)
 call('FineGrainedData.rename', 'D', lambda w: w.data.rename, lambda w: dict(names={w.data.vocab[0]: 'Robin'}), names=Kind(None, 5, 'x', ['x'], {'No such bird': 'Robin'}, thing, {5: 'Robin'}, words='called'), level=choice())
 call('FineGrainedData.merge', 'D', lambda w: w.plain.merge, lambda w: dict(others=w.plain), others=instance(words='data'))
 call('stratified_split', 'D', it(stratified_split), lambda w: dict(items=w.data.items), items=frame.called('column'), share=number(0, below=1), seed=seed, take=choice(), give=choice(), by=by)
 call('FineGrainedData.duplicates', 'D', lambda w: w.data.duplicates, it(dict(progress=False)), distance=whole(0, 128), progress=look)
-call('FineGrainedData.show_duplicates', 'D', lambda w: w.data.show_duplicates, lambda w: dict(pairs=w.far_pairs, n=1), pairs=frame, n=count, cols=count, size=positive)
+call('FineGrainedData.show_duplicates', 'D', lambda w: w.data.show_duplicates, lambda w: dict(pairs=w.far_pairs, n=1), pairs=frame, n=count, cols=count, size=positive, figsize=figsize)
 call('FineGrainedData.drop_duplicates', 'D', lambda w: w.data.drop_duplicates, lambda w: dict(pairs=w.pairs), pairs=frame)
 
 # -- data: readers (D)
@@ -382,7 +383,7 @@ call('phase_rates', 'B', it(phase_rates), lambda w: dict(learn=w.learn, plan=2),
 call('Learner.plan', 'B', lambda w: w.learn.plan, it(dict(name='default', epochs=3)), name=choice(), epochs=count, lr=rate, kwargs=options)
 for k in ('fastai','gradual','reinit','layers'): call(f'{k}_plan', 'B', lambda w, k=k: partial(globals()[f'{k}_plan'], w.learn), it(dict(epochs=12)), learn=Free('given by `learn.plan`'), epochs=count, lr=positive, **(dict(n=whole(1)) if k=='reinit' else {}))
 call('blocks_plan', 'B', lambda w: partial(blocks_plan, w.learn), None, learn=Free('given by `learn.plan`'), epochs=Kind(3, words='blocks'), lr=Free('as in the other plans'))
-call('Learner.plot_phases', 'B', lambda w: w.learn.plot_phases, it(dict(plan=2)), plan=plan.but(None), lr=rate, figsize=axes)
+call('Learner.plot_phases', 'B', lambda w: w.learn.plot_phases, it(dict(plan=2)), plan=plan.but(None), lr=rate, figsize=figsize)
 call('Learner.lr_find_phase', 'B', lambda w: w.learn.lr_find_phase, None, phase=Kind(None, 5, 'x', [], thing), **{k: theirs for k in ('start_lr','end_lr','num_it','stop_div','show_plot','suggest_funcs')})
 call('param_groups', 'B', it(param_groups), lambda w: dict(learn=w.learn), learn=Free("a learner or its model, from the calls that take one"))
 call('by_layer', 'B', it(by_layer), lambda w: dict(model=w.model), model=Free("a learner or its model, from the calls that take one"))
@@ -418,16 +419,16 @@ interp = lambda k: lambda w: getattr(w.interp, k)
 method = Kind(None, 5, 'no such', [], {}, thing, words='method')
 against = Kind('no such', 10**6, -1, 1.5, nan, [], {}, thing, (0,1), words='against')
 call('FineGrainedInterpretation.most_confused', 'A', interp('most_confused'), it({}), min_val=count)
-call('FineGrainedInterpretation.plot_per_class', 'A', interp('plot_per_class'), it({}), most=count)
-call('FineGrainedInterpretation.plot_confusion_matrix', 'A', interp('plot_confusion_matrix'), it({}), most=whole(1))
-call('FineGrainedInterpretation.plot_confused_pairs', 'A', interp('plot_confused_pairs'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against)
-call('FineGrainedInterpretation.plot_pair', 'A', interp('plot_pair'), lambda w: dict(one=w.dls.vocab[0], other=w.dls.vocab[1], k=1), one=name_of('pair'), other=name_of('pair'), k=count, method=method, against=against)
+call('FineGrainedInterpretation.plot_per_class', 'A', interp('plot_per_class'), it({}), most=count, ax=axes)
+call('FineGrainedInterpretation.plot_confusion_matrix', 'A', interp('plot_confusion_matrix'), it({}), most=whole(1), ax=axes)
+call('FineGrainedInterpretation.plot_confused_pairs', 'A', interp('plot_confused_pairs'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against, figsize=figsize)
+call('FineGrainedInterpretation.plot_pair', 'A', interp('plot_pair'), lambda w: dict(one=w.dls.vocab[0], other=w.dls.vocab[1], k=1), one=name_of('pair'), other=name_of('pair'), k=count, method=method, against=against, figsize=figsize)
 call('FineGrainedInterpretation.top_losses', 'A', interp('top_losses'), it({}), k=whole(1, none=True), largest=look, items=look)
-call('FineGrainedInterpretation.plot_top_losses', 'A', interp('plot_top_losses'), it(dict(k=1)), k=count, largest=look, method=method, ncols=count, against=against)
+call('FineGrainedInterpretation.plot_top_losses', 'A', interp('plot_top_losses'), it(dict(k=1)), k=count, largest=look, method=method, ncols=count, against=against, figsize=figsize)
 call('FineGrainedInterpretation.calibration', 'A', interp('calibration'), it({}), bins=count)
 call('FineGrainedInterpretation.ece', 'A', interp('ece'), it({}), bins=count)
 call('FineGrainedInterpretation.plot_calibration', 'A', interp('plot_calibration'), it({}), bins=count, ax=axes)
-call('FineGrainedInterpretation.plot_errors', 'A', interp('plot_errors'), it(dict(n=1)), n=count, idxs=Kind([99], [-1], ['x'], [1.5], 'x', [], thing, [None], words='Pictures picture number'), method=method, layer=Kind('no such', 99, 1.5, {}, thing), against=against)
+call('FineGrainedInterpretation.plot_errors', 'A', interp('plot_errors'), it(dict(n=1)), n=count, idxs=Kind([99], [-1], ['x'], [1.5], 'x', [], thing, [None], words='Pictures picture number'), method=method, layer=Kind('no such', 99, 1.5, {}, thing), against=against, figsize=figsize)
 call('FineGrainedInterpretation.label_issues', 'A', interp('label_issues'), it({}), least=share)
 call('FineGrainedInterpretation.walk', 'A', interp('walk'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against)
 call('FineGrainedInterpretation.to_html', 'A', interp('to_html'), lambda w: dict(path=w.tmp/'pairs.html', n=1, k=1), path=new_file, n=count, k=count, method=method, side=count, title=text, against=against)
@@ -440,7 +441,7 @@ call('FineGrainedInterpretation.plot_level_coverage', 'A', lambda w: w.interp.pl
 call('Learner.embeddings', 'A', lambda w: w.learn.embeddings, it({}), split=choice())
 call('Learner.plot_embeddings', 'A', lambda w: w.learn.plot_embeddings, it(dict(how=Flat())), split=choice(), by=choice(none=True).but('', []), how=Kind(5, 'x', [], thing), ax=axes)
 call('Learner.retrieve', 'A', lambda w: w.learn.retrieve, it(dict(item=0)), item=Kind(None, [], 5.5, 10**6, -1, nan, thing, 'no/such.jpg', a_text, [0], words='picture row'), k=count)
-call('Neighbors.show', 'A', lambda w: w.neighbors.show, it({}), figsize=axes)
+call('Neighbors.show', 'A', lambda w: w.neighbors.show, it({}), figsize=figsize)
 call('Learner.retrieval_metrics', 'A', lambda w: w.learn.retrieval_metrics, it({}), ks=Kind(None, 'x', (), (0,), (-1,), (1.5,), ('a',), (nan,), thing))
 call('Learner.prototypes', 'A', lambda w: w.learn.prototypes, it(dict(new={'a new bird': [0]})), new=Kind(5, 'x', ['x'], {'a': []}, {'a': None}, {'a': [10**6]}, {'a': ['no/such.jpg']}, {5: [0]}, thing, words='pictures row'))
 call('Prototypes.scores', 'A', lambda w: w.prototypes.scores, it(dict(items=[0])), items=pictures)
@@ -481,7 +482,7 @@ call('transfer_study', 'A', it(transfer_study), lambda w: quick(w)|dict(source=w
 target = Kind('No such bird', 10**6, -1, 1.5, nan, [], {}, thing, (0,0), ('x','y'), (0,1,2), [0,1,2,3,4,5,6], words='target targets class')
 layer = Kind('no such', 99, 1.5, {}, thing, [], ['no such'], nn.Linear(1, 1), words='layer stage stages Linear')
 call('cam', 'G', it(cam), lambda w: dict(learn=w.learn, items=[0]), learn=instance(), items=pictures, method=method, target=target, layer=layer, against=against)
-call('Learner.show_cam', 'G', lambda w: w.learn.show_cam, it(dict(n=1)), items=pictures.but(None), n=count, method=method, target=target.but([0,1,2,3,4,5,6]), layer=layer, ncols=count, against=against)
+call('Learner.show_cam', 'G', lambda w: w.learn.show_cam, it(dict(n=1)), items=pictures.but(None), n=count, method=method, target=target.but([0,1,2,3,4,5,6]), layer=layer, ncols=count, against=against, figsize=figsize)
 call('spotlight', 'G', it(spotlight), lambda w: dict(im=w.x[0], cam=torch.rand(32, 32)), im=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))), cam=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('of another size', lambda w: torch.zeros(7, 9))))
 call('draw_cam', 'G', it(draw_cam), lambda w: dict(ax=plt.subplots()[1], im=w.x[0], cam=torch.rand(32, 32)), ax=axes, im=Kind(None, 5, 'x', [], thing), cam=Kind(None, 5, 'x', [], thing), title=Free("matplotlib's own"), right=Kind('no', 7, [1], thing))
 call('find_layer', 'G', it(find_layer), lambda w: dict(model=w.model), model=Free("a learner or its model, from the calls that take one"), layer=layer.but([], ['no such']), x=Free('of `view_layers`'))
@@ -493,14 +494,14 @@ call('FeatureHierarchy', 'G', it(FeatureHierarchy), lambda w: dict(learn=w.learn
 call('FeatureHierarchy.from_learner', 'G', it(FeatureHierarchy.from_learner), lambda w: dict(learn=w.learn), learn=instance())
 fh = lambda k: lambda w: getattr(w.hierarchy, k)
 call('FeatureHierarchy.maps', 'G', fh('maps'), it(dict(items=[0])), items=pictures)
-call('FeatureHierarchy.show', 'G', fh('show'), it(dict(item=0, k=1)), item=picture + [[0,1]], k=count)
-call('FeatureHierarchy.show_filters', 'G', fh('show_filters'), it(dict(most=1)), most=count)
+call('FeatureHierarchy.show', 'G', fh('show'), it(dict(item=0, k=1)), item=picture + [[0,1]], k=count, figsize=figsize)
+call('FeatureHierarchy.show_filters', 'G', fh('show_filters'), it(dict(most=1)), most=count, figsize=figsize)
 pairs = Kind(None, 5, 'x', [], [5], [('x','y')], [('x',)], thing, words='pair')
 call('FeatureHierarchy.linear_probes', 'A', fh('linear_probes'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs)
 call('FeatureHierarchy.plot_linear_probes', 'A', fh('plot_linear_probes'), lambda w: dict(pairs=[tuple(w.dls.vocab[:2])]), pairs=pairs, ax=axes)
 call('FeatureHierarchy.top_activations', 'G', fh('top_activations'), it(dict(stage=-1, channel=0, n=1)), stage=stage, channel=whole(0, 10**6), items=pictures.but(None), n=count)
 call('FeatureHierarchy.receptive_fields', 'G', fh('receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
-call('FeatureHierarchy.plot_receptive_fields', 'G', fh('plot_receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
+call('FeatureHierarchy.plot_receptive_fields', 'G', fh('plot_receptive_fields'), it(dict(items=[0])), items=pictures.but(None), figsize=figsize)
 call('FineGrainedInterpretation.cam_report', 'G', lambda w: w.interp.cam_report, it(dict(methods=['gradcam'], n=1, steps=0)), methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layers=Kind(5, ['no such'], [99], thing, [], words='layer stage stages'),
     asked=Kind(None, 5, 'x', [], ['x'], [5], thing), part=Kind('no such part', 5, [], thing), n=whole(1, none=True), steps=whole(0), tolerance=number(0))
 call('CamReport.beats', 'G', lambda w: w.report.beats, it({}), base=choice())
@@ -526,8 +527,9 @@ call('hide', 'F', it(hide), lambda w: dict(x=w.x, discs=torch.tensor([[1.,1,2]]*
 attacks_of = Kind(None, 5, 'no such', ['no such'], [5], thing, words='attack')
 call('FineGrainedInterpretation.robustness', 'F', lambda w: w.interp.robustness, it(dict(eps=(.1,), corrupted=False, attack='fgsm', n=1, steps=1)), attack=attacks_of, eps=Kind(None, 'x', [-1], [nan], ['a'], thing, [inf]), norm=choice(), corrupted=flag, n=whole(1, none=True), keep=whole(0), seed=seed, kwargs=Free('of the attacks, above'))
 call('Robustness.wide', 'F', lambda w: w.robustness.wide, it({}), corrupted=flag)
-call('Robustness.gallery', 'F', lambda w: w.robustness.gallery, lambda w: dict(kind='pgd') if any(w.robustness.shown) else None, kind=choice(), n=count)
-call('plot_robustness', 'F', it(plot_robustness), lambda w: dict(results=w.robustness), results=instance(words='robustness'))
+call('Robustness.gallery', 'F', lambda w: w.robustness.gallery, lambda w: dict(kind='pgd') if any(w.robustness.shown) else None, kind=choice(), n=count, figsize=Free('asked for once there are pictures to draw'))
+call('Robustness.plot', 'F', lambda w: w.robustness.plot, it({}), figsize=figsize)
+call('plot_robustness', 'F', it(plot_robustness), lambda w: dict(results=w.robustness), results=instance(words='robustness'), figsize=figsize)
 call('FineGrainedInterpretation.occlusion', 'F', lambda w: w.interp.occlusion, it({}), part=Kind('no such part', 5, [], thing), grow=positive)
 call('PixelModel', 'F', it(PixelModel), lambda w: dict(learn=w.learn), learn=instance())
 call('AdversarialTraining', 'F', it(AdversarialTraining), it({}), eps=positive, alpha=share, attack=Kind(None, 5, 'no such', [], thing), kwargs=Free('of the attack, above'))
@@ -548,7 +550,7 @@ call('write_bundle', 'E', it(write_bundle), lambda w: dict(folder=w.tmp/'third',
 exceptions = { # 'Class.*': what is written under it
     'called by torch or fastai for every batch: a check would cost time, and what is handed over was checked where it was made':
         'to_rgb upright_size upright_box Erase.* Cutout.* Mix.* decay_at evidence_of mixed_loss picture_losses own_loss random_region fit_aspect center_region resized open_lazily jpeg_pixels CropResize.* ToFloat.* TensorParts.* FineGrainedDL.new FineGrainedDL.do_item FineGrainedDL.create_batch FineGrainedDL.to_detach '
-        'FineGrainedDL.show_results LazyImage.* Presized.* CachedImages.* PartsOf.* MetricLoss.* Focal.* PairwiseConfusion.* MutualChannel.* CenterLoss.* Attended.* AttentionPool.* ClassAttentionPool.* Body.forward Body.see Body.group_of Body.before Body.from_last_block as_map AnnotatedPartPool.* EmbeddingNorm.* '
+        'FineGrainedDL.show_batch FineGrainedDL.show_results LazyImage.* Presized.* CachedImages.* PartsOf.* MetricLoss.* Focal.* PairwiseConfusion.* MutualChannel.* CenterLoss.* Attended.* AttentionPool.* ClassAttentionPool.* Body.forward Body.see Body.group_of Body.before Body.from_last_block as_map AnnotatedPartPool.* EmbeddingNorm.* '
         'CosineHead.* LevelHead.* NormalizeInput.* FineGrainedModel.see FineGrainedModel.maps FineGrainedModel.features FineGrainedModel.forward FineGrainedModel.halves PartPool.* ZoomIn.* MeanPool.* GeM.* StagePool.* PyramidPool.* Branch.* BilinearPool.* CompactPool.* CovPool.* '
         'TwoStreams.forward TwoStreams.see FineGrainedModel.trace Trace.* ClassTokenPool.* TokenPool.* PartTokenPool.* PixelModel.* FeatureDL.* Layer.* Activations.* center_spot random_map',
     'made by the calls above, and not by hand':
@@ -561,7 +563,7 @@ exceptions = { # 'Class.*': what is written under it
     'called inside of `distrib_ctx`': 'rank_and_world all_gather',
     'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing wrap_label',
     'public because two of our modules need it, and handed only what these have checked: no user calls it':
-        'half_interval written_to swapped is_own function_parts class_attrs own_functions check_vocab precision_callback callback_key SameVocab FineGrainedLearner.validation_context in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same '
+        'half_interval written_to swapped caption no_box figure_size picture_grid write_below is_own function_parts class_attrs own_functions check_vocab precision_callback callback_key SameVocab FineGrainedLearner.validation_context in_plot shown as_text as_numbers shuffled_ranks naming reader is_one_picture asked_against only_logits test_read weights_checksum loader_key question learner_key items_of trained_on described run_marks marks.check_same '
         'with_progress check_replaceable check_keeps_shape split_augs open_picture exif_orientation stored_size turn_box '
         'pixel_tensor upright_points seed_all seeded follow_link real_paths read_mat corners_of text_lines match_ids check_unique '
         'read_part_table check_present find_tree check_boxes read_words retrieval_measures nearest_elsewhere contrast_class batches_of '
@@ -623,7 +625,7 @@ def run(c, w, kw):
     f,kw = c.f(w),dict(kw)
     more = next((p.name for p in inspect.signature(f).parameters.values() if p.kind is p.VAR_POSITIONAL and p.name in kw), None)
     args = [kw.pop(more)] if more else []
-    if 'results' in kw: kw = {'one': kw.pop('results')}
+    if 'results' in kw: kw = {'one': kw.pop('results'), **kw}
     return f(*args, **kw)
 
 def fails(c, arg, value, w):

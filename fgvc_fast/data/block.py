@@ -16,7 +16,6 @@ from fastai.data.transforms import Categorize, IntToFloatTensor, ToTensor
 from fastai.torch_core import TensorBase, TensorCategory, TensorImage, default_device
 from fastai.vision.augment import AffineCoordTfm, RandomResizedCropGPU, RandTransform, aug_transforms
 from fastai.vision.core import PILImage, TensorBBox
-from fastai.vision.data import get_grid
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from fasttransform import Transform
@@ -24,6 +23,7 @@ from matplotlib.patches import Rectangle
 from pathlib import Path
 from PIL import Image
 from ..core import FineGrainedError, check, check_choice, check_number, check_size, wrap_label, listing
+from ..pictures import picture_grid
 from .augs import check_keeps_shape, split_augs
 from .cache import CachedImages, Presized, open_cache
 from .image import center_region, fit_aspect, is_one_picture
@@ -326,7 +326,7 @@ class FineGrainedLoaders(DataLoaders):
         if not boxes or b is not None: return self.train.show_batch(b, max_n=max_n, **kwargs)
         check(self.data is not None and self.data.has_boxes, "There are no boxes to draw: the data set has none")
         items = [self.train_ds[int(i)] for i in np.random.permutation(len(self.train_ds))[:max_n]]
-        self._draw_boxes(items, **kwargs)
+        return self._draw_boxes(items, **kwargs)
 
 # %% ../../nbs/api/030_data.block.ipynb #478a8c2d
 class _Quick:
@@ -475,7 +475,6 @@ def _cache(self:FineGrainedData, cut, rows, home, max_gb):
 @patch
 def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=None, **kwargs):
     "Show `items` (after the item transforms' cut) with the boxes that came along through the batch transforms"
-    import matplotlib.pyplot as plt
     cut = next((t for t in self.train.after_item.fs if isinstance(t, CropResize)), None)
     check(cut is None or cut.more is None, "Boxes do not follow torchvision's transforms: leave the groups and transforms out of `aug` to draw them")
     check(cut is not None, "Boxes can be drawn only where `CropResize` cuts the pictures: this block has other item transforms")
@@ -485,11 +484,12 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
     ims = TensorImage(torch.stack(xs))
     bbs = TensorBBox(torch.stack([torch.tensor(x.box or [float('nan')]*4) for x in xs])[:,None]/scale-1, img_size=ims.shape[-2:]) # (n, 1, 4) in [-1,1], as fastai's transforms move them
     ims,bbs = self.train.after_batch.decode(self.train.after_batch((ims.to(self.device), bbs.to(self.device))))
-    for im,bb,(*_,y),ax in zip(ims.cpu(), ((bbs.cpu()+1)*scale)[:,0], items, get_grid(len(items), nrows, ncols, figsize=figsize)):
+    axs = picture_grid([wrap_label(self.vocab[y], 24, 3) for *_,y in items], ncols, nrows, 2.2, figsize=figsize)
+    for im,bb,ax in zip(ims.cpu(), ((bbs.cpu()+1)*scale)[:,0], axs):
         x0,y0,x1,y1 = bb.tolist()
-        im.show(ctx=ax)
-        ax.set_title(wrap_label(self.vocab[y]), fontsize=9)
-        ax.add_patch(plt.Rectangle((x0-.5,y0-.5), x1-x0, y1-y0, fill=False, ec='yellow', lw=1.5))
+        ax.imshow(im.permute(1,2,0))
+        ax.add_patch(Rectangle((x0-.5,y0-.5), x1-x0, y1-y0, fill=False, ec='yellow', lw=1.5))
+    return axs
 
 # %% ../../nbs/api/030_data.block.ipynb #214312f5
 @patch

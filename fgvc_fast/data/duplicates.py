@@ -11,6 +11,7 @@ from fastcore.basics import patch
 from fastcore.parallel import parallel
 from PIL import ImageOps
 from ..core import FineGrainedError, check, check_number, wrap_label, listing
+from ..pictures import caption, figure_size
 from .table import FineGrainedData
 
 # %% ../../nbs/api/028_data.duplicates.ipynb #116d002e
@@ -79,8 +80,9 @@ def _told(data, pairs):
 def show_duplicates(self:FineGrainedData,
     pairs:pd.DataFrame, # What `duplicates` gave, or some rows of it
     n:int=8, cols:int=2, # Pairs to show, pairs in a line
-    size:float=1.8 # Of each picture, inches
-    ):
+    size:float=1.8, # Of each picture, inches
+    figsize=None # Of the whole, inches
+    )->np.ndarray: # Its axes (n, 2)
     "The first `n` of `pairs`, side by side"
     import matplotlib.pyplot as plt
     _same_table(self, pairs)
@@ -90,15 +92,18 @@ def show_duplicates(self:FineGrainedData,
     check(len(pairs), 'There is no pair to show')
     cols = min(cols, len(pairs))
     lines = -(-len(pairs)//cols)
-    fig,axs = plt.subplots(lines, 4*cols, figsize=(2.7*size*cols, (size+.35)*lines), gridspec_kw=dict(width_ratios=[1,.35,1,.35]*cols), squeeze=False)
+    def names(o): return [f"{split}\n{wrap_label('no label' if pd.isna(label) else label, max(8, int(size*12)), 3)}" for split,label in ((o.split_a,o.label_a), (o.split_b,o.label_b))]
+    said = [names(o) for o in pairs.itertuples()]
+    high = size+.16*max(len(o.splitlines()) for pair in said for o in pair)
+    _,axs = plt.subplots(lines, 3*cols, figsize=figure_size(figsize, 2.5*size*cols, high*lines), gridspec_kw=dict(width_ratios=[1,.5,1]*cols), squeeze=False, layout='compressed')
     for ax in axs.flat: ax.axis('off')
-    for k,p in enumerate(pairs.itertuples()):
-        a,between,b = axs[k//cols, k%cols*4:k%cols*4+3]
-        for ax,row,split,label in ((a,p.row_a,p.split_a,p.label_a), (b,p.row_b,p.split_b,p.label_b)):
+    axs = axs.reshape(-1, 3)[:len(pairs)]
+    for (a,between,b),titles,p in zip(axs, said, pairs.itertuples()):
+        for ax,row,title in zip((a,b), (p.row_a,p.row_b), titles):
             ax.imshow(self.picture(row))
-            ax.set_title(f"{split}\n{wrap_label('no label' if pd.isna(label) else label, int(size*14))}", fontsize=8, color='firebrick' if p.leak or p.labels_differ else 'black')
-        between.text(.5, .5, f"{p.distance}{chr(10)+'mirrored' if p.mirrored else ''}", ha='center', va='center', fontsize=8, transform=between.transAxes)
-    fig.tight_layout(pad=.3)
+            caption(ax, title, False if p.leak or p.labels_differ else None)
+        between.text(.5, .5, f'{p.distance}\nmirrored' if p.mirrored else p.distance, ha='center', va='center', fontsize=9, transform=between.transAxes)
+    return axs[:,::2]
 
 def _same_table(data, pairs):
     "Stop if `pairs` were found in another table: its rows are others"

@@ -10,11 +10,12 @@ import gc, itertools, math, numpy as np, random, torch
 from collections.abc import Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from fastai.data.core import Datasets, TfmdDL, show_results
+from fastai.data.core import Datasets, TfmdDL, show_batch, show_results
 from fastai.data.load import _FakeLoader, fa_collate
 from fastai.torch_core import TensorImage, to_detach
 from fastcore.basics import patch
-from ..core import check, check_number, in_plot
+from ..core import check, check_number, wrap_label
+from ..pictures import picture_grid, write_below
 from torch.utils.data import get_worker_info
 
 # %% ../../nbs/api/024_data.loader.ipynb #6c17fdf6
@@ -188,13 +189,35 @@ def shard(self:FineGrainedDL, rank:int, ranks:int, # Which process of how many
 @patch
 def _pre_show_batch(self:FineGrainedDL, b, max_n=9):
     x,y,its = TfmdDL._pre_show_batch(self, b, max_n)
-    if its is not None: its = its.map(lambda o: tuple(type(v)(in_plot(v)) if isinstance(v, str) else v for v in o)) # names stand above pictures
+    if its is not None: its = its.map(lambda o: tuple(type(v)(wrap_label(v, 24, 3)) if isinstance(v, str) else v for v in o)) # names stand above pictures
     return x[0] if isinstance(x, tuple) else x,y,its
 
+def _axes_for(names, nrows=None, ncols=None, figsize=None, **kwargs):
+    "Bare axes with room above them for the `names`, a tuple for each picture, and the options that say something else"
+    axs = picture_grid(['\n'.join(o for o in it if isinstance(o, str)) for it in names], ncols, nrows, 2.2, figsize=figsize)
+    for ax in axs: ax.set_title('') # fastai writes below what stands there
+    return axs,kwargs
+
+@patch
+def show_batch(self:FineGrainedDL, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
+    "As fastai's, and gives the axes"
+    if not show or unique: return TfmdDL.show_batch(self, b, max_n, ctxs, show, unique, **kwargs)
+    x,y,its = self._pre_show_batch(self.one_batch() if b is None else b, max_n)
+    if ctxs is None: ctxs,kwargs = _axes_for(its, **kwargs)
+    show_batch(x, y, its, ctxs=ctxs, max_n=max_n, **kwargs)
+    for ax in ctxs: ax.title.set_fontsize(9)
+    return ctxs
+
+# %% ../../nbs/api/024_data.loader.ipynb #e4dd5591
 @patch
 def show_results(self:FineGrainedDL, b, out, max_n=9, ctxs=None, show=True, **kwargs):
-    "As fastai's, for any number of inputs"
-    if self.n_inp==1 or not show: return TfmdDL.show_results(self, b, out, max_n, ctxs, show, **kwargs)
+    "As fastai's, for any number of inputs, and gives the axes"
+    if not show: return TfmdDL.show_results(self, b, out, max_n, ctxs, show, **kwargs)
     x,y,its,outs = TfmdDL.show_results(self, b, out, max_n, show=False)
-    ctxs = show_results(x, y, its.map(lambda o: (o[0],*o[self.n_inp:])), outs, ctxs=ctxs, max_n=max_n, **kwargs)
+    if ctxs is None:
+        ctxs,kwargs = _axes_for([(*o,*p) for o,p in zip(its, outs)], **kwargs)
+        write_below(ctxs[0].figure, 'what it is, and what is predicted')
+    show_results(x, y, its.map(lambda o: (o[0],*o[self.n_inp:])), outs, ctxs=ctxs, max_n=max_n, **kwargs)
     for o,ctx in zip(its, ctxs): [p.show(ctx=ctx) for p in o[1:self.n_inp]]
+    for ax in ctxs: ax.title.set_fontsize(9)
+    return ctxs

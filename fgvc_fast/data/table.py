@@ -14,6 +14,7 @@ from fastcore.parallel import parallel
 from numbers import Real
 from pathlib import Path
 from ..core import check as require, check_choice, check_number, check_size, wrap_label, listing # `check` is a verb of the data set here
+from ..pictures import picture_grid
 from .image import open_picture, read_image, upright_box, upright_size
 
 # %% ../../nbs/api/012_data.table.ipynb #f5518f48
@@ -607,26 +608,25 @@ def show(self:FineGrainedData,
     rows=None,     # Row numbers; None: `n` at random
     n:int=8, cols:int=4,
     boxes:bool=True, parts:bool=False, # Draw them, where the data set has them
-    seed:int=0, size:float=2. # Of each picture, inches
-    ):
+    seed:int=0, size:float=2., # Of each picture, inches
+    figsize=None # Of the whole, inches
+    )->np.ndarray: # Its axes (n,)
     "Pictures as they are stored (less a banner), with their labels, boxes and parts"
-    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
     for k,v in dict(n=n, cols=cols).items(): check_number(k, v, 1, whole=True)
     require(check_number('size', size, 0)>0, f'size={size}: give inches, more than 0')
     require(rows is None or pd.api.types.is_list_like(rows) and len(rows := list(rows)), f'rows={rows!r}: give row numbers, one at least')
     if rows is None: rows = np.random.default_rng(check_number('seed', seed, 0, whole=True)).permutation(len(self))[:n]
-    fig,axs = plt.subplots(-(-len(rows)//cols), min(cols,len(rows)), figsize=(size*min(cols,len(rows)), (size+.4)*-(-len(rows)//cols)), squeeze=False)
-    for ax in axs.flat: ax.axis('off')
-    for ax,i in zip(axs.flat, rows):
-        ax.imshow(self.picture(i))
-        label = self.items.label.iat[i]
-        ax.set_title(wrap_label('no label' if pd.isna(label) else label, int(size*11)), fontsize=8)
+    ims,names = zip(*[(self.picture(i), self.items.label.iat[i]) for i in rows])
+    axs = picture_grid([wrap_label('no label' if pd.isna(o) else o, max(8, int(size*12)), 3) for o in names], cols, size=size, figsize=figsize)
+    for ax,i,im in zip(axs, rows, ims):
+        ax.imshow(im)
         with open_picture(self.path(i)) as im:
             if boxes and self.has_boxes and not self.items[_box].iloc[i].isna().any():
                 x0,y0,x1,y1 = upright_box(self.items[_box].iloc[i], im)
-                ax.add_patch(plt.Rectangle((x0,y0), x1-x0, y1-y0, fill=False, ec='yellow', lw=1.5))
+                ax.add_patch(Rectangle((x0,y0), x1-x0, y1-y0, fill=False, ec='yellow', lw=1.5))
             if parts and self.parts is not None:
                 p = self.parts[(self.parts.item==i) & (self.parts.visible>0)]
                 xy = np.array([upright_box((x,y,x,y), im)[:2] for x,y in zip(p.x, p.y)]).reshape(-1,2)
                 ax.scatter(*xy.T, s=12, c=np.arange(len(p)), cmap='tab20', ec='white', lw=.5)
-    fig.tight_layout(pad=.4)
+    return axs

@@ -6,8 +6,9 @@
 __all__ = ['toy_families', 'toy_colors', 'toy_parts', 'draw_bird', 'toy_species', 'toy_birds']
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #d93c447a
-import hashlib, json, math, numpy as np, os, pandas as pd, tempfile
+import hashlib, json, math, numpy as np, os, pandas as pd, sys, tempfile
 from fastcore.basics import AttrDict, patch
+from fastcore.imports import IN_NOTEBOOK
 from fastcore.parallel import parallel
 from functools import lru_cache
 from pathlib import Path
@@ -419,7 +420,7 @@ def _draw_all(root, birds, per_class, size, difficulty, seed):
         for i in range(per_class):
             rows.append(dict(path=f'{folder}/{name}_{i+1:04}.jpg', label=o.name, split=split[i], family=o.family, differs=o.differs, **o.attributes))
             todo.append((o, (seed,3,c,i), size, difficulty, root/rows[-1]['path']))
-    drawn = parallel(_draw_file, todo, n_workers=min(os.cpu_count(),16) if len(todo)>100 else 0, progress=len(todo)>100, chunksize=8)
+    drawn = parallel(_draw_file, todo, n_workers=min(os.cpu_count(),16) if len(todo)>100 else 0, progress=len(todo)>100 and (IN_NOTEBOOK or sys.stdout.isatty()), chunksize=8)
     boxes,parts = zip(*drawn)
     items = pd.concat([pd.DataFrame(rows), pd.DataFrame(boxes, columns=['x0','y0','x1','y1'])], axis=1)
     parts = pd.DataFrame([(i,n,round(x,2),round(y,2),round(r,2),v) for i,o in enumerate(parts) for n,x,y,r,v in o], columns=['item','part','x','y','r','visible'])

@@ -10,6 +10,7 @@ import base64, io, numpy as np
 from collections.abc import Callable
 from fastcore.basics import patch
 from ..core import FineGrainedError, check, check_number
+from ..pictures import right_color, wrong_color
 from .probe import to_images
 from .cam import logits_and_maps, asked_line, spotlight
 from .errors import FineGrainedInterpretation
@@ -75,7 +76,7 @@ def _pair_html(self:FineGrainedInterpretation, one, other, times, k, method, sid
 _page = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>
 body{{font:15px system-ui,sans-serif;margin:0 auto;max-width:1080px;padding:16px;color:#222}} nav{{position:sticky;top:0;background:#fff;padding:8px 0;border-bottom:1px solid #ddd}}
 select{{font:inherit;max-width:70%}} button{{font:inherit;padding:2px 12px}} .pair{{display:grid;grid-template-columns:1fr 1fr;gap:24px}} h2{{font-size:20px}} h2 small{{color:#777;font-weight:400}} h3{{margin:0;font-size:16px}}
-p{{margin:2px 0 10px;color:#555}} figure{{margin:0 0 14px;border-left:4px solid #17803d;padding-left:8px}} figure.wrong{{border-color:#c0262d}} img{{width:calc(50% - 8px);max-width:240px;margin-right:4px}} figcaption{{font-size:13px;color:#444}}
+p{{margin:2px 0 10px;color:#555}} figure{{margin:0 0 14px;border-left:4px solid {right_color};padding-left:8px}} figure.wrong{{border-color:{wrong_color}}} img{{width:calc(50% - 8px);max-width:240px;margin-right:4px}} figcaption{{font-size:13px;color:#444}}
 @media(max-width:640px){{.pair{{grid-template-columns:1fr}}}}</style>
 <h1>{title}</h1><p>{about}</p><nav><button onclick="go(-1)" aria-label="previous pair">◀</button> <select onchange="show(+this.value)" aria-label="pair">{options}</select> <button onclick="go(1)" aria-label="next pair">▶</button></nav>{sections}
 <script>const all=[...document.querySelectorAll('section')],sel=document.querySelector('select');let at=0;function show(i){{at=(i+all.length)%all.length;all.forEach((s,k)=>s.hidden=k!=at);sel.value=at}}function go(d){{show(at+d)}}
@@ -104,5 +105,5 @@ def to_html(self:FineGrainedInterpretation,
     about = f'{wrong} mistakes in {len(self.preds):,} pictures of {len(self.vocab):,} classes. Left the picture, right what the model looked at, in colour ({asked}). Arrow keys go from pair to pair.'
     options = ''.join(f'<option value="{i}">{escape(str(a))} / {escape(str(b))} ({t})</option>' for i,(a,b,t) in enumerate(rows))
     path = Path(path)
-    path.write_text(_page.format(title=escape(title), about=about, options=options, sections=''.join(self._pair_html(*o, k, method, side, against) for o in rows)), encoding='utf-8')
+    path.write_text(_page.format(right_color=right_color, wrong_color=wrong_color, title=escape(title), about=about, options=options, sections=''.join(self._pair_html(*o, k, method, side, against) for o in rows)), encoding='utf-8')
     return path

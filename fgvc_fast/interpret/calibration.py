@@ -12,6 +12,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from ..core import check, check_number
+from ..pictures import no_box, wrong_color
 from .errors import FineGrainedInterpretation
 from ..answers import gather
 from ..memory import items_of, trained_on
@@ -47,15 +48,15 @@ def plot_calibration(self:FineGrainedInterpretation,
     "Accuracy over certainty; bars below the line promise too much. Below, how many pictures there are"
     import matplotlib.pyplot as plt
     t = self.calibration(bins)
-    if ax is None: _,ax = plt.subplots(figsize=(3.8,3.8))
+    if ax is None: _,ax = plt.subplots(figsize=(4.4,4.4), layout='constrained')
     mid,w = (t.above+t.up_to)/2,1/bins
     ax.bar(mid, t.accuracy, .92*w, color='#2a7f62', label='right')
-    ax.bar(mid, t.confidence-t.accuracy, .92*w, t.accuracy, color='#c0262d', alpha=.35, label='promised and not kept, or the other way round')
+    ax.bar(mid, t.confidence-t.accuracy, .92*w, t.accuracy, color=wrong_color, alpha=.35, label='promised and not kept, or the other way round')
     ax.plot([0,1], [0,1], '--', color='grey', lw=1)
-    for x,n in zip(mid, t.pictures): ax.text(x, .02, f'{n}', ha='center', fontsize=6.5, color='white')
+    for x,n in zip(mid, t.pictures): ax.text(x, .02, f'{n}', ha='center', fontsize=9, color='white')
     ax.set(xlim=(0,1), ylim=(0,1), xlabel='confidence in the answer', ylabel='share of right answers')
     ax.set_title(f'calibration error {self.ece(bins):.1%} in {bins} bins' + '\non pictures that the temperature was fitted to'*bool(self.tempered), fontsize=10)
-    for s in ('top','right'): ax.spines[s].set_visible(False)
+    no_box(ax)
     return ax
 
 # %% ../../nbs/api/645_interpret.calibration.ipynb #2e47a4fb

@@ -14,8 +14,8 @@ from fastcore.basics import patch
 from numbers import Integral
 from pathlib import Path
 from PIL import Image
-from textwrap import wrap
 from ..core import check, check_choice, check_number, listing, wrap_label
+from ..pictures import caption, picture_grid, write_below
 from ..data.image import is_one_picture
 from .layers import asked_against, find_method, target_weights, view_layers
 from .probe import batches_of, eval_fp32, is_batch, to_images, vocab_of
@@ -129,7 +129,7 @@ def draw_cam(
     im,cam = _check_drawn(im, cam)
     ax.imshow(spotlight(im, cam))
     if cam.max()>.5: ax.contour(cam, [.5], colors='white', linewidths=1)
-    ax.set_title(title, fontsize=7.5, color={None:'black', True:'#17803d', False:'#c0262d'}[right])
+    if title: caption(ax, title, right)
     ax.axis('off')
 
 # %% ../../nbs/api/615_interpret.cam.ipynb #6f7ca517
@@ -147,8 +147,8 @@ def _spoken(target, n, vocab):
     if hasattr(target, 'tolist'): target = target.tolist()
     if target is None: return
     each = [target]*n if isinstance(target, (str,tuple)) or not hasattr(target, '__iter__') else list(target)
-    def name(o): return wrap_label(str(vocab[_index(o, vocab)]), 26)
-    return [f'why {name(o[0])},\nnot {name(o[1])}' if isinstance(o, tuple) and len(o)==2 else f'why {name(o[0] if isinstance(o, tuple) else o)}' for o in each]
+    def say(word, o): return wrap_label(f'{word} {vocab[_index(o, vocab)]}', 22, 3)
+    return [f"{say('why', o[0])},\n{say('not', o[1])}" if isinstance(o, tuple) and len(o)==2 else say('why', o[0] if isinstance(o, tuple) else o) for o in each]
 
 def asked_line(method:str|Callable, target:str|int|tuple|list|None, against:str|int|None, vocab:list):
     "A line that says by which method a map was made, and against what the class was set"
@@ -169,29 +169,26 @@ def show_cam(self:Learner,
     target=None, # As `cam`
     layer=None, # One, as `cam`
     ncols:int=5, # Pictures in a row
-    against='auto' # As `cam`
-):
+    against='auto', # As `cam`
+    figsize=None # Inches
+): # Axes (n,)
     "Where this learner looks in `items`: in colour what counts, above it what the model says, in green if it is right; below what was asked"
-    import matplotlib.pyplot as plt
     check_number('n', n, 1, whole=True), check_number('ncols', ncols, 1, whole=True)
     check(not isinstance(layer, (list,tuple)), f'layer={layer!r}: `show_cam` draws one layer; `cam` gives the maps of several')
     if items is None: items = _some_of_valid(self.dls, n)
     elif isinstance(items, Integral) or is_one_picture(items): items = [items]
     x,logits,maps = logits_and_maps(self, items, method, target, layer, against)
     p,vocab,actual,asked = logits.softmax(1),self.dls.vocab,_actual(self, items),_spoken(target, len(x), self.dls.vocab)
-    ncols = min(ncols, len(x))
-    nrows = -(-len(x)//ncols)
-    fig,axs = plt.subplots(nrows, ncols, figsize=(1.9*ncols, (2.45 if asked is None else 2.6)*nrows+.2), squeeze=False)
-    for ax in axs.flat: ax.axis('off'), ax.set_anchor('S') # close to what is said below
-    for i,(ax,im,m) in enumerate(zip(axs.flat, to_images(self.dls.valid, x), maps)):
-        k = p[i].argmax().item()
-        right = None if actual is None or actual[i] is None else k==actual[i]
-        lines = [f'{wrap_label(vocab[k], 26)} {p[i,k]:.0%}']
-        if right is False: lines.append(f'not {wrap_label(vocab[actual[i]], 26)}')
-        if asked: lines.append(asked[i])
-        draw_cam(ax, im, m, '\n'.join(lines), right)
-    fig.supxlabel('\n'.join(wrap(asked_line(method, target, asked_against(method, against), vocab), 30*ncols, break_on_hyphens=False)), fontsize=7.5, color='#555')
-    plt.tight_layout(pad=.4, h_pad=.8)
+    said = p.argmax(1).tolist()
+    right = [None if actual is None or actual[i] is None else k==actual[i] for i,k in enumerate(said)]
+    def lines(i, k):
+        yield f'{wrap_label(vocab[k], 21, 3)} {p[i,k]:.0%}'
+        if right[i] is False: yield wrap_label(f'not {vocab[actual[i]]}', 22, 3)
+        if asked: yield asked[i]
+    axs = picture_grid(['\n'.join(lines(*o)) for o in enumerate(said)], ncols, right=right, figsize=figsize)
+    for ax,im,m in zip(axs, to_images(self.dls.valid, x), maps): draw_cam(ax, im, m)
+    write_below(axs[0].figure, asked_line(method, target, asked_against(method, against), vocab))
+    return axs
 
 def _some_of_valid(dls, n):
     "A batch of `n` validation pictures with their labels, evenly spread over the split"

@@ -15,6 +15,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from numbers import Integral
 from ..core import check, check_number, wrap_label, in_plot
+from ..pictures import caption, figure_size, no_box, picture_grid, write_below
 from .probe import to_images
 from .cam import logits_and_maps, asked_line, draw_cam
 from .layers import asked_against
@@ -162,21 +163,24 @@ def per_class(self:FineGrainedInterpretation)->pd.DataFrame:
 # %% ../../nbs/api/640_interpret.errors.ipynb #1f2afd93
 @patch
 def plot_per_class(self:FineGrainedInterpretation,
-    most:int=30 # Classes to show, the worst
+    most:int=30, # Classes to show, the worst
+    ax=None # matplotlib axes
 ):
     "Recall of the classes that are recognised worst, and of how many pictures"
     check_number('most', most, 1, whole=True)
     import matplotlib.pyplot as plt
     df,n = self.per_class(),self.targs.bincount(minlength=len(self.vocab)).numpy()
     df = df[df.pictures>0].head(most)[::-1]
-    _,ax = plt.subplots(figsize=(5.5,.7+.2*len(df)))
+    names = [*map(in_plot, df.label)]
+    if ax is None: _,ax = plt.subplots(figsize=(4.2+.07*max(map(len, names)),.7+.2*len(df)), layout='constrained')
     ax.barh(range(len(df)), df.recall, color='#2a7f62')
     ax.axvline((self.preds==self.targs).float().mean(), color='grey', ls='--', lw=1)
-    for y,o in enumerate(df.itertuples()): ax.text(1.02, y, f'{round(o.recall*o.pictures)} of {o.pictures}', va='center', fontsize=7)
-    ax.set_yticks(range(len(df)), map(in_plot, df.label), fontsize=7)
+    for y,o in enumerate(df.itertuples()): ax.text(1.02, y, f'{round(o.recall*o.pictures)} of {o.pictures}', va='center', fontsize=9)
+    ax.set_yticks(range(len(df)), names, fontsize=9)
     ax.set(xlim=(0,1), ylim=(-.6,len(df)-.4))
-    ax.set_xlabel('share recognised (dashed: of all pictures)', fontsize=8)
-    for s in ('top','right'): ax.spines[s].set_visible(False)
+    ax.set_xlabel('share recognised (dashed: of all pictures)', fontsize=9)
+    no_box(ax)
+    return ax
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #b2cec933
 @patch
@@ -202,7 +206,8 @@ def _side_by_side(c):
     return order
 
 @patch
-def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes to show: those of the pairs confused most often
+def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20, # Classes to show: those of the pairs confused most often
+    ax=None # matplotlib axes
     ):
     "The counts between the classes that are confused `most`, look-alikes side by side"
     check_number('most', most, 1, whole=True)
@@ -218,25 +223,29 @@ def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20 # Classes 
     if len(keep)>2:
         order = _side_by_side(np.where(np.eye(len(keep), dtype=bool), 0, c))
         keep,c = keep[order],c[np.ix_(order, order)]
-    names,dark = [in_plot(self.vocab[i]) for i in keep],.6*times[off].max(initial=0)
-    side = 2.5+.3*len(keep)
-    _,ax = plt.subplots(figsize=(side,side))
+    names,dark = [wrap_label(self.vocab[i], 26) for i in keep],.6*times[off].max(initial=0)
+    side = .8+.34*len(keep)+.08*max(len(o) for name in names for o in name.split('\n'))
+    if ax is None: _,ax = plt.subplots(figsize=(side,side), layout='constrained')
     ax.imshow(np.where(np.eye(len(keep), dtype=bool), 0, c), cmap='Reds')
-    for i,j in np.argwhere(c): ax.text(j, i, c[i,j], ha='center', va='center', fontsize=8, color='white' if i!=j and c[i,j]>dark else 'grey' if i==j else 'black')
-    ax.set_xticks(range(len(keep)), names, rotation=90, fontsize=8)
-    ax.set_yticks(range(len(keep)), names, fontsize=8)
+    for i,j in np.argwhere(c): ax.text(j, i, c[i,j], ha='center', va='center', fontsize=9, color='white' if i!=j and c[i,j]>dark else 'grey' if i==j else 'black')
+    ax.set_xticks(range(len(keep)), names, rotation=90, fontsize=9)
+    ax.set_yticks(range(len(keep)), names, fontsize=9)
     ax.set(xlabel='predicted', ylabel='actual')
     ax.set_title(f'The {len(keep)} of {n:,} classes confused most' if len(keep)<len(self.vocab) else 'Confusions', fontsize=10)
+    return ax
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #e18837c8
 @patch
-def _draw(self:FineGrainedInterpretation, axs, idxs, titles, method, against='auto'):
-    "Draw the pictures `idxs` with their maps on `axs`, under `titles`, and below what was asked if it was not the usual question"
+def _draw(self:FineGrainedInterpretation, axs, idxs, method, against='auto'):
+    "Draw the pictures `idxs` with their maps on `axs`, and below what was asked if it was not the usual question"
     if not len(idxs): return
     self.check_fresh()
     x,_,maps = logits_and_maps(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
-    for ax,im,m,t,i in zip(axs, to_images(self.dls.valid, x), maps, titles, idxs): draw_cam(ax, im, m, t, bool(self.preds[i]==self.targs[i]))
-    if (how := asked_against(method, against))!='mean': ax.figure.supxlabel(asked_line(method, None, how, self.vocab), fontsize=7, color='#555')
+    for ax,im,m in zip(axs, to_images(self.dls.valid, x), maps): draw_cam(ax, im, m)
+    if (how := asked_against(method, against))!='mean': write_below(axs[0].figure, asked_line(method, None, how, self.vocab))
+
+@patch
+def _right(self:FineGrainedInterpretation, idxs): return (self.preds[idxs]==self.targs[idxs]).tolist()
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #358e67ae
 @patch
@@ -252,36 +261,32 @@ def plot_confused_pairs(self:FineGrainedInterpretation,
     n:int=3, # Pairs
     k:int=3, # Pictures of each class
     method='gradcam', # As `cam`
-    against='auto' # As `cam`
-):
+    against='auto', # As `cam`
+    figsize=None # Inches
+): # Axes (pairs, 2, k)
     "The most confused pairs side by side, mistakes first, with maps of where the model looked"
-    import matplotlib.pyplot as plt
     check_number('n', n, 1, whole=True), check_number('k', k, 1, whole=True)
     self.check_fresh()
     pairs = self.confused_pairs().head(n)
     if not len(pairs): return print('No two classes are confused: every answer is right.')
     k = self._as_many([*pairs.one, *pairs.other], k)
-    fig = plt.figure(figsize=(1.75*2*k+.4, 2.35*len(pairs)))
-    rows = np.atleast_1d(fig.subfigures(len(pairs), 1))
-    for row,(a,b,times) in zip(rows, pairs.itertuples(index=False)):
-        for half,(this,that) in zip(row.subfigures(1, 2, wspace=.02), ((a,b),(b,a))): self._half_pair(half, this, that, k, method, against)
+    return self._draw_pairs(pairs[['one','other']].to_numpy(), k, method, against, figsize)
 
 @patch
 def plot_pair(self:FineGrainedInterpretation,
     one:str, other:str, # Names of the classes
     k:int=3, # Pictures of each
     method='gradcam', # As `cam`
-    against='auto' # As `cam`
-):
+    against='auto', # As `cam`
+    figsize=None # Inches
+): # Axes (2, k)
     "Two classes side by side, mistakes first, with maps of where the model looked"
-    import matplotlib.pyplot as plt
     check_number('k', k, 1, whole=True)
     self.check_fresh()
     unknown = [o for o in (one,other) if o not in list(self.vocab)]
     check(not unknown and one!=other, f"'{one}' and '{other}' are no pair of classes" + (f": there is no '{unknown[0]}'" if unknown else ''))
     k = self._as_many([one, other], k)
-    fig = plt.figure(figsize=(1.75*2*k+.4, 2.35))
-    for half,(this,that) in zip(fig.subfigures(1, 2, wspace=.02), ((one,other),(other,one))): self._half_pair(half, this, that, k, method, against)
+    return self._draw_pairs([(one,other)], k, method, against, figsize)[0]
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #a7c1f2e4
 @patch
@@ -299,16 +304,28 @@ def _of_pair(self:FineGrainedInterpretation, this, that, k):
     wrong,right = of[self.preds[of]==j],of[self.preds[of]==i]
     return torch.cat([wrong, right, of[(self.preds[of]!=i) & (self.preds[of]!=j)]])[:k],len(wrong),len(of)
 
+# %% ../../nbs/api/640_interpret.errors.ipynb #2b61c620
+@patch
+def _draw_pairs(self:FineGrainedInterpretation, pairs, k, method, against, figsize):
+    "A row for each of `pairs`, a half of it for each class: axes (pairs, 2, k)"
+    import matplotlib.pyplot as plt
+    wide = max(1.75*k, 2.2)
+    lines = max(len(wrap_label(o, int(12*wide)).splitlines()) for pair in pairs for o in pair)
+    fig = plt.figure(figsize=figure_size(figsize, 2*wide, (2.2+.16*lines+.32*(asked_against(method, against)!='mean'))*len(pairs)), layout='constrained')
+    rows = np.atleast_1d(fig.subfigures(len(pairs), 1))
+    return np.array([[self._half_pair(half, *o, k, method, against) for half,o in zip(row.subfigures(1, 2), ((a,b),(b,a)))] for row,(a,b) in zip(rows, pairs)])
+
 @patch
 def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method, against):
     "Pictures of class `this` in `fig`, those taken for `that` first"
     idxs,wrong,total = self._of_pair(this, that, k)
     say = dict(zip(map(list(self.vocab).index, (this, that)), ('right','wrong')))
-    fig.suptitle(f'{in_plot(this)}\n{wrong} of {total} taken for the other', fontsize=9, y=.98)
-    axs = fig.subplots(1, k, gridspec_kw=dict(left=.02, right=.98, top=.75, bottom=.01, wspace=.06))
-    axs = np.atleast_1d(axs)
+    fig.suptitle(f'{wrap_label(this, int(12*fig.bbox.width/fig.dpi))}\n{wrong} of {total} taken for the other', fontsize=9)
+    axs = fig.subplots(1, k, squeeze=False)[0]
     for ax in axs: ax.axis('off')
-    self._draw(axs, idxs, [f'{say.get(self.preds[o].item(), "another")}, {self.probs[o]:.0%} sure' for o in idxs], method, against)
+    for ax,i,ok in zip(axs, idxs, self._right(idxs)): caption(ax, f'{say.get(self.preds[i].item(), "another")}, {self.probs[i]:.0%} sure', ok)
+    self._draw(axs, idxs, method, against)
+    return axs
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #f147f072
 @patch
@@ -334,21 +351,19 @@ def plot_top_losses(self:FineGrainedInterpretation,
     largest:bool=True, # Largest losses, or smallest
     method='gradcam', # As `cam`
     ncols:int=5, # Pictures in a row
-    against='auto' # As `cam`
-):
+    against='auto', # As `cam`
+    figsize=None # Inches
+): # Axes (n,)
     "The pictures the model was most wrong about, where it looked, what it said, what it is, and the loss"
-    import matplotlib.pyplot as plt
     check_number('ncols', ncols, 1, whole=True)
     _which(k, len(self.losses))
     self.check_fresh()
     idxs = self.top_losses(k if isinstance(k, Integral) else None, largest)[1]
     if not isinstance(k, Integral): idxs = idxs[list(k)]
-    ncols = min(ncols, len(idxs))
-    nrows = -(-len(idxs)//ncols)
-    _,axs = plt.subplots(nrows, ncols, figsize=(1.9*ncols, 2.6*nrows), squeeze=False)
-    for ax in axs.flat: ax.axis('off')
-    def title(i):
-        said = f'{wrap_label(self.vocab[self.preds[i]], 26)} {self.probs[i]:.0%}'
-        return f'{said}\n' + (f'not {wrap_label(self.vocab[self.targs[i]], 26)}\n' if self.preds[i]!=self.targs[i] else '') + f'loss {self.losses[i]:.2f}'
-    self._draw(axs.flat, idxs, [title(i) for i in idxs], method, against)
-    plt.tight_layout(pad=.4, h_pad=.8)
+    def title(i, ok):
+        no = '' if ok else wrap_label(f'not {self.vocab[self.targs[i]]}', 22, 3)+'\n'
+        return f'{wrap_label(self.vocab[self.preds[i]], 21, 3)} {self.probs[i]:.0%}\n{no}loss {self.losses[i]:.2f}'
+    right = self._right(idxs)
+    axs = picture_grid(map(title, idxs, right), ncols, right=right, figsize=figsize)
+    self._draw(axs, idxs, method, against)
+    return axs

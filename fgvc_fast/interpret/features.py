@@ -6,11 +6,12 @@
 __all__ = ['FeatureHierarchy']
 
 # %% ../../nbs/api/630_interpret.features.ipynb #e5a16670
-import pandas as pd, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Iterable
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, check_number, in_plot, listing
+from ..core import check, check_number, listing, wrap_label
+from ..pictures import caption, figure_size, no_box, picture_grid
 from .probe import batches_of, eval_fp32, to_images
 from .cam import draw_cam
 from .layers import bare_model
@@ -75,44 +76,44 @@ def _rgb(m):
 
 @patch
 def show(self:FeatureHierarchy, item, # A path, a picture or a row of the data set
-    k:int=5 # Channels to show of each stage
-):
+    k:int=5, # Channels to show of each stage
+    figsize=None # Inches
+): # Axes (1 + stages*(1+k),)
     "The picture, and for each stage all maps as colours and its `k` strongest channels"
     import matplotlib.pyplot as plt
     check_number('k', k, 1, whole=True)
     n,batches = batches_of(self.learn, item)
     check(n==1, f'show looks at one picture, and these are {n}: `maps` takes many')
     (x,ms), = self._batches(item)
-    fig = plt.figure(figsize=(1.2*(k+3.2), 1.36*len(ms)), layout='constrained')
-    grid = fig.add_gridspec(len(ms), k+3)
+    fig = plt.figure(figsize=figure_size(figsize, 1.2*(k+3.2), 1.4*len(ms)), layout='constrained')
+    grid,axs = fig.add_gridspec(len(ms), k+3),[]
     def draw(at, im, title, **kw):
-        ax = fig.add_subplot(at)
-        ax.imshow(im, **kw)
-        ax.set_title(title, fontsize=7.5, pad=2)
-        ax.axis('off')
+        axs.append(fig.add_subplot(at))
+        axs[-1].imshow(im, **kw)
+        axs[-1].axis('off')
+        caption(axs[-1], title)
     draw(grid[:,:2], to_images(self.learn.dls.valid, x)[0].permute(1,2,0), '')
     for j,(name,m) in enumerate(zip(self.stages, ms)):
         m = m[0].cpu().float()
-        draw(grid[j,2], _rgb(m), f'{name}: {m.shape[1]}×{m.shape[2]}')
+        draw(grid[j,2], _rgb(m), wrap_label(f'{name}: {m.shape[1]}×{m.shape[2]}', 15))
         for i,c in enumerate(m.flatten(1).std(1).topk(min(k, len(m))).indices): draw(grid[j,3+i], m[c], f'{c} of {len(m)}', cmap='gray')
+    return np.array(axs)
 
 # %% ../../nbs/api/630_interpret.features.ipynb #cceaf139
 @patch
 def show_filters(self:FeatureHierarchy,
-    most:int=64 # Filters to show
-):
+    most:int=64, # Filters to show
+    figsize=None # Inches
+): # Axes (n,)
     "The first layer's filters as pictures"
-    import matplotlib.pyplot as plt
     check_number('most', most, 1, whole=True)
     first = next((m for m in self.model.body.model.modules() if isinstance(m, nn.Conv2d) and m.in_channels==3), None)
     check(first is not None, f"'{self.model.body.name}' does not begin with a convolution of the picture")
     w = first.weight.detach().float().cpu()[:most]
     w = w/w.abs().amax((1,2,3), keepdim=True).clamp(min=1e-12)/2+.5
-    ncols = min(16, len(w))
-    nrows = -(-len(w)//ncols)
-    _,axs = plt.subplots(nrows, ncols, figsize=(.5*ncols, .5*nrows), squeeze=False, gridspec_kw=dict(wspace=.1, hspace=.1))
-    for ax in axs.flat: ax.axis('off')
-    for ax,o in zip(axs.flat, w): ax.imshow(o.permute(1,2,0))
+    axs = picture_grid(['']*len(w), 16, size=.5, figsize=figsize)
+    for ax,o in zip(axs, w): ax.imshow(o.permute(1,2,0))
+    return axs
 
 # %% ../../nbs/api/630_interpret.features.ipynb #892ec3ed
 @patch
@@ -185,16 +186,16 @@ def plot_linear_probes(self:FeatureHierarchy, pairs, # As `linear_probes`
     df.pop('pictures')
     counts = [{pair[1]: want.sum(), pair[0]: (~want).sum()} for pair in _pairs_of(pairs, list(self.learn.dls.vocab)) for _,want in self._pictures_of(pair)[1:]]
     room,n = _guessed(counts),sum({k: v for o in counts for k,v in o.items()}.values())
-    if ax is None: _,ax = plt.subplots(figsize=(5.5,3))
-    for name,row in df.iterrows(): ax.plot(row, '.-', lw=1, color='C0' if len(df)<2 else 'lightgrey', label=in_plot(name) if len(df)<2 else None)
+    if ax is None: _,ax = plt.subplots(figsize=(6.2,3), layout='constrained')
+    for name,row in df.iterrows(): ax.plot(row, '.-', lw=1, color='C0' if len(df)<2 else 'lightgrey', label=wrap_label(name, 26, 4) if len(df)<2 else None)
     if len(df)>1: ax.plot(df.mean(), 'o-', color='C0', label=f'mean of {len(df)} pairs')
     ax.axhline(.5, ls=':', color='grey')
     ax.axhspan(.5-room, .5+room, color='grey', alpha=.12, lw=0, label=f"guessing{', the mean' if len(df)>1 else ''},\n{n} pictures")
     ax.set_ylim(.35, 1.02)
     ax.set_ylabel('right on validation pictures', fontsize=9)
-    ax.tick_params(labelsize=8)
-    ax.legend(fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
-    for side in ('top','right'): ax.spines[side].set_visible(False)
+    ax.tick_params(labelsize=9)
+    ax.legend(fontsize=9, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
+    no_box(ax)
     return ax
 
 # %% ../../nbs/api/630_interpret.features.ipynb #b20b8376
@@ -206,7 +207,6 @@ def top_activations(self:FeatureHierarchy,
     n:int=6 # Pictures to show
     )->list: # Positions among `items`, the strongest first
     "Show the pictures in which `channel` of `stage` answers most strongly, with its map"
-    import matplotlib.pyplot as plt
     k = self.model.body.stage_index(stage)
     check_number('n', n, 1, whole=True)
     check(items is None or isinstance(items, Iterable), f"items={items!r}: give paths, pictures or rows of the data set")
@@ -220,8 +220,8 @@ def top_activations(self:FeatureHierarchy,
     m = ms[k][:,channel].float().cpu().relu()
     m = F.interpolate(m[:,None], x.shape[2:], mode='bilinear')[:,0]
     m = m/m.amax((1,2), keepdim=True).clamp(min=1e-12)
-    _,axs = plt.subplots(1, len(top), figsize=(1.5*len(top),1.8), squeeze=False, layout='constrained')
-    for ax,im,o,i in zip(axs[0], to_images(self.learn.dls.valid, x), m.clamp(0,1), top): draw_cam(ax, im, o, f'{peak[i]:.2f}')
+    axs = picture_grid([f'{peak[i]:.2f}' for i in top], len(top), size=1.5)
+    for ax,im,o in zip(axs, to_images(self.learn.dls.valid, x), m.clamp(0,1)): draw_cam(ax, im, o)
     return top
 
 # %% ../../nbs/api/630_interpret.features.ipynb #e370d89a
@@ -243,13 +243,11 @@ def receptive_fields(self:FeatureHierarchy,
     return {k: o/o.max().clamp(min=1e-12) for k,o in res.items()}
 
 @patch
-def plot_receptive_fields(self:FeatureHierarchy, items=None # As `receptive_fields`
-):
+def plot_receptive_fields(self:FeatureHierarchy, items=None, # As `receptive_fields`
+    figsize=None # Inches
+): # Axes (stages,)
     "How far the middle place of each stage sees"
-    import matplotlib.pyplot as plt
     fields = self.receptive_fields(items)
-    _,axs = plt.subplots(1, len(fields), figsize=(1.5*len(fields),1.9), squeeze=False, layout='constrained')
-    for ax,(name,o) in zip(axs[0], fields.items()):
-        ax.imshow(o**.5, cmap='magma', vmin=0, vmax=1)
-        ax.set_title(f'{name}\n{(o>.05).sum().item()**.5:.0f} px', fontsize=8)
-        ax.axis('off')
+    axs = picture_grid([f'{wrap_label(name, 18)}\n{(o>.05).sum().item()**.5:.0f} px' for name,o in fields.items()], len(fields), size=1.5, figsize=figsize)
+    for ax,o in zip(axs, fields.values()): ax.imshow(o**.5, cmap='magma', vmin=0, vmax=1)
+    return axs

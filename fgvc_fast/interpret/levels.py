@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 from ..answers import gather
 from ..core import check
+from ..pictures import no_box, wrong_color
 from .errors import FineGrainedInterpretation
 from ..levels import Levels
 
@@ -85,21 +86,20 @@ def plot_level_coverage(self:FineGrainedInterpretation,
     df = self.level_coverage(confidences)
     levels = list(df.level.unique())
     greens = plt.cm.Greens(np.linspace(.8, .3, len(levels)-1))
-    if ax is None: _,ax = plt.subplots(figsize=(1.2+.85*len(confidences),3.6))
+    if ax is None: _,ax = plt.subplots(figsize=(1.2+.85*len(confidences),3.6), layout='constrained')
     for x,c in enumerate(confidences):
         y = 0
         for k,o in enumerate(df[df.confidence==c].itertuples()):
             ok = o.share if o.level=='unsure' else o.share*np.nan_to_num(o.accuracy)
             ax.bar(x, ok, .8, y, color='#dddddd' if o.level=='unsure' else greens[k])
-            ax.bar(x, o.share-ok, .8, y+ok, color='#c0262d')
-            if o.share>.06 and o.level!='unsure': ax.text(x, y+ok/2, f'{o.accuracy:.0%}', ha='center', va='center', fontsize=8, color='white' if k==0 else 'black')
+            ax.bar(x, o.share-ok, .8, y+ok, color=wrong_color)
+            if o.share>.06 and o.level!='unsure': ax.text(x, y+ok/2, f'{o.accuracy:.0%}', ha='center', va='center', fontsize=9, color='white' if k==0 else 'black')
             y += o.share
     for k,o in enumerate(levels): ax.bar(0, 0, color='#dddddd' if o=='unsure' else greens[k], label=o)
-    ax.bar(0, 0, color='#c0262d', label='wrong')
+    ax.bar(0, 0, color=wrong_color, label='wrong')
     ax.set_xticks(range(len(confidences)), [f'{c:g}' for c in confidences])
     ax.set(xlabel='confidence asked for', ylabel='share of pictures', ylim=(0,1))
-    ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1,.5), frameon=False, reverse=True)
+    ax.legend(fontsize=9, loc='center left', bbox_to_anchor=(1,.5), frameon=False, reverse=True)
     ax.set_title('Level of the answers, and how many of them are right', fontsize=10)
-    for s in ('top','right'): ax.spines[s].set_visible(False)
-    ax.figure.tight_layout(pad=.4)
+    no_box(ax)
     return ax

@@ -9,6 +9,7 @@ __all__ = []
 import pandas as pd, torch
 from fastcore.basics import patch
 from ..core import check, check_number, wrap_label
+from ..pictures import picture_grid
 from .probe import to_images
 from .cam import logits_and_maps, draw_cam
 from .errors import FineGrainedInterpretation
@@ -39,10 +40,10 @@ def plot_errors(self:FineGrainedInterpretation,
     idxs=None, # Which pictures instead, by their number in the loader
     method='gradcam', # As `cam`
     layer=None, # As `cam`
-    against='auto' # As `cam`; of the one and not the other, it is the other
-):
+    against='auto', # As `cam`; of the one and not the other, it is the other
+    figsize=None # Inches
+): # Axes (n, 6)
     "Mistakes: the picture, what spoke for what was said, for what it is, for the one and not the other, and the nearest training picture of each"
-    import matplotlib.pyplot as plt
     check_number('n', n, 1, whole=True)
     check(idxs is None or hasattr(idxs, '__iter__'), f"idxs={idxs!r}: give numbers of pictures, or None")
     for i in [] if idxs is None else idxs: check_number('idxs: picture', int(i) if hasattr(i, 'item') else i, 0, len(self.preds)-1, whole=True)
@@ -60,18 +61,16 @@ def plot_errors(self:FineGrainedInterpretation,
     near = self._nearest_of(idxs, [*zip(said, true)])
     shown,maps = to_images(self.dls.valid, x[:len(idxs)]),maps.view(3, len(idxs), *maps.shape[1:])
     others = to_images(self.dls.valid, torch.cat([_look_at(self.learn, o) for o in near])).view(len(idxs), 2, *shown.shape[1:])
-    _,axs = plt.subplots(len(idxs), 6, figsize=(11.4,2.4*len(idxs)), squeeze=False, layout='constrained')
     how = asked_against(method, against)
-    alone = '\n(its score alone)' if how is None else '' if isinstance(how, str) and how=='mean' else f'\n(against {wrap_label(str(how), 14, 1)})'
-    for r,i in enumerate(idxs):
-        a,b = (wrap_label(self.vocab[o[r]], 22) for o in (said, true))
-        titles = [f'said {self.probs[i]:.0%}:\n{a}', f'why {a}{alone}', f'why {b}{alone}', 'why the one,\nnot the other', f'training: {a}', f'training: {b}']
-        for ax,t,im,m in zip(axs[r], titles, [shown[r]]*4 + list(others[r]), [None]+list(maps[:,r])+[None]*2):
-            if m is None: ax.imshow(im.permute(1,2,0))
-            else: draw_cam(ax, im, m)
-            ax.set_title(t, fontsize=7.5)
-            ax.axis('off')
-        axs[r,0].title.set_color('#c0262d')
+    alone = '\n(its score alone)' if how is None else '' if isinstance(how, str) and how=='mean' else f'\n(against {wrap_label(str(how), 12, 1)})'
+    def titles(i, *names):
+        a,b = (wrap_label(self.vocab[o], 18, 3) for o in names)
+        return f'said {self.probs[i]:.0%}:\n{a}', f'why\n{a}{alone}', f'why\n{b}{alone}', 'why the one,\nnot the other', f'training:\n{a}', f'training:\n{b}'
+    axs = picture_grid([o for t in map(titles, idxs, said, true) for o in t], 6, size=1.6, right=[False,*[None]*5]*len(idxs), figsize=figsize).reshape(-1, 6)
+    for row,im,ms,two in zip(axs, shown, maps.transpose(0, 1), others):
+        for ax,o in zip(row[[0,4,5]], (im,*two)): ax.imshow(o.permute(1,2,0))
+        for ax,m in zip(row[1:4], ms): draw_cam(ax, im, m)
+    return axs
 
 def _look_at(learn, items): return learn.dls.test_dl(items, num_workers=0, bs=len(items)).one_batch()[0].cpu().as_subclass(torch.Tensor)
 

@@ -9,7 +9,7 @@ __all__ = []
 import numpy as np
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, in_plot, listing
+from ..core import check, listing, wrap_label
 from .retrieval import kept_embeddings
 from ..levels import levels_of
 
@@ -20,7 +20,7 @@ def plot_embeddings(self:Learner,
     by:str=None, # Level that gives the colour; None: the coarsest
     how=None, # Something with `fit_transform`; None: t-SNE
     ax=None # matplotlib axes
-    )->np.ndarray: # (n, 2)
+    ):
     "The rows that the head gets of the pictures of a split, in two dimensions, coloured by level"
     import matplotlib.pyplot as plt
     from sklearn.manifold import TSNE
@@ -35,13 +35,13 @@ def plot_embeddings(self:Learner,
     names = tree.vocab[by] if tree else self.dls.vocab
     if how is None: how = TSNE(perplexity=min(30, (len(embeddings)-1)/3), init='pca', random_state=0)
     xy = how.fit_transform(embeddings.float().numpy())
-    if ax is None: _,ax = plt.subplots(figsize=(5.5,4))
+    if ax is None: _,ax = plt.subplots(figsize=(5.5,4), layout='constrained')
     own,at = np.unique(group, return_inverse=True)
     cmap = plt.get_cmap('tab10' if len(own)<=10 else 'tab20' if len(own)<=20 else 'hsv')
     ax.scatter(*xy.T, s=np.clip(14e3/len(xy), 2, 14), c=cmap(at if len(own)<=20 else at/len(own)), linewidths=0)
     if len(own)<=12:
-        for k,g in enumerate(own): ax.scatter([], [], s=14, color=cmap(k), label=in_plot(names[g]))
-        ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
+        for k,g in enumerate(own): ax.scatter([], [], s=14, color=cmap(k), label=wrap_label(names[g], 26))
+        ax.legend(fontsize=9, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
     ax.set(xticks=[], yticks=[])
     ax.set_title(f"{len(embeddings):,} {'training' if split=='train' else 'validation'} pictures by {by}", fontsize=9)
-    return xy
+    return ax

@@ -19,6 +19,7 @@ from PIL import Image
 from torch.nn import functional as F
 from weakref import WeakKeyDictionary
 from ..core import check, check_number, wrap_label, listing
+from ..pictures import picture_grid
 from ..embed import retrieval_measures, nearest_elsewhere
 from .probe import to_images
 from ..answers import gather, check_vocab
@@ -84,24 +85,23 @@ class Neighbors:
     def _repr_html_(self): return self.df.to_html()
     def __repr__(self): return repr(self.df)
 
-    def show(self, figsize=None): # Inches
+    def show(self, figsize=None # Inches
+        ): # Axes (k+1,)
         "The picture and its neighbours, side by side"
-        import matplotlib.pyplot as plt
         dls = self.dls
         x = to_images(dls.valid, dls.test_dl([self.item, *self.df['item']], num_workers=0, bs=len(self)+1).one_batch()[0])
-        fig,axs = plt.subplots(1, len(x), figsize=figsize or (1.15*len(x), 1.7), squeeze=False, layout='constrained')
-        names = [_name_of(dls, self.item)] + [f'{wrap_label(o.label)}\n{o.cosine:.2f}' for o in self.df.itertuples()]
-        for ax,im,t in zip(axs[0], x, names):
-            ax.imshow(im.permute(1, 2, 0))
-            ax.set_title(t, fontsize=7)
-            ax.axis('off')
-        for s in axs[0][0].spines.values(): s.set(color='C1', lw=2)
-        axs[0][0].axis('on'), axs[0][0].set(xticks=[], yticks=[])
+        names = [_name_of(dls, self.item)] + [f'{wrap_label(o.label, 17, 3)}\n{o.cosine:.2f}' for o in self.df.itertuples()]
+        axs = picture_grid(names, len(names), size=1.45, figsize=figsize)
+        for ax,im in zip(axs, x): ax.imshow(im.permute(1, 2, 0))
+        axs[0].axis('on')
+        axs[0].set(xticks=[], yticks=[])
+        axs[0].spines[:].set(color='C1', lw=2)
+        return axs
 
 def _name_of(dls, item):
     "What to write above the picture that was asked about: its label, where that is known"
     data = getattr(dls, 'data', None)
-    if isinstance(item, Integral) and data is not None: return wrap_label(str(data.items.label[item])) + '\n(asked)'
+    if isinstance(item, Integral) and data is not None: return wrap_label(data.items.label[item], 17, 3) + '\n(asked)'
     return 'asked'
 
 @patch

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from fastai.learner import Learner
 from fastcore.basics import patch
 from ..core import check, check_choice, check_number, check_size, half_interval, listing
+from ..pictures import no_box
 from ..data.block import CropResize, PictureOf
 from ..data.lazy import open_lazily
 from ..data.table import FineGrainedData
@@ -259,16 +260,16 @@ def plot(self:CamReport,
     check(score in self.names, f"score='{score}' is none of {listing(self.names, 20)}")
     t = self.table()[score].reset_index()
     low,t = t[t.method.isin(cam_baselines)],t[~t.method.isin(cam_baselines)].sort_values('mean')
-    if ax is None: _,ax = plt.subplots(figsize=(5.2,.8+.24*len(t)))
+    if ax is None: _,ax = plt.subplots(figsize=(6.4,.8+.24*len(t)), layout='constrained')
     for i,(how,o) in enumerate(t.groupby('asked', sort=False)):
         ax.errorbar(o['mean'], np.flatnonzero(t.asked==how), xerr=o.ci, fmt='o', ms=4, color=f'C{i}', label=how if t.asked.nunique()>1 else None)
-    if t.asked.nunique()==1: ax.set_title(f'asked: {cam_questions.get(how, how)}', fontsize=8)
+    if t.asked.nunique()==1: ax.set_title(f'asked: {cam_questions.get(how, how)}', fontsize=9)
     for o,style in zip(low.itertuples(), ('--',':')): ax.axvline(o.mean, color='grey', ls=style, lw=1, label=o.method)
-    ax.set_yticks(range(len(t)), [f'{o.method}, {o.layer}' if t.layer.nunique()>1 else o.method for o in t.itertuples()], fontsize=8)
+    ax.set_yticks(range(len(t)), [f'{o.method}, {o.layer}' if t.layer.nunique()>1 else o.method for o in t.itertuples()], fontsize=9)
     ax.set_xlabel(score + (' (less is better)' if score=='deletion' else ''), fontsize=9)
-    ax.tick_params(axis='x', labelsize=8)
-    ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1,.5), frameon=False)
-    for side in ('top','right'): ax.spines[side].set_visible(False)
+    ax.tick_params(axis='x', labelsize=9)
+    ax.legend(fontsize=9, loc='center left', bbox_to_anchor=(1,.5), frameon=False)
+    no_box(ax)
     return ax
 
 # %% ../../nbs/api/644_interpret.score.ipynb #3d9f763d

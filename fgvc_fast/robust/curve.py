@@ -10,6 +10,7 @@ import pandas as pd, torch
 from collections.abc import Callable
 from fastcore.basics import patch
 from ..core import check, check_choice, check_number, half_interval, wrap_label
+from ..pictures import figure_size, no_box, picture_grid
 from ..metrics import check_answers, count_no_answers
 from ..models.split import eval_mode
 from .attack import attacks
@@ -104,14 +105,14 @@ def robustness(self:FineGrainedInterpretation,
     return Robustness(pd.DataFrame([dict(kind=k, strength=s, accuracy=v/total, error=half_interval(v/total, total), pictures=total) for (k,s),v in right.items()]).sort_values(['kind','strength'], key=lambda c: c if c.name=='strength' else c.map({k: i for i,k in enumerate(['clean',*named,*corruptions])}), ignore_index=True), shown, list(learn.dls.vocab), norm)
 
 # %% ../../nbs/api/730_robust.curve.ipynb #6951e2c6
-def plot_robustness(
+def plot_robustness(*, figsize=None, # Inches
     **results # A `Robustness` by name, such as before=..., after=...
 ):
     "Accuracy over the strength of attacks (left) and of corruptions (right), of one model or of several"
     import matplotlib.pyplot as plt
     check(results and all(isinstance(o, Robustness) for o in results.values()), 'Give what `robustness` returns, by name: plot_robustness(before=r, after=s)')
     sides = [{k for r in results.values() for k in r.table.kind if (k in corruptions)==right and k!='clean'} for right in (False,True)]
-    _,axs = plt.subplots(1, 2 if sides[1] else 1, figsize=(9.6 if sides[1] else 5.2, 2.9), sharey=True, squeeze=False, layout='constrained')
+    _,axs = plt.subplots(1, 2 if sides[1] else 1, figsize=figure_size(figsize, 9.6 if sides[1] else 5.4, 2.9), sharey=True, squeeze=False, layout='constrained')
     marks = dict(zip(['fgsm','pgd','bim',*corruptions], ['--o','-o',':o','-o','--s',':^','-.D']))
     for ax,kinds,right in zip(axs[0], sides, (False,True)):
         for j,(name,r) in enumerate(results.items()):
@@ -122,37 +123,38 @@ def plot_robustness(
                 ax.plot(t.strength, t.accuracy, marks.get(k, '-x'), ms=3.5, lw=1.3, color=color, label=f'{name}: {k}' if len(results)>1 else k)
         ax.set_xlabel('strength of the corruption' if right else f'eps of the attack ({next(iter(results.values())).norm})', fontsize=9)
         ax.set_ylim(0, 1.02)
-        ax.tick_params(labelsize=8)
-        ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
-        for s in ('top','right'): ax.spines[s].set_visible(False)
+        ax.tick_params(labelsize=9)
+        ax.locator_params(axis='x', nbins=5)
+        ax.legend(fontsize=9, frameon=False, loc='center left', bbox_to_anchor=(1,.5))
+        no_box(ax)
     axs[0,0].set_ylabel('accuracy', fontsize=9)
+    return axs[0]
 
 @patch
-def plot(self:Robustness):
+def plot(self:Robustness, figsize=None): # Inches
     "Accuracy over strength"
-    plot_robustness(model=self)
+    return plot_robustness(model=self, figsize=figsize)
 
 # %% ../../nbs/api/730_robust.curve.ipynb #53544c53
 @patch
 def gallery(self:Robustness,
     kind:str='pgd', # Which attack
-    n:int=2 # Pictures
-):
+    n:int=2, # Pictures
+    figsize=None # Inches
+): # Axes (2n, strengths)
     "Pictures that were named rightly, what they are taken for as `eps` grows, and the difference, magnified"
-    import matplotlib.pyplot as plt
     check_number('n', n, 1, whole=True)
     own = [o for o in self.shown if any(k==kind for k,_ in o)][:n]
     check(own, f"There are no pictures of an attack '{kind}' that were named rightly before it")
     cols = [(None,0.)] + sorted((o for o in own[0] if o[0]==kind), key=lambda o: o[1])
-    _,axs = plt.subplots(2*len(own), len(cols), figsize=(1.5*len(cols),3.25*len(own)), squeeze=False, layout='constrained')
-    for ax in axs.flat: ax.axis('off')
-    for r,o in enumerate(own):
+    pictures,titles,right = [],[],[]
+    for o in own:
         x,y = o[None,0.]
-        for j,key in enumerate(cols):
-            a,said = o[key]
-            axs[2*r,j].imshow(a.permute(1,2,0))
-            axs[2*r,j].set_title((f'eps {_spelled(key[1])}\n' if j else 'clean\n')+wrap_label(self.vocab[said], 20), fontsize=7, color='#17803d' if said==y else '#c0262d')
-            if not j: continue
-            d = a-x
-            axs[2*r+1,j].imshow((.5+d/(2*d.abs().max().clamp(min=1e-9))).permute(1,2,0))
-            axs[2*r+1,j].set_title(f'difference × {1/(2*d.abs().max().clamp(min=1e-9)):.0f}', fontsize=6.5)
+        changed = [o[k][0]-x for k in cols[1:]]
+        by = [1/(2*d.abs().max().clamp(min=1e-9)) for d in changed]
+        pictures += [o[k][0] for k in cols] + [torch.ones_like(x)] + [.5+d*f for d,f in zip(changed, by)]
+        titles += [('clean' if k[0] is None else f'eps {_spelled(k[1])}')+f'\n{wrap_label(self.vocab[o[k][1]], 18, 3)}' for k in cols] + [''] + [f'difference × {f:.0f}' for f in by]
+        right += [o[k][1]==y for k in cols] + [None]*len(cols)
+    axs = picture_grid(titles, len(cols), size=1.6, right=right, figsize=figsize)
+    for ax,im in zip(axs, pictures): ax.imshow(im.permute(1,2,0))
+    return axs.reshape(-1, len(cols))

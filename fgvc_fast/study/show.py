@@ -10,6 +10,7 @@ import numpy as np, pandas as pd, re
 from fastcore.basics import patch
 from html import escape
 from ..core import check, listing
+from ..pictures import no_box
 from .table import Study, library_versions, shortened
 
 # %% ../../nbs/api/910_study.show.ipynb #91beec00
@@ -199,5 +200,5 @@ def _name_axes(self:Study, ax, x, y, ticks, cost):
         ax.xaxis.set_major_formatter(EngFormatter(sep=''))
     ax.set(xlabel=x, ylabel=y.replace('_', ' ').replace('top', 'top-') + ' %'*('top' in y), title=self.name)
     by = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    if by: ax.legend(by.values(), by.keys(), loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8)
-    ax.spines[['top','right']].set_visible(False)
+    if by: ax.legend(by.values(), by.keys(), loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=9)
+    no_box(ax)

@@ -9,7 +9,8 @@ __all__ = []
 import matplotlib.pyplot as plt, numpy as np
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, check_number
+from ..core import check
+from ..pictures import figure_size
 from .groups import group_names
 from .phases import Phase, as_plan, rates_over_steps
 from .runner import PhaseRun, phase_label
@@ -38,7 +39,7 @@ def _draw_rates(ax, run, rates, spans, n, names):
     ax.set(yscale='log', ylabel='learning rate', ylim=(low/1.6, max(o.max() for o in rates)*1.6))
     step = -(-len(names)//12) # by layer there may be fifty
     keys = [plt.Line2D([], [], color=c, lw=2, label=o) for c,o in list(zip(colors, names))[::-1][::step]]
-    ax.legend(handles=keys, loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8)
+    ax.legend(handles=keys, loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=9)
 
 # %% ../../nbs/api/490_train.plot.ipynb #b1b86cf2
 def _draw_losses(ax, run, spans, n):
@@ -53,7 +54,7 @@ def _draw_losses(ax, run, spans, n):
         if run.plan[i-1].patience: ax.plot(x[y.argmin()], y.min(), 'o', color='C1', ms=9, mfc='none', clip_on=False)
     ax.set(xlabel='epoch', ylabel='loss')
     keys = [plt.Line2D([], [], color='.45', label='train'), plt.Line2D([], [], color='C1', marker='o', ms=3.5, label='valid')]
-    ax.legend(handles=keys, loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=8)
+    ax.legend(handles=keys, loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=9)
 
 def _draw_phases(axs, run, spans, labels, n):
     top = axs[0].get_xaxis_transform()
@@ -62,13 +63,13 @@ def _draw_phases(axs, run, spans, labels, n):
             if i%2: ax.axvspan(a, b, color='.94', zorder=0, lw=0)
         s = s.replace(' · ', '\n')
         if b-a < .15*spans[-1][1]: s = s.replace('from ', 'from\n') # narrow
-        axs[0].text((a+b)/2, 1.02, s, transform=top, ha='center', va='bottom', fontsize=8)
+        axs[0].text((a+b)/2, 1.02, s, transform=top, ha='center', va='bottom', fontsize=9)
         if k and (run.done or i<run.phase) and k<p.epochs*n: _mark(axs, b, 'stopped early', '.3')
     for o in run.stops: _mark(axs, o/n, 'interrupted', 'C3')
 
 def _mark(axs, x, s, c):
     for ax in axs: ax.axvline(x, color=c, lw=1, ls='--')
-    axs[0].text(x, .04, f'{s} ', transform=axs[0].get_xaxis_transform(), rotation=90, ha='right', va='bottom', fontsize=7, color=c)
+    axs[0].text(x, .04, f'{s} ', transform=axs[0].get_xaxis_transform(), rotation=90, ha='right', va='bottom', fontsize=9, color=c)
 
 # %% ../../nbs/api/490_train.plot.ipynb #f7c1c172
 @patch
@@ -78,13 +79,12 @@ def plot_phases(self:Learner,
     figsize:tuple|None=None # Inches
     ):
     "Draw a `plan` before it runs, or what came of it: the rate of every group over the epochs, and the losses"
-    if figsize is not None: check(isinstance(figsize, (tuple,list)) and len(figsize)==2 and all(check_number('figsize', o, 0)>0 for o in figsize), f'figsize={figsize!r}: give width and height in inches')
     run = getattr(self, '_phase_run', None) if plan is None else PhaseRun(as_plan(self, plan, lr), lr)
     check(run is not None, "there is nothing to draw yet: give a plan, as in learn.plot_phases(8), or train with learn.fit_phases first")
     n,ran = len(self.dls.train),run.steps>0
     rates = [rates_over_steps(self, o, run.lr) for o in run.plan]
     spans = list(_spans(run, rates, n))
-    fig,axs = plt.subplots(1+ran, 1, sharex=True, squeeze=False, layout='constrained', figsize=figsize or (7, 4.2 if ran else 2.6))
+    fig,axs = plt.subplots(1+ran, 1, sharex=True, squeeze=False, layout='constrained', figsize=figure_size(figsize, 7, 4.2 if ran else 2.6))
     axs = axs[:,0]
     _draw_rates(axs[0], run, rates, spans, n, group_names(self))
     if ran: _draw_losses(axs[1], run, spans, n)
@@ -92,3 +92,4 @@ def plot_phases(self:Learner,
     _draw_phases(axs, run, spans, [phase_label(self, o) for o in run.plan], n)
     axs[0].set_xlim(0, spans[-1][1])
     axs[0].xaxis.get_major_locator().set_params(integer=True)
+    return axs
