@@ -24,7 +24,8 @@ def learner(data, body, args, seed):
 def run(cached_views, learn, epochs):
     "(accuracy after the last epoch, wall seconds, CPU seconds)"
     wall,cpu = time.perf_counter(),time.process_time()
-    with learn.no_bar(), learn.no_logging(), freeze_below(learn, 'head'), nullcontext() if cached_views is None else frozen_features(learn, cached_views): learn.fit_one_cycle(epochs, 1e-2)
+    with learn.no_bar(), learn.no_logging(), freeze_below(learn, 'head'), nullcontext() if cached_views is None else frozen_features(learn, cached_views):
+        learn.fit_one_cycle(epochs, 1e-2)
     return learn.recorder.values[-1][-1]*100,time.perf_counter()-wall,time.process_time()-cpu
 
 def compare(data, body, args):
@@ -55,7 +56,8 @@ def passes(data, body, args, n=128):
             for o in x.split(bs): model.see(o)
             return (time.process_time()-t)/n*1e3
         with mode(): return min(once() for _ in range(args.rounds))
-    rows = [dict(batch=bs, as_it_trains=ms(model, x, bs, nullcontext), inference_mode=ms(model, x, bs), folded=ms(quick, x, bs), folded_channels_first=ms(flat[1], x.contiguous(), bs)) for bs in (8,16,32,64,128)]
+    rows = [dict(batch=bs, as_it_trains=ms(model, x, bs, nullcontext), inference_mode=ms(model, x, bs), folded=ms(quick, x, bs),
+        folded_channels_first=ms(flat[1], x.contiguous(), bs)) for bs in (8,16,32,64,128)]
     table(rows)
 
 def main():

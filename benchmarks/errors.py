@@ -30,7 +30,8 @@ def run(who, classes, pictures):
 def main():
     rows = []
     for who,classes,pictures in (('fastai',200,5794), ('fgvc_fast',200,5794), ('fgvc_fast',1000,50_000)):
-        res = [list(map(float, subprocess.run([sys.executable, '-W', 'ignore', __file__, who, str(classes), str(pictures)], capture_output=True, text=True, check=True).stdout.split()[-2:])) for _ in range(3)]
+        res = [list(map(float, subprocess.run([sys.executable, '-W', 'ignore', __file__, who, str(classes), str(pictures)], capture_output=True, text=True,
+            check=True).stdout.split()[-2:])) for _ in range(3)]
         rows.append(dict(by=who, classes=classes, pictures=pictures, median_s=median(o[0] for o in res), most_MB=max(o[1] for o in res)))
     table(rows)
     fastai,cub,big = rows

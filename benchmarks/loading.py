@@ -35,7 +35,9 @@ def epoch(dl, most=None):
 
 class Bound:
     "What no pipeline of bytes can beat: crops that lie ready in a memory-mapped file are copied, and become floats"
-    def __init__(self, path, bs, workers): self.bs,self.dl = bs,torch.utils.data.DataLoader(np.load(path, 'r'), bs, shuffle=True, num_workers=workers, collate_fn=lambda b: torch.from_numpy(np.stack(b)))
+    def __init__(self, path, bs, workers):
+        self.bs,self.dl = bs,torch.utils.data.DataLoader(np.load(path, 'r'), bs, shuffle=True, num_workers=workers,
+            collate_fn=lambda b: torch.from_numpy(np.stack(b)))
     def __len__(self): return len(self.dl)
     def __iter__(self): return ((xb.permute(0,3,1,2).float().div_(255),None) for xb in self.dl)
 
@@ -57,7 +59,9 @@ def main():
     for i in range(n): crops[i] = i%256
     crops.flush()
     def fastai(**tfms): return lambda: ImageDataLoaders.from_folder(root, valid_pct=.01, **kw, **tfms).train
-    def torchvision(tfms, **loader): return lambda: torch.utils.data.DataLoader(ImageFolder(root, v2.Compose(tfms), **loader), args.bs, shuffle=True, num_workers=args.workers, drop_last=True)
+    def torchvision(tfms, **loader):
+        return lambda: torch.utils.data.DataLoader(ImageFolder(root, v2.Compose(tfms), **loader), args.bs, shuffle=True, num_workers=args.workers,
+            drop_last=True)
     crop,to_float = [v2.RandomResizedCrop(args.size, antialias=True), v2.RandomHorizontalFlip()],v2.ToDtype(torch.float32, scale=True)
     def cached(folder): return lambda: data.dls(args.size, cache=f'{tmp}/{folder}', **kw).train
     def unchecked():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
-from .core import check
+from .core import FineGrainedError, check
 from .metrics import check_answers, count_no_answers
 from itertools import zip_longest
 
@@ -24,7 +24,9 @@ class SameVocab(Callback):
         now = getattr(self.dls, 'vocab', None)
         if now is None or (now := list(now))==self.vocab: return
         i,was,new = next((i,a,b) for i,(a,b) in enumerate(zip_longest(self.vocab, now, fillvalue='no class')) if a!=b)
-        check(False, f"The loaders have other classes than the learner was made for: class {i} was {was!r} and is {new!r}. Put loaders of the same classes in, or make a learner of these: `fine_grained_learner(dls, ...)`")
+        if not False:
+            raise FineGrainedError(f"The loaders have other classes than the learner was made for: class {i} was {was!r} and is {new!r}. Put loaders of the "
+                "same classes in, or make a learner of these: `fine_grained_learner(dls, ...)`")
 
 def check_vocab(learn:Learner):
     "Stop where `learn` knows that its loaders name other classes than those it was made for"
@@ -49,6 +51,7 @@ def gather(learn:Learner, dl:DataLoader, few:Callable):
     gather = _Gather(few)
     learn.get_preds(dl=dl, with_preds=False, with_targs=False, reorder=False, cbs=gather)
     check(gather.done, 'There are no pictures in this loader')
-    check(gather.done==len(gather.got[0]), f'This process saw {gather.done:,} of {len(gather.got[0]):,} pictures: ask outside of `distrib_ctx`, where one process sees all')
+    if gather.done!=len(gather.got[0]):
+        raise FineGrainedError(f'This process saw {gather.done:,} of {len(gather.got[0]):,} pictures: ask outside of `distrib_ctx`, where one process sees all')
     check_answers(gather.bad, gather.done)
     return gather.got

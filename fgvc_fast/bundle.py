@@ -68,7 +68,7 @@ def _in_folder(folder):
             seen.add(real)
             dirs[:] = [o for o in dirs if not o.startswith('.')]
             found += [Path(at, o) for o in files if os.path.splitext(o)[1].lower() in picture_suffixes and not o.startswith('.')]
-    check(found, f"There are no pictures in the folder '{folder}' (no files that end in .jpg, .png, ...)")
+    if not found: raise FineGrainedError(f"There are no pictures in the folder '{folder}' (no files that end in .jpg, .png, ...)")
     return sorted(found)
 
 def _listed(images):
@@ -76,13 +76,16 @@ def _listed(images):
     one = isinstance(images, (str,bytes,Path)) or is_one_picture(images)
     if isinstance(images, (str,Path)):
         p = Path(images).expanduser()
-        check(os.path.exists(p), f"'{images}' does not exist: give a picture, a folder of pictures, or a list")
+        if not os.path.exists(p): raise FineGrainedError(f"'{images}' does not exist: give a picture, a folder of pictures, or a list")
         if p.is_dir(): one,images = False,_in_folder(p)
     try: items = [images] if one else [] if isinstance(images, dict) else list(images)
     except TypeError: items = []
-    check(items or hasattr(images, '__len__'), f"images={images!r}: give a picture, a folder of pictures, or a list")
+    if not items and not hasattr(images, '__len__'): raise FineGrainedError(f"images={images!r}: give a picture, a folder of pictures, or a list")
     check(items, 'There is nothing to predict: the list of pictures is empty')
-    for i,o in enumerate(items): check(isinstance(o, (str,bytes,Path,Image.Image)) or hasattr(o, '__array__') and getattr(o, 'ndim', 0)>1, f"images[{i}] is {'None' if o is None else f'a {type(o).__name__}'}: give paths, PIL pictures, or arrays or tensors of pixels")
+    for i,o in enumerate(items):
+        if not isinstance(o, (str,bytes,Path,Image.Image)) and not (hasattr(o, '__array__') and getattr(o, 'ndim', 0)>1):
+            raise FineGrainedError(f"images[{i}] is {'None' if o is None else f'a {type(o).__name__}'}: give paths, PIL pictures, or arrays or tensors of "
+                "pixels")
     items = [Path(o).expanduser() if isinstance(o, str) else o for o in items]
     return items,[str(o) if isinstance(o, Path) else f'images[{i}]' for i,o in enumerate(items)],one
 
@@ -90,13 +93,17 @@ def _listed(images):
 def _boxed(boxes, n, one, crop):
     "`boxes` as one of four numbers, or None, for each of `n` pictures"
     if boxes is None:
-        if crop: warnings.warn("This model was trained on pictures cut to the object's box. Without `boxes` it sees the middle of each picture, and is less often right.")
+        if crop:
+            warnings.warn("This model was trained on pictures cut to the object's box. Without `boxes` it sees the middle of each picture, and is less often "
+                "right.")
         return None
     check(crop, 'This model was trained on whole pictures and has no use for boxes: leave `boxes` out')
     try: boxes = [boxes] if one and np.ndim(boxes)==1 else list(boxes.to_numpy() if hasattr(boxes, 'to_numpy') else boxes)
     except (TypeError, ValueError): raise FineGrainedError(f'boxes={boxes!r}: give x0, y0, x1, y1 for each picture') from None
-    check(len(boxes)==n, f"There are {len(boxes)} boxes for {n} pictures: give one each, None where there is none")
-    for i,b in enumerate(boxes): check(b is None or _is_box(b), f"boxes[{i}] = {b!r}: give x0, y0, x1, y1 in pixels of the file as stored, x0 < x1 and y0 < y1, or None")
+    if len(boxes)!=n: raise FineGrainedError(f"There are {len(boxes)} boxes for {n} pictures: give one each, None where there is none")
+    for i,b in enumerate(boxes):
+        if b is not None and not _is_box(b):
+            raise FineGrainedError(f"boxes[{i}] = {b!r}: give x0, y0, x1, y1 in pixels of the file as stored, x0 < x1 and y0 < y1, or None")
     return boxes
 
 def _is_box(b):
@@ -120,7 +127,8 @@ def _device(device):
         d = torch.device(('cuda' if torch.cuda.is_available() else 'cpu') if device is None else device)
         torch.zeros(1, device=d).item()
         return d
-    except Exception as e: raise FineGrainedError(f"device={device!r} cannot be used here ({str(e).splitlines()[0]}): give 'cpu', or None for the best that there is") from e
+    except Exception as e:
+        raise FineGrainedError(f"device={device!r} cannot be used here ({str(e).splitlines()[0]}): give 'cpu', or None for the best that there is") from e
 
 class Bundle:
     "A trained model with what it takes to `predict`"
@@ -131,20 +139,23 @@ class Bundle:
         transforms:dict, # size (height, width), crop, margin
         device:str|torch.device|None=None # None: the GPU if there is one
     ):
-        check(isinstance(model, nn.Module), f'Bundle: model={type(model).__name__} is no torch module')
+        if not isinstance(model, nn.Module): raise FineGrainedError(f'Bundle: model={type(model).__name__} is no torch module')
         _sound(list(labels) if isinstance(labels, (list,tuple)) else labels, levels, transforms)
         self.device = _device(device)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.labels,self.levels,self.transforms = labels,levels,transforms | dict(size=check_size('size', transforms['size']))
 
-    def __repr__(self): return f"Bundle: {len(self.labels):,} labels, {self.transforms['size'][0]}×{self.transforms['size'][1]} px, {sum(o.numel() for o in self.model.parameters()):,} parameters on {self.device}"
+    def __repr__(self):
+        return (f"Bundle: {len(self.labels):,} labels, {self.transforms['size'][0]}×{self.transforms['size'][1]} px, "
+            f"{sum(o.numel() for o in self.model.parameters()):,} parameters on {self.device}")
 
     def _batches(self, items, boxes=None, bs=32, num_workers=None, progress=False):
         "(numbers, pixels (n, 3, h, w) from 0 to 1 on the device, {number: why it cannot be read}), batch by batch"
         if num_workers is None: num_workers = _workers(len(items))
         gpu = self.device.type=='cuda'
         dl = DataLoader(_Pictures(items, boxes, self.transforms), bs, num_workers=num_workers, collate_fn=_collate, pin_memory=gpu)
-        for idx,x,bad in with_progress(dl, progress): yield idx,None if x is None else x.to(self.device, non_blocking=gpu).permute(0, 3, 1, 2).float().div_(255),bad
+        for idx,x,bad in with_progress(dl, progress):
+            yield idx,None if x is None else x.to(self.device, non_blocking=gpu).permute(0, 3, 1, 2).float().div_(255),bad
 
 def _workers(n):
     "Processes that read `n` pictures: none for a few, which would be read before they have started, nor where they do not start from a notebook"
@@ -156,14 +167,18 @@ def _texts(o): return isinstance(o, dict) and all(isinstance(k, str) and isinsta
 
 def _sound(labels, levels, transforms, stats=None):
     "Stop unless this is what a bundle can predict with"
-    check(isinstance(labels, list) and labels and all(isinstance(o, str) for o in labels), f'labels={str(labels)[:80]} is no list of names')
+    if not (isinstance(labels, list) and labels and all(isinstance(o, str) for o in labels)):
+        raise FineGrainedError(f'labels={str(labels)[:80]} is no list of names')
     check(len(set(labels))==len(labels), 'labels: two of them are the same')
-    check(isinstance(levels, dict) and all(isinstance(k, str) and _texts(o) for k,o in levels.items()), f"levels={str(levels)[:80]}: a name for each label is needed, {{'family': {{label: name, ...}}, ...}}")
-    check(isinstance(transforms, dict) and {'size','crop','margin'} <= set(transforms), f'transforms={str(transforms)[:80]}: size, crop and margin are needed')
-    check(math.prod(check_size('size', transforms['size'])) <= 2**24, f"size={transforms['size']}: more than 4096 × 4096 px")
+    if not (isinstance(levels, dict) and all(isinstance(k, str) and _texts(o) for k,o in levels.items())):
+        raise FineGrainedError(f"levels={str(levels)[:80]}: a name for each label is needed, {{'family': {{label: name, ...}}, ...}}")
+    if not (isinstance(transforms, dict) and {'size','crop','margin'} <= set(transforms)):
+        raise FineGrainedError(f'transforms={str(transforms)[:80]}: size, crop and margin are needed')
+    if not math.prod(check_size('size', transforms['size'])) <= 2**24: raise FineGrainedError(f"size={transforms['size']}: more than 4096 × 4096 px")
     check_choice('crop', transforms['crop'], (None,'box')), check_number('margin', transforms['margin'], 0, 100)
     for k in ('mean','std') if stats is not None else ():
-        check(isinstance(stats, dict) and isinstance(stats.get(k), (list,tuple)) and len(stats[k])==3, f'stats={str(stats)[:80]}: mean and std of three channels are needed')
+        if not (isinstance(stats, dict) and isinstance(stats.get(k), (list,tuple)) and len(stats[k])==3):
+            raise FineGrainedError(f'stats={str(stats)[:80]}: mean and std of three channels are needed')
         for o in stats[k]: check_number(f'{k} in stats', o, 1e-9 if k=='std' else -1e9, 1e9)
 
 # %% ../nbs/api/940_bundle.ipynb #d9f2f871
@@ -197,7 +212,8 @@ def predict(self:Bundle,
     check_choice('flip', flip, (False,True)), check_choice('progress', progress, (False,True))
     bs,num_workers = int(bs),None if num_workers is None else int(num_workers) # torch takes no numbers of NumPy
     items,names,one = _listed(images)
-    boxes,done,probs,skipped = _boxed(boxes, len(items), one, self.transforms['crop']),[],[],{}
+    boxes,done,probs = _boxed(boxes, len(items), one, self.transforms['crop']),[],[]
+    skipped = {}
     with torch.inference_mode():
         for idx,x,bad in self._batches(items, boxes, bs, num_workers, progress):
             skipped |= {names[i]: why for i,why in bad.items()}
@@ -214,8 +230,9 @@ def _say(skipped, n, one):
     "What could not be read: an error for a single picture, a warning for some of many"
     if not skipped: return
     said = [f"{name} {why}" for name,why in skipped.items()]
-    check(not one, f'{said[0]}: there is nothing to predict')
-    warnings.warn(f"{len(said)} of {n} pictures could not be read and were skipped: {'; '.join(said[:3])}{' ...' if len(said)>3 else ''}. `df.attrs['skipped']` has them all")
+    if one: raise FineGrainedError(f'{said[0]}: there is nothing to predict')
+    warnings.warn(f"{len(said)} of {n} pictures could not be read and were skipped: {'; '.join(said[:3])}{' ...' if len(said)>3 else ''}. "
+        "`df.attrs['skipped']` has them all")
 
 # %% ../nbs/api/940_bundle.ipynb #749aeb9d
 def _arch(arch, net):
@@ -223,7 +240,8 @@ def _arch(arch, net):
     if not callable(arch): return 'timm',net.pretrained_cfg['architecture'] if ':' in arch else arch # what a hub calls it is only known there
     name = getattr(arch, '__name__', '')
     known = torchvision.models.list_models(torchvision.models)
-    check(name in known and torchvision.models.get_model_builder(name) is arch, f"A bundle keeps architectures by name, and {arch} is neither timm's nor one of torchvision.models.list_models()")
+    if not (name in known and torchvision.models.get_model_builder(name) is arch):
+        raise FineGrainedError(f"A bundle keeps architectures by name, and {arch} is neither timm's nor one of torchvision.models.list_models()")
     return 'torchvision',name
 
 _elsewhere = 'checkpoint_path','pretrained_cfg','pretrained_cfg_overlay','cache_dir','pretrained','weights' # where weights may come from: a bundle brings its own
@@ -233,14 +251,18 @@ def _plain(kwargs):
     res = {k: v for k,v in kwargs.items() if k not in _elsewhere}
     for k,v in res.items():
         try: res[k] = json.loads(json.dumps(v, allow_nan=False))
-        except (TypeError, ValueError) as e: raise FineGrainedError(f"{k}={v!r} cannot be written into a text file, so a bundle cannot build this model again: give '{k}' as a name or number, or leave it out") from e
+        except (TypeError, ValueError) as e:
+            raise FineGrainedError(f"{k}={v!r} cannot be written into a text file, so a bundle cannot build this model again: give '{k}' as a name or number, "
+                "or leave it out") from e
     return res
 
 # %% ../nbs/api/940_bundle.ipynb #4f2390ea
 def recipe(model:FineGrainedModel # A `FineGrainedModel`
     )->dict:
     "How `model` is built, in plain values; an error where it cannot be said so"
-    check(isinstance(model, FineGrainedModel) and hasattr(model, 'recipe'), f"A bundle keeps models of `fine_grained_model` or `fine_grained_learner`, which know how they were made; this {type(model).__name__} does not")
+    if not (isinstance(model, FineGrainedModel) and hasattr(model, 'recipe')):
+        raise FineGrainedError("A bundle keeps models of `fine_grained_model` or `fine_grained_learner`, which know how they were made; this "
+            f"{type(model).__name__} does not")
     r,kept = model.recipe,{}
     bodies = getattr(model.body, 'bodies', [model.body])
     archs = [_arch(o.arch, o.model) for o in bodies]
@@ -248,12 +270,16 @@ def recipe(model:FineGrainedModel # A `FineGrainedModel`
     for kind,known in (('pool',pools), ('head',heads)):
         part,name = getattr(model, kind),r[kind]
         same = name in known and (not isinstance(known[name], type) or type(part) is known[name])
-        check(same, f"The {kind} of this model is a {type(part).__name__}{f', no longer {name!r}' if name in known else ''}: a bundle keeps a {kind} by its name in `{kind}s` ({listing(known)}). "
-            f"Put your class there, {kind}s['mine'] = ..., and make the model with {kind}='mine'")
+        if not same:
+            raise FineGrainedError(f"The {kind} of this model is a {type(part).__name__}{f', no longer {name!r}' if name in known else ''}: a bundle keeps a "
+                f"{kind} by its name in `{kind}s` ({listing(known)}). "
+                f"Put your class there, {kind}s['mine'] = ..., and make the model with {kind}='mine'")
         kept[kind] = name
-    check(isinstance(model.norm, (NormalizeInput, nn.Identity)), f"The model's `norm` is a {type(model.norm).__name__}: a bundle keeps a mean and a standard deviation for each channel")
+    if not isinstance(model.norm, (NormalizeInput, nn.Identity)):
+        raise FineGrainedError(f"The model's `norm` is a {type(model.norm).__name__}: a bundle keeps a mean and a standard deviation for each channel")
     options = {k: _plain(o) for k,o in r['options'].items()}
-    return kept | dict(drop=r['drop'], img_size=r['img_size'], kwargs=_plain(r['kwargs']), options=options, blocks=[*r['blocks'].items()], branch=r['branch'], zoom=r['zoom'])
+    return (kept | dict(drop=r['drop'], img_size=r['img_size'], kwargs=_plain(r['kwargs']), options=options, blocks=[*r['blocks'].items()], branch=r['branch'],
+        zoom=r['zoom']))
 
 # %% ../nbs/api/940_bundle.ipynb #7db9e67b
 def _cell(o): return ' '.join(str(o).split()).replace('|', '\\|').replace('<', '&lt;')
@@ -282,12 +308,14 @@ def model_card(cfg:dict, # What stands in config.json
     )->str:
     "The text of README.md"
     lacks = [k for k in ('model','labels','levels','transforms','versions') if not isinstance(cfg, dict) or k not in cfg]
-    check(not lacks, f"model_card: cfg says nothing of {listing(lacks)}: give what stands in a bundle's config.json")
-    m,t,v,d = cfg['model'],cfg['transforms'],cfg['versions'],data or {}
+    if lacks: raise FineGrainedError(f"model_card: cfg says nothing of {listing(lacks)}: give what stands in a bundle's config.json")
+    m,t,v = cfg['model'],cfg['transforms'],cfg['versions']
+    d = data or {}
     (h,w),n = t['size'],len(cfg['labels'])
     seen = 'the middle of the picture' + f" (trained on the object's box with a margin of {100*t['margin']:.0f} %: give `boxes=` to do so here)"*bool(t['crop'])
     arch,lib = (' + '.join(dict.fromkeys(m[k]) if k=='library' else m[k]) if isinstance(m[k], list) else m[k] for k in ('arch','library'))
-    made = dict(architecture=f"{arch} ({lib}), pool {m['pool']}, head {m['head']}", parameters=f'{params:,}', sees=f'{w} × {h} px (width × height): {seen}') | (training or {})
+    made = (dict(architecture=f"{arch} ({lib}), pool {m['pool']}, head {m['head']}", parameters=f'{params:,}', sees=f'{w} × {h} px (width × height): {seen}')
+        | (training or {}))
     known = [(k, d[k]) for k in ('title','url','citation','licence','notes') if d.get(k)]
     return f"""# {d.get('title') or 'A model'}: {n:,} labels told apart by {arch}
 
@@ -344,27 +372,31 @@ def _parsed(b):
 def _bytes(folder, name, most=1<<26, size=None):
     "What the file `name` of the bundle in `folder` holds, `size` bytes if that is given"
     fn = folder/name
-    check(os.path.isfile(fn), f"'{name}' is missing from the bundle in '{folder}': copy the bundle again")
-    check(fn.resolve().parent==folder.resolve(), f"'{name}' in the bundle '{folder}' is a link that leads out of it, to '{fn.resolve()}': put the file itself there")
+    if not os.path.isfile(fn): raise FineGrainedError(f"'{name}' is missing from the bundle in '{folder}': copy the bundle again")
+    if fn.resolve().parent!=folder.resolve():
+        raise FineGrainedError(f"'{name}' in the bundle '{folder}' is a link that leads out of it, to '{fn.resolve()}': put the file itself there")
     n = fn.stat().st_size
-    check(size is None or n==size, f"'{fn}' has {n:,} bytes, {size} were written: copy the bundle again")
-    check(size is not None or n<=most, f"'{fn}' has {n:,} bytes: do not use this bundle")
+    if size is not None and n!=size: raise FineGrainedError(f"'{fn}' has {n:,} bytes, {size} were written: copy the bundle again")
+    if size is None and not n<=most: raise FineGrainedError(f"'{fn}' has {n:,} bytes: do not use this bundle")
     return fn.read_bytes()
 
 def _config(folder):
     "The configuration of the bundle in `folder`, if nobody has changed it"
     fn = folder/'config.json'
-    check(os.path.isfile(fn), f"'{folder}' is no bundle: it has no config.json. `learn.save_bundle(...)` makes one")
+    if not os.path.isfile(fn): raise FineGrainedError(f"'{folder}' is no bundle: it has no config.json. `learn.save_bundle(...)` makes one")
     try: cfg = _parsed(_bytes(folder, 'config.json'))
     except FineGrainedError: raise
     except ValueError as e: raise FineGrainedError(f"'{fn}' is damaged, it is no JSON ({e}): copy the bundle again") from e
-    check(isinstance(cfg, dict) and 'format' in cfg and isinstance(cfg.get('files'), dict), f"'{fn}' is not a bundle's: it names no format and no files")
+    if not (isinstance(cfg, dict) and 'format' in cfg and isinstance(cfg.get('files'), dict)):
+        raise FineGrainedError(f"'{fn}' is not a bundle's: it names no format and no files")
     by = cfg['versions'].get('fgvc_fast') if isinstance(cfg.get('versions'), dict) else 'another version'
-    newer = f"The bundle in '{folder}' has format {cfg['format']}, written by fgvc_fast {by}; this fgvc_fast {__version__} reads format 1: install that version, or save the bundle again with this one"
+    newer = (f"The bundle in '{folder}' has format {cfg['format']}, written by fgvc_fast {by}; this fgvc_fast {__version__} reads format 1: install that "
+        "version, or save the bundle again with this one")
     check(type(cfg['format']) is int and cfg['format']==1, newer)
-    check(cfg.get('sha256')==_sha_config(cfg), f"'{fn}' was changed since the bundle was written (its SHA-256 is another): copy the bundle again, or save it anew")
+    if cfg.get('sha256')!=_sha_config(cfg):
+        raise FineGrainedError(f"'{fn}' was changed since the bundle was written (its SHA-256 is another): copy the bundle again, or save it anew")
     lacks = [k for k in ('model','labels','levels','transforms','stats','versions') if k not in cfg]
-    check(not lacks, f"'{fn}' says nothing of {listing(lacks)}: do not use this bundle")
+    if lacks: raise FineGrainedError(f"'{fn}' says nothing of {listing(lacks)}: do not use this bundle")
     try: _sound(cfg['labels'], cfg['levels'], cfg['transforms'], cfg['stats']), _sound_model(cfg)
     except FineGrainedError as e: raise FineGrainedError(f"'{fn}' cannot be used: {e}") from e
     return cfg
@@ -377,48 +409,59 @@ def _sound_sizes(name, args, most):
         while left:
             o = left.pop()
             n = len(o) if isinstance(o, list) else o if isinstance(o, (int,float)) else 0
-            check(-most<=n<=most, f'{name}: {k[:40]} asks for {n:,}, and no model has more than {most:,} of anything: do not use this bundle')
+            if not -most<=n<=most:
+                raise FineGrainedError(f'{name}: {k[:40]} asks for {n:,}, and no model has more than {most:,} of anything: do not use this bundle')
             if isinstance(o, (list,dict)): left += o if isinstance(o, list) else o.values()
 
 def _sound_model(cfg):
     "Stop unless `cfg` describes files, versions and a model in the way that `recipe` does"
     for k,o in cfg['files'].items():
         plain = k not in ('','.','..') and k==PurePosixPath(k).name==PureWindowsPath(k).name and k.isprintable()
-        check(plain, f'it names the file {k!r}, which is no plain name inside the bundle: do not use this bundle')
-        check(isinstance(o, dict) and type(o.get('bytes')) is int and isinstance(o.get('sha256'), str), f"files: the bytes and the sha256 of '{k}' are needed")
+        if not plain: raise FineGrainedError(f'it names the file {k!r}, which is no plain name inside the bundle: do not use this bundle')
+        if not (isinstance(o, dict) and type(o.get('bytes')) is int and isinstance(o.get('sha256'), str)):
+            raise FineGrainedError(f"files: the bytes and the sha256 of '{k}' are needed")
     m = cfg['model']
     check(_texts(cfg['versions']), 'versions must be named in words')
     check(isinstance(m, dict), 'model says nothing')
     pair = [m.get('library'), m.get('arch')]
     texts = [o if isinstance(o, list) else [o] for o in pair]
-    check(all(isinstance(s, str) for o in texts for s in o) and len({len(o) for o in texts})==1 and 0<len(texts[0])<3, f'library={str(pair[0])[:80]}, arch={str(pair[1])[:80]}: a name each is needed')
-    for k in ('pool','head'): check(isinstance(m.get(k), str), f'{k}={str(m.get(k))[:80]}: a name is needed')
+    if not (all(isinstance(s, str) for o in texts for s in o) and len({len(o) for o in texts})==1 and 0<len(texts[0])<3):
+        raise FineGrainedError(f'library={str(pair[0])[:80]}, arch={str(pair[1])[:80]}: a name each is needed')
+    for k in ('pool','head'):
+        if not isinstance(m.get(k), str): raise FineGrainedError(f'{k}={str(m.get(k))[:80]}: a name is needed')
     check_number('drop', m.get('drop'), 0, 1)
-    if m.get('img_size') is not None: check(math.prod(check_size('img_size', m['img_size'])) <= 2**24, f"img_size={m['img_size']}: more than 4096 × 4096 px")
+    if m.get('img_size') is not None and not math.prod(check_size('img_size', m['img_size'])) <= 2**24:
+        raise FineGrainedError(f"img_size={m['img_size']}: more than 4096 × 4096 px")
     opts,blocks,branch = m.get('options', {}),m.get('blocks', []),m.get('branch')
-    check(isinstance(m.get('kwargs'), dict), f"kwargs={str(m.get('kwargs'))[:80]}: arguments by name are needed")
-    check(isinstance(opts, dict) and all(isinstance(o, dict) for o in opts.values()), f'options={str(opts)[:80]}: arguments by name are needed for pool and head')
-    ok = isinstance(blocks, list) and all(isinstance(o, list) and len(o)==2 and isinstance(o[0], (int,str)) and isinstance(o[1], str) for o in blocks)
-    check(ok, f'blocks={str(blocks)[:80]}: pairs of a stage and the name of a block are needed')
-    check(branch is None or isinstance(branch, (int,str)), f'branch={str(branch)[:80]}: the number or name of a stage is needed')
+    if not isinstance(m.get('kwargs'), dict): raise FineGrainedError(f"kwargs={str(m.get('kwargs'))[:80]}: arguments by name are needed")
+    if not (isinstance(opts, dict) and all(isinstance(o, dict) for o in opts.values())):
+        raise FineGrainedError(f'options={str(opts)[:80]}: arguments by name are needed for pool and head')
+    ok = (isinstance(blocks, list) and all(isinstance(o, list) and len(o)==2 and isinstance(o[0], (int,str)) and isinstance(o[1], str)
+        for o in blocks))
+    if not ok: raise FineGrainedError(f'blocks={str(blocks)[:80]}: pairs of a stage and the name of a block are needed')
+    if branch is not None and not isinstance(branch, (int,str)): raise FineGrainedError(f'branch={str(branch)[:80]}: the number or name of a stage is needed')
     check_choice('zoom', m.get('zoom', False), (False,True))
     for k,most in dict(kwargs=2**14, options=2**17).items(): _sound_sizes(k, m.get(k, {}), most)
     bad = [k for k in m['kwargs'] if k in _elsewhere]
-    check(not bad, f'config.json asks for weights from elsewhere ({listing(bad)}): do not use this bundle')
+    if bad: raise FineGrainedError(f'config.json asks for weights from elsewhere ({listing(bad)}): do not use this bundle')
 
 # %% ../nbs/api/940_bundle.ipynb #b042ff7e
 def _builder(lib, arch):
     "What builds the model `arch` of the library `lib`"
     if lib=='torchvision':
-        check(arch in torchvision.models.list_models(torchvision.models), f"torchvision {torchvision.__version__} has no model '{arch}'")
+        if arch not in torchvision.models.list_models(torchvision.models):
+            raise FineGrainedError(f"torchvision {torchvision.__version__} has no model '{arch}'")
         return torchvision.models.get_model_builder(arch)
-    check(lib=='timm' and ':' not in arch, f"config.json asks for the model '{arch}' of '{lib}': only names of timm and torchvision are built")
+    if not (lib=='timm' and ':' not in arch):
+        raise FineGrainedError(f"config.json asks for the model '{arch}' of '{lib}': only names of timm and torchvision are built")
     return arch
 
 def _built(cfg):
     "The model of `cfg`, which normalises nothing yet, with random weights"
     m = cfg['model']
-    for kind,known in (('pool',pools), ('head',heads)): check(m[kind] in known, f"The bundle's {kind} is '{m[kind]}', which is not among {listing(known)}: put its class into `{kind}s` before you load")
+    for kind,known in (('pool',pools), ('head',heads)):
+        if m[kind] not in known:
+            raise FineGrainedError(f"The bundle's {kind} is '{m[kind]}', which is not among {listing(known)}: put its class into `{kind}s` before you load")
     arch = _builder(m['library'], m['arch']) if isinstance(m['arch'], str) else [*map(_builder, m['library'], m['arch'])]
     pool,head = (partial(known[m[k]], **m.get('options', {}).get(k, {})) for k,known in (('pool',pools), ('head',heads)))
     more = dict(blocks=dict(m.get('blocks', [])), branch=m.get('branch'), zoom=m.get('zoom', False)) # a bundle of before they were there has none
@@ -440,7 +483,7 @@ def _bounded(numbers, tensors):
         if get_ident()!=me: return
         left[0] -= o.numel() if torch.is_tensor(o) else 0
         left[1] -= 1
-        check(min(left)>=0, f'it would be far larger than the {tensors:,} tensors with {numbers:,} numbers that are there')
+        if not min(left)>=0: raise FineGrainedError(f'it would be far larger than the {tensors:,} tensors with {numbers:,} numbers that are there')
     hs = [getattr(hooks, f'register_module_{o}_registration_hook')(count) for o in ('module','parameter','buffer')]
     try: yield
     finally:
@@ -453,7 +496,8 @@ def _complete(net):
     return all(id(o) in saved for o in loose if torch.is_tensor(o))
 
 # %% ../nbs/api/940_bundle.ipynb #f600c9d2
-_types = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
+_types = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, I64=torch.int64, I32=torch.int32,
+    I16=torch.int16, I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
 
 def _fits(net, head):
     "Stop unless the tensors of `head` are those of `net`; which was not saved at first may be missing"
@@ -482,7 +526,8 @@ def _with_weights(cfg, b, fn):
         old = [f"{o}=={v.partition('+')[0]}" for o,v in had.items() if v!=has[o]]
         now,then = (' and '.join(f'{k} {v}' for k,v in o.items()) for o in (has, had))
         mend = f" Install that: pip install {' '.join(old)}." if old else ''
-        raise FineGrainedError(f"'{fn}' does not fit the model that config.json describes, built by {now}; it was written with {then}.{mend} What went wrong: {listing(str(e).splitlines() or [type(e).__name__], 4)}") from e
+        raise FineGrainedError(f"'{fn}' does not fit the model that config.json describes, built by {now}; it was written with {then}.{mend} What went wrong: "
+            f"{listing(str(e).splitlines() or [type(e).__name__], 4)}") from e
 
 # %% ../nbs/api/940_bundle.ipynb #b7f990e7
 def _left(folder):
@@ -491,11 +536,13 @@ def _left(folder):
 
 def _read(folder):
     "The configuration and the files of the bundle in `folder`, all of one and the same"
-    check(os.path.isdir(folder), f"There is no folder '{folder}'")
+    if not os.path.isdir(folder): raise FineGrainedError(f"There is no folder '{folder}'")
     cfg = _config(folder)
     files = {k: _bytes(folder, k, size=o['bytes']) for k,o in cfg['files'].items()}
-    for k,o in cfg['files'].items(): check(_sha(files[k])==o['sha256'], f"'{folder/k}' was changed since the bundle was written (its SHA-256 is another): copy the bundle again")
-    check('model.safetensors' in files, f"config.json in '{folder}' has no sum for model.safetensors: do not use this bundle")
+    for k,o in cfg['files'].items():
+        if _sha(files[k])!=o['sha256']:
+            raise FineGrainedError(f"'{folder/k}' was changed since the bundle was written (its SHA-256 is another): copy the bundle again")
+    if 'model.safetensors' not in files: raise FineGrainedError(f"config.json in '{folder}' has no sum for model.safetensors: do not use this bundle")
     return cfg,files
 
 # %% ../nbs/api/940_bundle.ipynb #a9cf5e88
@@ -521,7 +568,7 @@ def load_bundle(folder:str|Path, # That `save_bundle` wrote
     device:str|torch.device|None=None # None: the GPU if there is one
     )->'Bundle':
     "The model in `folder`, ready to `predict`; an error that names what is wrong if the folder is not as it was written"
-    check(isinstance(folder, (str,Path)) and '\0' not in str(folder), f'load_bundle: {folder!r} is no path of a folder')
+    if not (isinstance(folder, (str,Path)) and '\0' not in str(folder)): raise FineGrainedError(f'load_bundle: {folder!r} is no path of a folder')
     folder,device = Path(folder).expanduser(),_device(device)
     cfg,files = _settled(folder)
     model = _with_weights(cfg, files['model.safetensors'], folder/'model.safetensors')
@@ -533,13 +580,13 @@ _names = 'config.json','README.md','model.safetensors'
 def check_replaceable(folder:Path):
     "Stop unless `folder` is free: not there, empty, or a bundle and nothing else"
     if not os.path.lexists(folder): return
-    check(folder.is_dir(), f"'{folder}' is a file: give the name of a folder for the bundle")
+    if not folder.is_dir(): raise FineGrainedError(f"'{folder}' is a file: give the name of a folder for the bundle")
     has = sorted(o.name for o in folder.iterdir())
     try: is_bundle = {'format','files','labels'} <= set(_parsed(_bytes(folder, 'config.json')))
     except (OSError, ValueError, TypeError): is_bundle = False
-    check(is_bundle or not has, f"'{folder}' is not empty, and no bundle ({listing(has)}): it stays as it is, give another name")
+    if not is_bundle and has: raise FineGrainedError(f"'{folder}' is not empty, and no bundle ({listing(has)}): it stays as it is, give another name")
     other = [o for o in has if o not in _names]
-    check(not other, f"The bundle in '{folder}' would be replaced, and {listing(other)} with it: move that elsewhere, or give another name")
+    if other: raise FineGrainedError(f"The bundle in '{folder}' would be replaced, and {listing(other)} with it: move that elsewhere, or give another name")
 
 def _remove(folder):
     "Take away a folder that holds a bundle, or a part of one; what else is in it stays"
@@ -561,7 +608,7 @@ def _exchange(a, b):
 def _alone(folder):
     "Nobody else writes the bundle `folder` meanwhile"
     from filelock import FileLock, Timeout
-    check(folder.name, f"'{folder}' is no place for a bundle: give the name of a folder")
+    if not folder.name: raise FineGrainedError(f"'{folder}' is no place for a bundle: give the name of a folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.with_name(f'.{folder.name}.lock')
     lock.touch() # or say at once why not
@@ -607,17 +654,19 @@ def write_bundle(folder:str|Path, # Where; a bundle that is there is replaced
     verify:Callable|None=None # A function that looks at the reloaded `Bundle` too, and raises if it must not be kept
     )->Path:
     "Write `model` and all that it takes to predict with it into `folder`, load it again, and keep it only if it answers random pixels as `model` does"
-    check(isinstance(folder, (str,Path)) and '\0' not in str(folder), f'write_bundle: folder={folder!r} is no path')
-    check(verify is None or callable(verify), f'verify={verify!r}: give a function of the bundle')
+    if not (isinstance(folder, (str,Path)) and '\0' not in str(folder)): raise FineGrainedError(f'write_bundle: folder={folder!r} is no path')
+    if verify is not None and not callable(verify): raise FineGrainedError(f'verify={verify!r}: give a function of the bundle')
     known = set(inspect.signature(model_card).parameters)-{'cfg','params'}
-    check(facts is None or isinstance(facts, dict) and set(facts) <= known, f'facts={str(facts)[:80]}: give some of {listing(sorted(known))} by name')
-    check(isinstance(labels, (list,tuple)) or hasattr(labels, '__iter__') and not isinstance(labels, (str,bytes,dict)), f'labels={labels!r}: give a list of names')
+    if facts is not None and not (isinstance(facts, dict) and set(facts) <= known):
+        raise FineGrainedError(f'facts={str(facts)[:80]}: give some of {listing(sorted(known))} by name')
+    if not isinstance(labels, (list,tuple)) and not (hasattr(labels, '__iter__') and not isinstance(labels, (str,bytes,dict))):
+        raise FineGrainedError(f'labels={labels!r}: give a list of names')
     folder,made = Path(folder).expanduser().resolve(),recipe(model)
     net = copy.deepcopy(model).cpu().float().eval()
     net.added.clear() # what they learned is of no use to the answer
     labels,size = list(map(str, labels)),check_size('size', model.body.img_size if size is None else size)
     if stats is None and isinstance(net.norm, NormalizeInput): stats = [o.flatten().tolist() for o in (net.norm.mean, net.norm.std)]
-    check(stats is None or isinstance(stats, (list,tuple)) and len(stats)==2, f'stats={stats!r}: give (mean, std)')
+    if stats is not None and not (isinstance(stats, (list,tuple)) and len(stats)==2): raise FineGrainedError(f'stats={stats!r}: give (mean, std)')
     mean,std = stats or ([0.]*3, [1.]*3)
     levels,cut,stats = levels or {},dict(size=size, crop=crop, margin=margin),dict(mean=mean, std=std)
     check(labels, 'labels: the list is empty'), _sound(labels, levels, cut, stats)
@@ -625,9 +674,11 @@ def write_bundle(folder:str|Path, # Where; a bundle that is there is replaced
     x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(): want = net(x)
     n = want.shape[1]
-    check(n==len(labels)==len(set(labels)), f"The model tells {n} classes apart: give as many labels, each another, not these {len(labels)} ({listing(labels)})")
+    if not n==len(labels)==len(set(labels)):
+        raise FineGrainedError(f"The model tells {n} classes apart: give as many labels, each another, not these {len(labels)} ({listing(labels)})")
     weights = save({k: v.clone(memory_format=torch.contiguous_format) for k,v in net.state_dict().items()})
-    cfg = dict(format=1, model=made, labels=labels, levels=levels, transforms=cut, stats=stats, versions=_versions(), files={'model.safetensors': dict(bytes=len(weights), sha256=_sha(weights))})
+    cfg = dict(format=1, model=made, labels=labels, levels=levels, transforms=cut, stats=stats, versions=_versions(),
+        files={'model.safetensors': dict(bytes=len(weights), sha256=_sha(weights))})
     cfg = json.loads(json.dumps(cfg))
     with written_to(folder, _as_was), _in_place_of(folder) as new:
         (new/'model.safetensors').write_bytes(weights)
@@ -646,7 +697,9 @@ def check_same(want:torch.Tensor, got:torch.Tensor, # Logits (n, classes) of a m
     check(torch.is_tensor(want) and torch.is_tensor(got), 'check_same: give the logits of both as tensors')
     check_number('most', most, 0)
     diff = (want-got).abs().max().item() if want.shape==got.shape else float('inf')
-    check(diff<most, f"What was written does not answer as the model does: logits differ by {diff:.3g}, {most:g} would be rounding. It was not kept. Has a part of the model been changed since it was made?")
+    if not diff<most:
+        raise FineGrainedError(f"What was written does not answer as the model does: logits differ by {diff:.3g}, {most:g} would be rounding. It was not kept. "
+            "Has a part of the model been changed since it was made?")
     return diff
 
 # %% ../nbs/api/940_bundle.ipynb #b3848991
@@ -661,12 +714,13 @@ def save_onnx(self:Bundle,
     images:str|Path|Image.Image|np.ndarray|torch.Tensor|list # Pictures to check it with, as `predict` takes them
     )->float:
     "Write the model as an ONNX file, and keep it only if ONNX Runtime answers as the model does; the largest difference of any logit"
-    check(isinstance(path, (str,Path)), f'save_onnx: path={path!r} is no path of a file')
+    if not isinstance(path, (str,Path)): raise FineGrainedError(f'save_onnx: path={path!r} is no path of a file')
     *_,runtime = _onnx()
     items,names,_ = _listed(images)
     cpu = Bundle(copy.deepcopy(self.model), self.labels, self.levels, self.transforms, 'cpu')
     path = Path(path).expanduser()
-    check(path.parent.is_dir() and not path.is_dir(), f"save_onnx: '{path}' is no place for a file: its folder must be there, and it must be none")
+    if not (path.parent.is_dir() and not path.is_dir()):
+        raise FineGrainedError(f"save_onnx: '{path}' is no place for a file: its folder must be there, and it must be none")
     part = path.with_name(f'.{path.name}.{uuid4().hex[:8]}')
     try:
         with written_to(path, _as_was): _export(cpu.model, self.transforms['size'], part)
@@ -681,7 +735,8 @@ def _export(net, size, path):
     net = net.to(memory_format=torch.contiguous_format)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore') # torch's, about its own insides
-        torch.onnx.export(net, (torch.rand(2, 3, *size),), path, input_names=['pixels'], output_names=['logits'], dynamic_shapes=({0: torch.export.Dim('batch')},), dynamo=True, external_data=False, verbose=False)
+        torch.onnx.export(net, (torch.rand(2, 3, *size),), path, input_names=['pixels'], output_names=['logits'],
+            dynamic_shapes=({0: torch.export.Dim('batch')},), dynamo=True, external_data=False, verbose=False)
 
 def _compare(bundle, session, items, names):
     "The largest difference of a logit, over batches of one and more"
@@ -692,5 +747,5 @@ def _compare(bundle, session, items, names):
             if x is None: continue
             with torch.inference_mode(): want = bundle.model(x)
             diff.append(check_same(want, torch.from_numpy(session.run(None, {'pixels': x.contiguous().numpy()})[0]), 1e-3))
-    check(diff, f"No picture to check the export with could be read: {listing(f'{k} {v}' for k,v in bad.items())}")
+    if not diff: raise FineGrainedError(f"No picture to check the export with could be read: {listing(f'{k} {v}' for k,v in bad.items())}")
     return max(diff)

@@ -30,9 +30,11 @@ def check_number(name:str, v:float|None, low:float=-math.inf, high:float=math.in
     none:bool=False # May it be `None`?
     ):
     "`v`, which the user calls `name`, if it is a number from `low` to `high`"
-    ok = none if v is None else isinstance(v, Integral if whole else Real) and not isinstance(v, (bool,np.bool_)) and math.isfinite(v) and low<=v<=high
+    ok = (none if v is None else isinstance(v, Integral if whole else Real) and not isinstance(v, (bool,np.bool_)) and math.isfinite(v)
+        and low<=v<=high)
     if ok: return v
-    span = '' if low==-math.inf and high==math.inf else f' from {low} up' if high==math.inf else f' up to {high}' if low==-math.inf else f' from {low} to {high}'
+    span = ('' if low==-math.inf and high==math.inf else f' from {low} up' if high==math.inf else f' up to {high}'
+        if low==-math.inf else f' from {low} to {high}')
     raise FineGrainedError(f"{name}={v!r}: give a {'whole ' if whole else ''}number{span}{' (or None)' if none else ''}")
 
 # %% ../nbs/api/000_core.ipynb #5c0e11a4

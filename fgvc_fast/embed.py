@@ -15,15 +15,16 @@ from .core import FineGrainedError, check, check_number, listing
 from .losses import at_least_float32
 
 # %% ../nbs/api/210_embed.ipynb #67a6a50e
-metric_losses = dict(arcface='ArcFaceLoss', subcenter_arcface='SubCenterArcFaceLoss', proxy_anchor='ProxyAnchorLoss', triplet='TripletMarginLoss', supcon='SupConLoss')
+metric_losses = dict(arcface='ArcFaceLoss', subcenter_arcface='SubCenterArcFaceLoss', proxy_anchor='ProxyAnchorLoss', triplet='TripletMarginLoss',
+    supcon='SupConLoss')
 
 class MetricLoss(nn.Module):
     "A loss of pytorch-metric-learning, with the `miner` that picks its pairs or triplets"
     on = 'embeddings'
     def __init__(self, loss:Callable, miner:Callable|None=None):
         super().__init__()
-        check(callable(loss), f'loss={loss!r}: give a loss of pytorch-metric-learning, or a function of rows, class numbers and pairs')
-        check(miner is None or callable(miner), f'miner={miner!r}: give a miner of pytorch-metric-learning, or None')
+        if not callable(loss): raise FineGrainedError(f'loss={loss!r}: give a loss of pytorch-metric-learning, or a function of rows, class numbers and pairs')
+        if miner is not None and not callable(miner): raise FineGrainedError(f'miner={miner!r}: give a miner of pytorch-metric-learning, or None')
         self.loss,self.miner = loss,miner
 
     def forward(self, embeddings:torch.Tensor, y:torch.Tensor):
@@ -34,7 +35,8 @@ def _miner(o, margin):
     "The miner that `o` means"
     from pytorch_metric_learning import miners
     kinds = ('semihard','hard','easy','all')
-    check(o is None or callable(o) or isinstance(o, str) and o in (*kinds, 'batch_hard'), f"miner={o!r} is unknown: use {listing(kinds)}, batch_hard, or one of pytorch_metric_learning.miners")
+    if o is not None and not callable(o) and not (isinstance(o, str) and o in (*kinds, 'batch_hard')):
+        raise FineGrainedError(f"miner={o!r} is unknown: use {listing(kinds)}, batch_hard, or one of pytorch_metric_learning.miners")
     if o=='batch_hard': return miners.BatchHardMiner()
     return miners.TripletMarginMiner(margin, o) if isinstance(o, str) else o
 
@@ -46,7 +48,7 @@ def metric_loss(
     **kwargs # Of the loss there: `margin`, `scale`, ...
 )->MetricLoss:
     "The metric loss `name` for rows of width `nf`"
-    check(isinstance(name, str) and name in metric_losses, f"{name!r} is no metric loss: use one of {listing(metric_losses, 20)}")
+    if not (isinstance(name, str) and name in metric_losses): raise FineGrainedError(f"{name!r} is no metric loss: use one of {listing(metric_losses, 20)}")
     check_number('nf', nf, 1, whole=True), check_number('n_out', n_out, 1, whole=True)
     try: from pytorch_metric_learning import losses as theirs
     except ImportError: check(False, 'Metric learning needs pytorch-metric-learning: pip install "fgvc_fast[metric]"')
@@ -62,16 +64,19 @@ metric_loss.on = 'embeddings'
 # %% ../nbs/api/210_embed.ipynb #bf3a5263
 def _check_rows(name, o, nf=None):
     ok = isinstance(o, torch.Tensor) and o.ndim==2 and nf in (None,o.shape[1])
-    check(ok, f"{name}={type(o).__name__} of shape {tuple(getattr(o, 'shape', ()))}: give embeddings, a tensor (n, {nf or 'nf'})")
+    if not ok: raise FineGrainedError(f"{name}={type(o).__name__} of shape {tuple(getattr(o, 'shape', ()))}: give embeddings, a tensor (n, {nf or 'nf'})")
     bad = (~o.isfinite().all(1)).sum().item()
-    check(not bad, f"{name}: {bad:,} of {len(o):,} rows hold NaN or infinity, and are near nothing. Did training diverge, or are there damaged pictures among them?")
+    if bad:
+        raise FineGrainedError(f"{name}: {bad:,} of {len(o):,} rows hold NaN or infinity, and are near nothing. Did training diverge, or are there damaged "
+            "pictures among them?")
 
 def _check_targs(embeddings, targs, ref, ref_targs):
     "Stop unless each row has a class number"
     for name,o,t in (('targs',embeddings,targs), *[('ref_targs',ref,ref_targs)]*(ref is not None)):
         _check_rows(name.replace('targs', 'embeddings'), o)
-        ok = isinstance(t, torch.Tensor) and t.ndim==1 and len(t)==len(o) and not t.is_floating_point() and t.dtype!=torch.bool and (not len(t) or bool(t.min()>=0))
-        check(ok, f"{name}={type(t).__name__} of shape {tuple(getattr(t, 'shape', ()))}: give {len(o)} class numbers, from 0 up")
+        ok = (isinstance(t, torch.Tensor) and t.ndim==1 and len(t)==len(o) and not t.is_floating_point() and t.dtype!=torch.bool
+            and (not len(t) or bool(t.min()>=0)))
+        if not ok: raise FineGrainedError(f"{name}={type(t).__name__} of shape {tuple(getattr(t, 'shape', ()))}: give {len(o)} class numbers, from 0 up")
 
 # %% ../nbs/api/210_embed.ipynb #31ecb6e0
 def nearest(
@@ -167,7 +172,8 @@ def knn_accuracy(embeddings:torch.Tensor, targs:torch.Tensor, # (n, nf) and thei
     return _vote(embeddings, targs, k, ref, ref_targs)
 
 def _vote(embeddings, targs, k, ref=None, ref_targs=None, files=None):
-    own,right,n,done = targs if ref is None else ref_targs,0,0,0
+    own,right,n = targs if ref is None else ref_targs,0,0
+    done = 0
     for cos,i in nearest_elsewhere(embeddings, k, ref, files=files):
         votes,there = torch.zeros(len(i), int(own.max())+1, dtype=torch.float64, device=i.device),cos>-torch.inf
         worth = 1 + .5**torch.arange(1, i.shape[1]+1, device=i.device, dtype=torch.float64) # nearer ones break a tie, and cannot outvote

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from .answers import SameVocab, check_vocab, gather
-from .core import check, check_choice, check_number
+from .core import FineGrainedError, check, check_choice, check_number
 from .data.block import CropResize, LabelOf
 from .levels import levels_of, tree_of
 from .memory import TrainedOn, called_by, callback_key, question, trained_on
@@ -43,7 +43,9 @@ def _image_size(dls):
     "Height and width of what the loaders give, and whether they normalise already"
     b = dls.valid.do_batch([dls.valid.do_item(0)])
     x = dls.valid.after_batch(b)[0]
-    check(isinstance(x, torch.Tensor) and x.ndim==4 and x.shape[1]==3, f"The loaders give {type(x).__name__} of shape {tuple(getattr(x, 'shape', ()))}: batches of RGB pictures (n, 3, height, width) are needed")
+    if not (isinstance(x, torch.Tensor) and x.ndim==4 and x.shape[1]==3):
+        raise FineGrainedError(f"The loaders give {type(x).__name__} of shape {tuple(getattr(x, 'shape', ()))}: batches of RGB pictures (n, 3, height, width) "
+            "are needed")
     return tuple(x.shape[-2:]),any(isinstance(t, Normalize) for t in dls.valid.after_batch.fs)
 
 # %% ../nbs/api/500_learner.ipynb #c9c34701
@@ -53,14 +55,16 @@ def refers_to(o:object, known:dict, cls:type):
 def set_n_parts(pool:str|Callable, dls:DataLoaders):
     "`pool`, told how many parts the loaders bring"
     if not refers_to(pool, pools, AnnotatedPartPool) or isinstance(pool, partial) and 'parts' in pool.keywords: return pool
-    check(getattr(dls, 'parts', None), "pool='annotated_parts' learns from where the parts are: make the loaders with `data.dls(..., parts=True)`, or `parts='box'`")
+    check(getattr(dls, 'parts', None), "pool='annotated_parts' learns from where the parts are: make the loaders with `data.dls(..., parts=True)`, or "
+        "`parts='box'`")
     return partial(AnnotatedPartPool, **{**getattr(pool, 'keywords', {}), 'parts': len(dls.parts)})
 
 def _parents(head, dls):
     "For each level above the labels the number of each label's group, where `head` needs to know"
     if not refers_to(head, heads, LevelHead): return
     tree = tree_of(dls)
-    check(tree is not None, "head='levels' needs the levels above the labels: say which columns hold them, as in `fine_grained_data(df, levels=['family','label'])`")
+    check(tree is not None, "head='levels' needs the levels above the labels: say which columns hold them, as in `fine_grained_data(df, "
+        "levels=['family','label'])`")
     return [torch.unique(tree.up[o], return_inverse=True)[1].tolist() for o in tree.levels[:-1]]
 
 # %% ../nbs/api/500_learner.ipynb #c9c34702
@@ -73,20 +77,28 @@ def name_of(o:str|Callable|list|tuple):
 # %% ../nbs/api/500_learner.ipynb #c9c34775
 _learner_args = set(inspect.signature(Learner).parameters)
 
-def _check_args(dls, arch, pool, head, drop, loss_func=None, opt_func=Adam, lr=1e-3, splitter=_groups, wd=None, metrics=None, cbs=None, moms=(.95,.85,.95), **_):
+def _check_args(dls, arch, pool, head, drop, loss_func=None, opt_func=Adam, lr=1e-3, splitter=_groups, wd=None, metrics=None, cbs=None,
+    moms=(.95,.85,.95), **_):
     "Stop where an argument of `fine_grained_learner` can be none"
     def each(o): return () if o is None else o if isinstance(o, (list,tuple,L)) else (o,)
-    check(len(getattr(dls, 'loaders', ()))>1 and hasattr(dls, 'vocab'), f"dls={type(dls).__name__}: give loaders of train and valid with a vocabulary, as `data.dls(...)` makes them")
-    check(arch is not None and all(isinstance(o, str) or callable(o) for o in each(arch)) and len(each(arch)) in (1,2), f"arch={arch!r}: give timm's name of an architecture, a constructor of torchvision, or two of them")
-    for k,o in dict(pool=pool, head=head).items(): check(isinstance(o, str) or callable(o), f"{k}={o!r}: give a name, a class, or a `partial` of one")
+    if not (len(getattr(dls, 'loaders', ()))>1 and hasattr(dls, 'vocab')):
+        raise FineGrainedError(f"dls={type(dls).__name__}: give loaders of train and valid with a vocabulary, as `data.dls(...)` makes them")
+    if not (arch is not None and all(isinstance(o, str) or callable(o) for o in each(arch)) and len(each(arch)) in (1,2)):
+        raise FineGrainedError(f"arch={arch!r}: give timm's name of an architecture, a constructor of torchvision, or two of them")
+    for k,o in dict(pool=pool, head=head).items():
+        if not isinstance(o, str) and not callable(o): raise FineGrainedError(f"{k}={o!r}: give a name, a class, or a `partial` of one")
     check_number('drop', drop, 0, 1)
-    for k,o in dict(loss_func=loss_func, opt_func=opt_func, splitter=splitter).items(): check(k=='loss_func' and o is None or callable(o), f"{k}={o!r}: give a function, not a {type(o).__name__}")
-    check(isinstance(lr, slice) or check_number('lr', lr)>0, f'lr={lr!r}: give a number above 0')
-    check(isinstance(moms, (tuple,list)) and len(moms)==3, f'moms={moms!r}: give the momentum at the beginning, in the middle and at the end, as (.95,.85,.95)')
+    for k,o in dict(loss_func=loss_func, opt_func=opt_func, splitter=splitter).items():
+        if not (k=='loss_func' and o is None) and not callable(o): raise FineGrainedError(f"{k}={o!r}: give a function, not a {type(o).__name__}")
+    if not isinstance(lr, slice) and not check_number('lr', lr)>0: raise FineGrainedError(f'lr={lr!r}: give a number above 0')
+    if not (isinstance(moms, (tuple,list)) and len(moms)==3):
+        raise FineGrainedError(f'moms={moms!r}: give the momentum at the beginning, in the middle and at the end, as (.95,.85,.95)')
     for o in moms: check_number('moms: one of them', o, 0, 1)
     if wd is not None: check_number('wd', wd, 0)
-    check(all(callable(o) or isinstance(o, Metric) for o in each(metrics)), f"metrics={metrics!r}: give functions, as metrics=accuracy, not their names")
-    check(all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in each(cbs)), f"cbs={cbs!r}: give callbacks, or a list of them")
+    if not all(callable(o) or isinstance(o, Metric) for o in each(metrics)):
+        raise FineGrainedError(f"metrics={metrics!r}: give functions, as metrics=accuracy, not their names")
+    if not all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in each(cbs)):
+        raise FineGrainedError(f"cbs={cbs!r}: give callbacks, or a list of them")
 
 @delegates(Learner.__init__)
 def fine_grained_learner(
@@ -111,7 +123,8 @@ def fine_grained_learner(
     _check_args(dls, arch, pool, head, drop, **to_learner)
     size,normalized = _image_size(dls)
     check(not (normalized and stats is not None), "The loaders normalise already: take `Normalize` out of their `batch_tfms`, or leave `stats` out")
-    model = fine_grained_model(arch, len(dls.vocab), pool=set_n_parts(pool, dls), head=head, drop=drop, pretrained=pretrained, weights=weights, img_size=size,
+    model = fine_grained_model(arch, len(dls.vocab), pool=set_n_parts(pool, dls), head=head, drop=drop, pretrained=pretrained,
+        weights=weights, img_size=size,
         stats=False if normalized else stats, blocks=blocks, branch=branch, zoom=zoom, parents=_parents(head, dls), **kwargs)
     if channels_last: model = model.to(memory_format=torch.channels_last)
     cb,precision = precision_callback(amp, torch.device(getattr(dls, 'device', 'cpu') or 'cpu'))
@@ -120,7 +133,8 @@ def fine_grained_learner(
     learn.add_cbs([SameVocab(dls.vocab), TrainedOn(), AuxLosses(), AuxColumns(), DecayWeights(), FiniteLoss()])
     learn.pretrained = bool(pretrained or weights)
     more = dict(blocks=blocks, branch=branch, zoom=zoom or None)
-    learn.made_of = dict(arch=name_of(arch), pool=name_of(pool), head=name_of(head), **{k: str(v) for k,v in more.items() if v is not None}, weights=str(weights or ('pretrained' if pretrained else 'random')),
+    learn.made_of = dict(arch=name_of(arch), pool=name_of(pool), head=name_of(head),
+        **{k: str(v) for k,v in more.items() if v is not None}, weights=str(weights or ('pretrained' if pretrained else 'random')),
         image_size='×'.join(map(str, size)), normalized='by the loaders' if normalized else 'by the model', channels_last=channels_last, precision=precision)
     return learn
 
@@ -133,11 +147,14 @@ def summary_card(self:Learner)->pd.DataFrame:
     made = dict(getattr(self, 'made_of', dict(arch=type(self.model).__name__)))
     cut = next((t for t in getattr(self.dls.valid.after_item, 'fs', ()) if isinstance(t, CropResize)), None)
     if cut and 'image_size' in made: made['image_size'] = '×'.join(map(str, cut.size)) # of the loaders that it has now
-    if hasattr(norm, 'mean'): made['normalized'] += f" (mean {[round(o, 3) for o in norm.mean.flatten().tolist()]}, std {[round(o, 3) for o in norm.std.flatten().tolist()]})"
+    if hasattr(norm, 'mean'):
+        made['normalized'] += f" (mean {[round(o, 3) for o in norm.mean.flatten().tolist()]}, std {[round(o, 3) for o in norm.std.flatten().tolist()]})"
     data = getattr(self.dls, 'data', None)
     rows = dict(**made, parameters=f'{n:,}', groups=len(self.splitter(self.model)), loss=name_of(self.loss_func), optimizer=name_of(self.opt_func),
         device=str(self.dls.device), batch_size=dl.bs, workers=dl.fake_l.num_workers)
-    if data is not None: rows.update(data=repr(data), validates_on=getattr(self.dls, 'validates_on', 'valid'), pictures='decoded in every epoch' if self.dls.cache is None else 'kept as JPEG' if self.dls.cache.compress else 'decoded once')
+    if data is not None:
+        rows.update(data=repr(data), validates_on=getattr(self.dls, 'validates_on', 'valid'),
+            pictures='decoded in every epoch' if self.dls.cache is None else 'kept as JPEG' if self.dls.cache.compress else 'decoded once')
     return pd.DataFrame(dict(value=rows.values()), index=[k.replace('_', ' ') for k in rows])
 
 # %% ../nbs/api/500_learner.ipynb #9e24c4b7
@@ -145,7 +162,8 @@ def _by_level(dls, preds, targs):
     "Accuracy at each level above the labels and the mean severity of the mistakes, where the data set has levels"
     tree = levels_of(dls)
     if tree is None: return {}
-    return {f'{o}_accuracy': v for o,v in tree.accuracy(preds, targs).items() if o!='label'} | dict(mistake_severity=tree.mistakes(preds, targs).float().mean().item())
+    return ({f'{o}_accuracy': v for o,v in tree.accuracy(preds, targs).items() if o!='label'}
+        | dict(mistake_severity=tree.mistakes(preds, targs).float().mean().item()))
 
 # %% ../nbs/api/500_learner.ipynb #017761f6
 def _test_loader(learn):
@@ -153,10 +171,12 @@ def _test_loader(learn):
     data = getattr(learn.dls, 'data', None)
     check(data is not None, "These loaders do not know their data set, so there is no test split to read: make them with `data.dls(...)`")
     rows = data['test'].index
-    check(len(rows), f"{data.card.get('title') or data.root} has no test split: put one aside before training with `data.split(test=.2)`")
+    if not len(rows):
+        raise FineGrainedError(f"{data.card.get('title') or data.root} has no test split: put one aside before training with `data.split(test=.2)`")
     data._must_be_labelled('test')
     knows = next((t for o in getattr(learn.dls.valid_ds, 'tls', []) for t in map(called_by, o.tfms.fs) if isinstance(t, LabelOf)), None)
-    check(knows is None or [knows(int(i)) for i in rows]==data['test'].label.tolist(), "The labels of the table were changed after these loaders were made of it: make them anew, as `learn.dls = data.dls(...)`")
+    check(knows is None or [knows(int(i)) for i in rows]==data['test'].label.tolist(),
+        "The labels of the table were changed after these loaders were made of it: make them anew, as `learn.dls = data.dls(...)`")
     return learn.dls.test_dl(rows, with_labels=True)
 
 def _test_key(learn, dl):
@@ -176,8 +196,11 @@ def test(self:Learner)->pd.DataFrame:
     check_vocab(self)
     dl,reads = _test_loader(self),getattr(self, '_test_reads', {})
     key,root = _test_key(self, dl),str(self.dls.data.root)
-    if getattr(self.dls, 'validates_on', 'valid')=='test': warnings.warn("These loaders validate on the test split (valid='test'): this figure has been chosen by.")
-    if n := trained_on(self, dl): warnings.warn(f'{n:,} of the {len(dl.dataset):,} pictures of the test split were trained on by this learner: the figure says how well they were learned by heart')
+    if getattr(self.dls, 'validates_on', 'valid')=='test':
+        warnings.warn("These loaders validate on the test split (valid='test'): this figure has been chosen by.")
+    if n := trained_on(self, dl):
+        warnings.warn(f'{n:,} of the {len(dl.dataset):,} pictures of the test split were trained on by this learner: the figure says how well they were '
+            'learned by heart')
     if key in reads: return reads[key][1].copy()
     preds,targs,in5 = gather(self, dl, lambda scores,targ: (scores.argmax(1), targ, in_top(scores, targ, 5)))
     per_class = per_class_accuracy(preds, targs, len(self.dls.vocab)).nanmean().item()
@@ -185,7 +208,9 @@ def test(self:Learner)->pd.DataFrame:
     res = pd.DataFrame([row | _by_level(self.dls, preds, targs) | dict(pictures=len(targs))], index=['test'])
     self._test_reads = reads | dict.fromkeys((key, _test_key(self, dl)), (root, res)) # answering may have changed what transforms and layers note
     n = len({id(o) for r,o in self._test_reads.values() if r==root})
-    if n>1: warnings.warn(f"The test split has now been read {n} times, with different weights or cuts, or with something on the way (a hook, a callback, a transform that changes) of which nobody here knows what it does. If you choose by it, it is no test any more: choose by the validation split.")
+    if n>1:
+        warnings.warn(f"The test split has now been read {n} times, with different weights or cuts, or with something on the way (a hook, a callback, a "
+            "transform that changes) of which nobody here knows what it does. If you choose by it, it is no test any more: choose by the validation split.")
     return res.copy()
 
 # %% ../nbs/api/500_learner.ipynb #06588032

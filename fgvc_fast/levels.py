@@ -26,8 +26,10 @@ def _one_parent(rows, coarse, fine):
     two = pairs[pairs[fine].duplicated(keep=False)]
     if not len(two): return
     name,others = two[fine].iloc[0],two[fine].nunique()-1
-    raise FineGrainedError(f"The {fine} '{name}' stands under more than one {coarse}: {listing(two[coarse][two[fine]==name])}{f' ({others:,} more like it)' if others else ''}. "
-        f"If one name means two things, tell them apart: `df['{fine}'] = df['{fine}'] + ' (' + df['{coarse}'] + ')'`. If not, rows are wrong: look at `df[df['{fine}']=={name!r}]`")
+    raise FineGrainedError(f"The {fine} '{name}' stands under more than one {coarse}: "
+        f"{listing(two[coarse][two[fine]==name])}{f' ({others:,} more like it)' if others else ''}. "
+        f"If one name means two things, tell them apart: `df['{fine}'] = df['{fine}'] + ' (' + df['{coarse}'] + ')'`. If not, rows are wrong: look at "
+        f"`df[df['{fine}']=={name!r}]`")
 
 def check_tree(data:FineGrainedData):
     "The rows of `data` that say what stands above a label, each once; stop unless they make a tree"
@@ -39,13 +41,18 @@ class Levels:
     "The tree over the labels of a data set: the names at each level, and what stands above each label"
     def __init__(self, data:FineGrainedData # `FineGrainedData` with more than one level
         ):
-        check(hasattr(data, 'levels') and hasattr(data, 'items'), f'data={type(data).__name__}: give a data set, as `fine_grained_data` makes them')
+        if not (hasattr(data, 'levels') and hasattr(data, 'items')):
+            raise FineGrainedError(f'data={type(data).__name__}: give a data set, as `fine_grained_data` makes them')
         self.levels,title = list(data.levels),data.card.get('title') or data.root
-        check(len(self.levels)>1, f"{title} has one level only, its labels: say which columns hold the coarser names, coarse → fine, as in `fine_grained_data(df, levels=['family','label'])`")
+        if not len(self.levels)>1:
+            raise FineGrainedError(f"{title} has one level only, its labels: say which columns hold the coarser names, coarse → fine, as in "
+                "`fine_grained_data(df, levels=['family','label'])`")
         rows = check_tree(data)
         self.vocab = {o: _names(data.items[o]) for o in self.levels}
         lost = sorted(set(self.vocab['label'])-set(rows.label))
-        check(not lost, f"The label {listing(lost)} of {title} has no picture, so nothing says what stands above it: take it out before training, with `data.subset(list(data.items.label.dropna().unique()))`")
+        if lost:
+            raise FineGrainedError(f"The label {listing(lost)} of {title} has no picture, so nothing says what stands above it: take it out before training, "
+                "with `data.subset(list(data.items.label.dropna().unique()))`")
         rows = rows.set_index('label', drop=False).loc[self.vocab['label']]
         self.up = {o: torch.from_numpy(pd.Index(self.vocab[o]).get_indexer(rows[o])) for o in self.levels} # label number → number at that level
 
@@ -53,11 +60,14 @@ class Levels:
 
 # %% ../nbs/api/230_levels.ipynb #e8724faa
 @patch
-def _check_level(self:Levels, level): check(isinstance(level, str) and level in self.levels, f"level={level!r} is no level of this tree: use {listing(self.levels)}")
+def _check_level(self:Levels, level):
+    if not (isinstance(level, str) and level in self.levels): raise FineGrainedError(f"level={level!r} is no level of this tree: use {listing(self.levels)}")
 
 @patch
 def _check_labels(self:Levels, *labels):
-    for o in labels: check(isinstance(o, Tensor) and o.ndim==1 and not o.is_floating_point() and len(o)==len(labels[0]), f'{type(o).__name__} {tuple(getattr(o, "shape", ()))}: give label numbers, a tensor (n,), as many predicted as actual')
+    for o in labels:
+        if not (isinstance(o, Tensor) and o.ndim==1 and not o.is_floating_point() and len(o)==len(labels[0])):
+            raise FineGrainedError(f'{type(o).__name__} {tuple(getattr(o, "shape", ()))}: give label numbers, a tensor (n,), as many predicted as actual')
 
 @patch
 def right(self:Levels, preds:Tensor, # (n,) label numbers: what was said
@@ -104,7 +114,9 @@ def at(self:Levels, level:str, # One of `levels`
     "The probabilities of the names of `level`: each is the sum of what stands under it"
     self._check_level(level)
     n = len(self.vocab['label'])
-    check(isinstance(probs, Tensor) and probs.ndim==2 and probs.shape[1]==n, f"Probabilities of shape {tuple(getattr(probs, 'shape', ()))} do not belong to this tree: (n, {n}) are needed, a column for each label")
+    if not (isinstance(probs, Tensor) and probs.ndim==2 and probs.shape[1]==n):
+        raise FineGrainedError(f"Probabilities of shape {tuple(getattr(probs, 'shape', ()))} do not belong to this tree: (n, {n}) are needed, a column for "
+            "each label")
     return probs.new_zeros(len(probs), len(self.vocab[level])).index_add_(1, self.up[level].to(probs.device), probs)
 
 @patch

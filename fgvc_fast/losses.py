@@ -9,7 +9,7 @@ __all__ = ['at_least_float32', 'Focal', 'class_weights', 'PairwiseConfusion', 'M
 import math, torch
 from torch import nn
 from torch.nn import functional as F
-from .core import check, check_choice, check_number
+from .core import FineGrainedError, check_choice, check_number
 
 # %% ../nbs/api/200_losses.ipynb #89726c07
 def _reduced(loss, reduction): return loss if reduction=='none' else getattr(loss, reduction)()
@@ -23,8 +23,10 @@ def _sizes(nf, n_out):
 # %% ../nbs/api/200_losses.ipynb #ae3c0e3a
 def _class_weight(w):
     try: w = torch.as_tensor(w)
-    except (TypeError,ValueError,RuntimeError): check(False, f"weight={w!r}: give a number for each class, as `class_weights(counts)` does")
-    check(w.ndim==1 and len(w) and not w.is_complex() and bool(w.isfinite().all()) and bool((w>=0).all()) and bool(w.any()), f"weight={w!r}: give a number from 0 up for each class, as `class_weights(counts)` does")
+    except (TypeError,ValueError,RuntimeError):
+        if not False: raise FineGrainedError(f"weight={w!r}: give a number for each class, as `class_weights(counts)` does")
+    if not (w.ndim==1 and len(w) and not w.is_complex() and bool(w.isfinite().all()) and bool((w>=0).all()) and bool(w.any())):
+        raise FineGrainedError(f"weight={w!r}: give a number from 0 up for each class, as `class_weights(counts)` does")
     return w
 
 class Focal(nn.Module):
@@ -58,10 +60,13 @@ def class_weights(
 )->torch.Tensor: # (n_out,), mean 1
     "Weights of classes by the effective number of their pictures"
     check_number('beta', beta, 0)
-    check(beta<1, f'beta={beta}: use a number from 0 up to below 1, such as 0.999')
+    if not beta<1: raise FineGrainedError(f'beta={beta}: use a number from 0 up to below 1, such as 0.999')
     try: n = torch.as_tensor(counts, dtype=torch.float64)
-    except (TypeError,ValueError,RuntimeError): check(False, f"counts={counts!r}: give the number of pictures of each class")
-    check(n.ndim==1 and len(n) and bool((n>=0).all()) and bool(n.isfinite().all()) and bool(n.any()), f"counts={counts!r}: give the number of pictures of each class, 0 or more and not all 0; there are {len(n) if n.ndim else 'no'} classes in it")
+    except (TypeError,ValueError,RuntimeError):
+        if not False: raise FineGrainedError(f"counts={counts!r}: give the number of pictures of each class")
+    if not (n.ndim==1 and len(n) and bool((n>=0).all()) and bool(n.isfinite().all()) and bool(n.any())):
+        raise FineGrainedError(f"counts={counts!r}: give the number of pictures of each class, 0 or more and not all 0; there are {len(n) if n.ndim else 'no'} "
+            "classes in it")
     n = n.clamp(min=1) # a class without pictures is never asked for
     w = 1/-torch.expm1(n*math.log(beta)) if beta else torch.ones_like(n)
     return (w*len(w)/w.sum()).float()
@@ -91,7 +96,7 @@ class MutualChannel(nn.Module):
     ):
         super().__init__()
         _sizes(nf, n_out), check_number('div', div, 0)
-        check(nf>=n_out, f'A map of {nf} channels has none for some of {n_out} classes: use another body, or another loss')
+        if not nf>=n_out: raise FineGrainedError(f'A map of {nf} channels has none for some of {n_out} classes: use another body, or another loss')
         self.div,self.reduction = div,_reduction(reduction)
         size = torch.full((n_out,), nf//n_out)
         size[:nf%n_out] += 1
@@ -127,4 +132,5 @@ class CenterLoss(nn.Module):
         _sizes(nf, n_out)
         self.centers,self.reduction = nn.Parameter(torch.zeros(n_out, nf)),_reduction(reduction)
 
-    def forward(self, embeddings:torch.Tensor, y:torch.Tensor): return _reduced((at_least_float32(embeddings)-at_least_float32(self.centers)[y]).square().sum(1)/2, self.reduction)
+    def forward(self, embeddings:torch.Tensor, y:torch.Tensor):
+        return _reduced((at_least_float32(embeddings)-at_least_float32(self.centers)[y]).square().sum(1)/2, self.reduction)

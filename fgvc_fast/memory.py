@@ -68,7 +68,8 @@ def _attrs(o, training, settled=False):
     else: names = getattr(o, '__stored_args__', None) if type(o).__module__.startswith('fastai.') else None # fastai's keep notes of the last picture beside them
     slots = [k for c in type(o).__mro__ for k in np.atleast_1d(vars(c).get('__slots__', ())).tolist() if isinstance(k, str) and hasattr(o, k)]
     later = later_attrs(type(o)) if settled and is_own(type(o)) else ()
-    return {k: getattr(o, k) for k in ([*slots, *getattr(o, '__dict__', ())] if names is None else names) if k not in ('order','split_idx','__stored_args__','__signature__','__dict__','__weakref__') and k not in later}
+    return {k: getattr(o, k) for k in ([*slots, *getattr(o, '__dict__', ())] if names is None else names)
+        if k not in ('order','split_idx','__stored_args__','__signature__','__dict__','__weakref__') and k not in later}
 
 # %% ../nbs/api/240_memory.ipynb #78e8b8d0
 def _const(o):
@@ -100,7 +101,8 @@ def _read_by(f, around=None, up=()):
     "Names around the function `f` that it reads, and what they are now; of modules of the user's own, what it may read of them"
     around = f.__globals__ if around is None else around
     for k in sorted(_names(f.__code__) & around.keys()):
-        if isinstance(v := around[k], ModuleType) and is_own(v) and v not in up: yield from ((f'{k}.{a}', o) for a,o in _read_by(f, vars(v), (*up, v)))
+        if isinstance(v := around[k], ModuleType) and is_own(v) and v not in up:
+            yield from ((f'{k}.{a}', o) for a,o in _read_by(f, vars(v), (*up, v)))
         elif _matters(v): yield k,v
 
 # %% ../nbs/api/240_memory.ipynb #e88f8d0f
@@ -123,13 +125,14 @@ def class_attrs(c:type, settled:bool=False # Without what its functions set?
     )->dict:
     "What the user's own classes among `c` and its bases hold besides functions"
     later = later_attrs(c) if settled and is_own(c) else ()
-    return {f'{b.__qualname__}.{k}': v for b in c.__mro__ if is_own(b) for k,v in vars(b).items() if k[:2]!='__' and k not in later and not isinstance(v, (FunctionType,property,cached_property,classmethod,staticmethod)) and not hasattr(v, 'methods')}
-
+    return {f'{b.__qualname__}.{k}': v for b in c.__mro__ if is_own(b) for k,v in vars(b).items() if k[:2]!='__' and k not in later
+        and not isinstance(v, (FunctionType,property,cached_property,classmethod,staticmethod)) and not hasattr(v, 'methods')}
 
 # %% ../nbs/api/240_memory.ipynb #3a8bad72
 def describe_frame(o:pd.DataFrame|pd.Series|pd.Index):
     "A table, a column or an index of pandas"
-    def of(vals): return [_says(v) for v in vals] if vals.dtype.hasobject and not all(isinstance(v, (*_plain,tuple)) for v in vals) else digest(vals)
+    def of(vals):
+        return [_says(v) for v in vals] if vals.dtype.hasobject and not all(isinstance(v, (*_plain,tuple)) for v in vals) else digest(vals)
     cols = [(str(k), o.iloc[:,i]) for i,k in enumerate(o.columns)] if isinstance(o, pd.DataFrame) else [(str(getattr(o, 'name', '')), o)]
     return [type(o).__name__, [] if isinstance(o, pd.Index) else describe_frame(o.index), *[(k, of(np.asarray(v))) for k,v in cols]]
 
@@ -187,12 +190,14 @@ def _made(model, settled=False, up=()):
     "Which modules `model` is made of, with all that they hold, and what they do that is of the user's own"
     def of(m):
         ours,later = type(m).__module__.startswith('fgvc_fast.'),later_attrs(type(m)) if settled and is_own(type(m)) else ()
-        def said(k, v): return k not in module_attrs|_passing and k not in later and not (k[0]=='_' and ours) and not (settled and isinstance(v, torch.Tensor) and v.numel()>1)
+        def said(k, v):
+            return (k not in module_attrs|_passing and k not in later and not (k[0]=='_' and ours)
+                and not (settled and isinstance(v, torch.Tensor) and v.numel()>1))
         def say(v): return _says(v, up=(*up, id(m)), settled=settled)
         held = [(k, say(v)) for k,v in vars(m).items() if said(k, v)]
-        return [type(m).__qualname__, held, say(class_attrs(type(m), settled)), [(k, say(f)) for k,f in _hooks(m)], [say(f) for f in own_functions(type(m))]]
+        return [type(m).__qualname__, held, say(class_attrs(type(m), settled)), [(k, say(f)) for k,f in _hooks(m)],
+            [say(f) for f in own_functions(type(m))]]
     return [(k, of(m)) for k,m in bare_model(model).named_modules() if id(m) not in up[:-1]]
-
 
 # %% ../nbs/api/240_memory.ipynb #9acbf670
 def _file(fn):
@@ -205,7 +210,8 @@ def _file(fn):
 def _row(t, rows):
     "What the first transform `t` of a data set says of its `rows`"
     at = np.array(rows, int)
-    if isinstance(t, PictureOf): return [t.root, t.banner, [_file(os.path.join(t.root, t.paths[i])) for i in rows], [] if t.boxes is None else _says(t.boxes[at])]
+    if isinstance(t, PictureOf):
+        return [t.root, t.banner, [_file(os.path.join(t.root, t.paths[i])) for i in rows], [] if t.boxes is None else _says(t.boxes[at])]
     if isinstance(t, LabelOf): return [_says(list(t.vocab)), _says(t.codes[at])]
     return [t.names, [] if t.xy is None else _says(t.xy[at])]
 
@@ -219,19 +225,22 @@ def called_by(t:Callable):
 def _content(dataset, training):
     "What `dataset` holds: its items, and what becomes of them before a loader cuts them"
     items,tls = getattr(dataset, 'items', None),getattr(dataset, 'tls', [])
-    if items is None or isinstance(items, pd.DataFrame): return [_says(dataset if items is None else items, training), *[_says(called_by(t), training) for o in tls for t in o.tfms.fs]]
+    if items is None or isinstance(items, pd.DataFrame):
+        return [_says(dataset if items is None else items, training), *[_says(called_by(t), training) for o in tls for t in o.tfms.fs]]
     numbers = all(isinstance(o, (int,np.integer)) for o in items)
     def of(t): return _row(t, items) if numbers and isinstance(t, (PictureOf,LabelOf,PartsOf)) else _says(t, training)
     all_fs = [[called_by(t) for t in o.tfms.fs] for o in tls]
     fs,table = [[of(t) for t in o] for o in all_fs],next((t for o in all_fs for t in o if isinstance(t, PictureOf)), None)
-    return [fs, None if numbers and table else [(_row(table, [o]) if table and isinstance(o, (int,np.integer)) else _file(o) if isinstance(o, (str,Path)) else _says(o)) for o in items]]
+    return [fs, None if numbers and table else [(_row(table, [o]) if table
+        and isinstance(o, (int,np.integer)) else _file(o) if isinstance(o, (str,Path)) else _says(o)) for o in items]]
 
 def loader_key(dl:DataLoader, # A fastai loader
     rows:bool=True # Of its items too, or of the way alone that any item would go?
     )->str:
     "A mark of what the loader `dl` gives: items, labels, cut, size, vocabulary and transforms"
     training = not getattr(dl.dataset, 'split_idx', 1)
-    fs = [[_says(called_by(t), training, settled=not rows) for t in getattr(getattr(dl, k, None), 'fs', ()) if training or getattr(t, 'split_idx', None)!=0] for k in ('after_item','before_batch','after_batch')]
+    fs = [[_says(called_by(t), training, settled=not rows) for t in getattr(getattr(dl, k, None), 'fs', ()) if training
+        or getattr(t, 'split_idx', None)!=0] for k in ('after_item','before_batch','after_batch')]
     return digest(training, fs, _content(dl.dataset, training) if rows else None)
 
 # %% ../nbs/api/240_memory.ipynb #6bae2809
@@ -245,7 +254,8 @@ def _acts(cb):
 
 def _precision(learn):
     "In which precision the callbacks of `learn` let its model answer"
-    return [(f'{type(cb).__module__}.{type(cb).__qualname__}', str(getattr(cb, 'amp_mode', ''))) for cb in learn.cbs if any(c.__module__=='fastai.callback.fp16' for c in type(cb).__mro__)]
+    return [(f'{type(cb).__module__}.{type(cb).__qualname__}', str(getattr(cb, 'amp_mode', '')))
+        for cb in learn.cbs if any(c.__module__=='fastai.callback.fp16' for c in type(cb).__mro__)]
 
 def callback_key(learn:Learner)->str:
     "A mark of what the callbacks of `learn` do to an answer: the precision; never the same twice where one acts that nobody here knows"
@@ -262,7 +272,8 @@ def question(model:nn.Module, # Who is asked
 
 def learner_key(learn:Learner)->str:
     "A mark of how `learn` would answer about any picture: weights, cut and vocabulary"
-    return digest(weights_checksum(learn.model), _made(learn.model, True), loader_key(learn.dls.valid, rows=False), _says(list(learn.dls.vocab)), _precision(learn), [id(o) for o in learn.cbs if _acts(o)])
+    return digest(weights_checksum(learn.model), _made(learn.model, True), loader_key(learn.dls.valid, rows=False),
+        _says(list(learn.dls.vocab)), _precision(learn), [id(o) for o in learn.cbs if _acts(o)])
 
 # %% ../nbs/api/240_memory.ipynb #53db4a53
 def items_of(dl:DataLoader)->list:
@@ -300,8 +311,11 @@ class TrainedOn(Callback):
     def __init__(self): self.seen,self.told,self.noted = np.zeros(0, np.uint64),None,False
     def before_fit(self): self.noted = False
     def after_batch(self):
-        if self.training and not self.noted and not hasattr(self.learn, 'lr_finder'): self.seen,self.noted = np.union1d(self.seen, _hashes(self.dls.train)),True
+        if self.training and not self.noted and not hasattr(self.learn, 'lr_finder'):
+            self.seen,self.noted = np.union1d(self.seen, _hashes(self.dls.train)),True
     def before_validate(self):
         if self.dl is not self.dls.valid or self.told==id(self.dl): return
         self.told,n = id(self.dl),trained_on(self.learn, self.dl)
-        if n: warnings.warn(f'{n:,} of the {len(items_of(self.dl)):,} pictures that this learner validates on were trained on: what comes out says how well they were learned by heart, not how good the model is')
+        if n:
+            warnings.warn(f'{n:,} of the {len(items_of(self.dl)):,} pictures that this learner validates on were trained on: what comes out says how well they '
+                'were learned by heart, not how good the model is')

@@ -7,15 +7,18 @@ __all__ = ['in_top', 'top_k', 'per_class_accuracy', 'count_no_answers', 'check_a
 
 # %% ../nbs/api/220_metrics.ipynb #82e7f5ea
 import torch
-from .core import check, check_number
+from .core import FineGrainedError, check, check_number
 from torch import Tensor
 
 # %% ../nbs/api/220_metrics.ipynb #8d3eb0ab
 def _check_scores(preds, targs, scores=True):
     "Stop unless `preds` are rows of scores (or class numbers), one for each of the class numbers `targs`"
-    check(isinstance(preds, Tensor) and isinstance(targs, Tensor), f'preds and targs are tensors, not {type(preds).__name__} and {type(targs).__name__}')
-    check(preds.ndim==2 or not scores and preds.ndim==1, f"preds of shape {tuple(preds.shape)}: give scores (n, classes){'' if scores else ' or class numbers (n,)'}")
-    check(targs.ndim==1 and len(targs)==len(preds) and not targs.is_floating_point(), f'targs of shape {tuple(targs.shape)} and {targs.dtype}: give {len(preds)} class numbers')
+    if not (isinstance(preds, Tensor) and isinstance(targs, Tensor)):
+        raise FineGrainedError(f'preds and targs are tensors, not {type(preds).__name__} and {type(targs).__name__}')
+    if preds.ndim!=2 and not (not scores and preds.ndim==1):
+        raise FineGrainedError(f"preds of shape {tuple(preds.shape)}: give scores (n, classes){'' if scores else ' or class numbers (n,)'}")
+    if not (targs.ndim==1 and len(targs)==len(preds) and not targs.is_floating_point()):
+        raise FineGrainedError(f'targs of shape {tuple(targs.shape)} and {targs.dtype}: give {len(preds)} class numbers')
 
 def in_top(preds:Tensor, # (n, classes) scores
     targs:Tensor, # (n,) class numbers
@@ -51,4 +54,7 @@ def count_no_answers(*scores):
 def check_answers(bad:int|Tensor, n:int):
     "Stop where what the network says of `bad` of `n` pictures is no answer"
     bad = int(bad)
-    check(not bad, f"What the network says of {bad:,} of {n:,} pictures is NaN or infinite, and no figure can be made of that. If it is all of them, its weights are NaN or far too large: train anew at a lower rate, or load others. If it is some, look for damaged ones with `data.check()`. In fp16, try amp='bf16' or None")
+    if bad:
+        raise FineGrainedError(f"What the network says of {bad:,} of {n:,} pictures is NaN or infinite, and no figure can be made of that. If it is all of "
+            "them, its weights are NaN or far too large: train anew at a lower rate, or load others. If it is some, look for damaged ones with `data.check()`. "
+            "In fp16, try amp='bf16' or None")

@@ -9,7 +9,7 @@ __all__ = ['right_color', 'wrong_color', 'caption', 'no_box', 'figure_size', 'pi
 import math
 from numbers import Real
 from textwrap import wrap
-from .core import check
+from .core import FineGrainedError
 
 # %% ../nbs/api/005_pictures.ipynb #5f77265b
 right_color,wrong_color = '#17803d','#c0262d'
@@ -30,7 +30,7 @@ def figure_size(figsize, # What the user asked for, or None
     "Width and height of a figure, in inches"
     if figsize is None: return width,height
     ok = isinstance(figsize, (tuple,list)) and len(figsize)==2 and all(isinstance(o, Real) and 0<o<float('inf') for o in figsize)
-    check(ok, f'figsize={figsize!r}: give width and height in inches')
+    if not ok: raise FineGrainedError(f'figsize={figsize!r}: give width and height in inches')
     return tuple(figsize)
 
 # %% ../nbs/api/005_pictures.ipynb #92859127

@@ -33,7 +33,7 @@ class Report:
         self.parts.append(f'<h2>{html.escape(str(title))}</h2>')
         self.text(text)
     def table(self, df):
-        check(isinstance(df, pd.DataFrame), f'Report.table: a {type(df).__name__} is no DataFrame')
+        if not isinstance(df, pd.DataFrame): raise FineGrainedError(f'Report.table: a {type(df).__name__} is no DataFrame')
         self.parts.append(df.to_html(index=False, border=0))
     def figure(self, fig, narrow=None, dpi=110):
         "Put `fig` on the page, or on a telephone `narrow`, and close them"
@@ -44,7 +44,8 @@ class Report:
         said = [(' '.join(ax.get_title().split()).replace(r'\$', '$'), ax.title.get_color()) for ax in axs]
         for ax in axs: ax.set_title('')
         axs[0].figure.canvas.draw() # now each lies where it will
-        cards = [f'<figure><img alt="" src="{_as_png(ax.figure.figure, dpi, ax)}"><figcaption style="color:{c}">{html.escape(t)}</figcaption></figure>' for ax,(t,c) in zip(axs, said) if ax.images]
+        cards = [f'<figure><img alt="" src="{_as_png(ax.figure.figure, dpi, ax)}"><figcaption style="color:{c}">{html.escape(t)}</figcaption></figure>'
+            for ax,(t,c) in zip(axs, said) if ax.images]
         self.parts.append(f'<div class="pictures">{"".join(cards)}</div>')
     def save(self, fn):
         "Write the page"
@@ -93,7 +94,8 @@ def show_parts(interp, idxs, parts):
 # %% ../nbs/api/970_quickstart.ipynb #0bec3148
 def part_scores(maps, parts):
     "Mean of each of `maps` inside its ring, over the mean of the whole map: 1 where the map knows nothing of the part"
-    check(getattr(maps, 'ndim', 0)==3 and np.shape(parts)==(len(maps),3), f'part_scores: give maps (n, h, w) and for each x, y and r, not {np.shape(maps)} and {np.shape(parts)}')
+    if not (getattr(maps, 'ndim', 0)==3 and np.shape(parts)==(len(maps),3)):
+        raise FineGrainedError(f'part_scores: give maps (n, h, w) and for each x, y and r, not {np.shape(maps)} and {np.shape(parts)}')
     y,x = np.mgrid[:maps.shape[1],:maps.shape[2]]+.5
     res = []
     for m,(px,py,r) in zip(maps.numpy(), parts):
@@ -118,7 +120,8 @@ def _plain_log(learn):
 def three_ways(dls, epochs):
     "A trained learner per strategy, with its row of the table"
     check_number('epochs', epochs, 1, whole=True)
-    plans = {'from scratch': epochs, 'frozen body': [Phase('head', epochs, lr=1e-2)], 'phased fine-tuning': [Phase('head', 2, lr=1e-2), Phase('all', max(1, epochs-2), lr=5e-3, ratio=3)]}
+    plans = {'from scratch': epochs, 'frozen body': [Phase('head', epochs, lr=1e-2)],
+        'phased fine-tuning': [Phase('head', 2, lr=1e-2), Phase('all', max(1, epochs-2), lr=5e-3, ratio=3)]}
     for name,plan in plans.items():
         print(f'\n{name}')
         set_seed(0)
@@ -132,7 +135,8 @@ def _training(page, learn, table, epochs):
     "The sections about how it was trained"
     page.section('Three ways to train', f'{epochs} epochs each; accuracy on the test split, which nothing was chosen by; seconds of training on this machine.')
     page.table(table.rename(columns=dict(test_accuracy='test accuracy')))
-    page.section('The plan of phases', 'Phased fine-tuning first trains the head on the frozen body, then everything, shallow groups more slowly than deep ones: learning rates by group as planned and run, and below them the losses.')
+    page.section('The plan of phases', 'Phased fine-tuning first trains the head on the frozen body, then everything, shallow groups more slowly than deep '
+        'ones: learning rates by group as planned and run, and below them the losses.')
     page.figure(*(learn.plot_phases(figsize=o)[0].figure for o in (None,(4,4.6))))
 
 # %% ../nbs/api/970_quickstart.ipynb #efffa5dc
@@ -142,9 +146,12 @@ def _looking(page, data, learn, size):
     interp = FineGrainedInterpretation.from_learner(learn, dl=learn.dls.test_dl(rows, with_labels=True))
     parts,right = true_parts(data, rows, size),interp.preds==interp.targs
     scores = part_scores(cam(learn, rows), parts)
-    page.section('Where it looks', 'Grad-CAM on test pictures: what speaks for the answer keeps its colours, and the white line is drawn where the map falls to one half. '
-        f'The yellow ring is the truth: the one part that this species differs in (none where a leaf hides it). Inside it the maps are {np.median(scores):.1f} times as high as over the whole picture (median of the {len(scores)} where it can be seen; 1 would be chance).')
-    for say,of in (('Named rightly, spread over the species', right.nonzero().flatten()), ('Named wrongly, the surest first', (~right).nonzero().flatten()[interp.probs[~right].argsort(descending=True)])):
+    page.section('Where it looks', 'Grad-CAM on test pictures: what speaks for the answer keeps its colours, and the white line is drawn where the map falls '
+        'to one half. '
+        f'The yellow ring is the truth: the one part that this species differs in (none where a leaf hides it). Inside it the maps are {np.median(scores):.1f} '
+        f'times as high as over the whole picture (median of the {len(scores)} where it can be seen; 1 would be chance).')
+    for say,of in (('Named rightly, spread over the species', right.nonzero().flatten()),
+        ('Named wrongly, the surest first', (~right).nonzero().flatten()[interp.probs[~right].argsort(descending=True)])):
         if not len(of): continue
         some = of[np.linspace(0, len(of)-1, min(5, len(of))).astype(int)] if say.startswith('Named rightly') else of[:5]
         page.text(f'{say}:')
@@ -152,7 +159,8 @@ def _looking(page, data, learn, size):
     pairs = interp.confused_pairs()
     if not len(pairs): return page.section('The most confused pair', 'There is none: every test picture is named rightly.')
     one,other,times = pairs.iloc[0]
-    page.section('The most confused pair', f"{one} and {other} were taken for one another {'once' if times==1 else f'{times} times'}. Mistakes first, then pictures of the same species that were named rightly.")
+    page.section('The most confused pair', f"{one} and {other} were taken for one another {'once' if times==1 else f'{times} times'}. Mistakes first, then "
+        "pictures of the same species that were named rightly.")
     for name,axs in zip((one,other), interp.plot_pair(one, other)):
         page.text(f'{name}:')
         page.pictures(axs)
@@ -171,7 +179,8 @@ print(df.to_json(orient='records'))"""
 def fresh_process(folder, paths):
     "What the bundle in `folder` says of `paths` in a process of its own, and how many seconds it took to be ready"
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', _fresh, str(folder), *map(str, paths)], capture_output=True, text=True)
-    check(not res.returncode, f"In a fresh process the bundle in '{folder}' says nothing: {(res.stderr.strip().splitlines() or ['killed'])[-1]}")
+    if res.returncode:
+        raise FineGrainedError(f"In a fresh process the bundle in '{folder}' says nothing: {(res.stderr.strip().splitlines() or ['killed'])[-1]}")
     seconds,rows = res.stdout.strip().splitlines()[-2:]
     return pd.DataFrame(json.loads(rows)),float(seconds)
 
@@ -183,10 +192,12 @@ def _keeping(page, data, learn, out):
     rows = rows[np.linspace(0, len(rows)-1, 6).astype(int)]
     df,seconds = fresh_process(folder, [data.path(i) for i in rows])
     sizes = ', '.join(f'{o.name} ({o.stat().st_size/1e3:,.0f} kB)' for o in sorted(folder.iterdir()))
-    page.section('The model as plain files', f'learn.save_bundle wrote {sizes} into the folder bundle, after checking on real pictures that what it wrote answers as the learner does. '
+    page.section('The model as plain files', f'learn.save_bundle wrote {sizes} into the folder bundle, after checking on real pictures that what it wrote '
+        'answers as the learner does. '
         f'A fresh process without fastai was ready {seconds:.1f} s after it began to import, and said of six test pictures, given by their paths:')
     def sure(label, p): return label+p.map(', {:.0%}'.format)
-    page.table(pd.DataFrame(dict(truth=list(data.items.label[rows]), says=sure(df.label, df.confidence), then=sure(df.label_2, df.confidence_2))))
+    page.table(pd.DataFrame(dict(truth=list(data.items.label[rows]), says=sure(df.label, df.confidence),
+        then=sure(df.label_2, df.confidence_2))))
 
 # %% ../nbs/api/970_quickstart.ipynb #1eb5e059
 @call_parse
@@ -198,14 +209,15 @@ def main(out:str='quickstart', # Folder for report.html and the bundle
     "Train a model on birds drawn in code, offline, keep it, and write a report with pictures"
     check_number('epochs', epochs, 1, whole=True), check_number('size', size, 32, 1024, whole=True), check_number('per_class', per_class, 4, whole=True)
     out = Path(out).expanduser()
-    check(out.is_dir() or not out.exists(), f"out='{out}' is a file: give a folder for the report and the bundle")
+    if not out.is_dir() and out.exists(): raise FineGrainedError(f"out='{out}' is a file: give a folder for the report and the bundle")
     try: out.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise FineGrainedError(f"out='{out}' cannot be made ({e.strerror}): give a folder that can be written") from e
     print('Drawing birds ...')
     data = fine_grained_data('toy_birds', per_class=per_class)
     print(data)
     dls = data.dls(size=size, seed=0)
-    page = Report('fgvc_fast: quickstart', f'{data}. Everything here was drawn, trained and measured by one command on this machine, without a network connection.')
+    page = Report('fgvc_fast: quickstart', f'{data}. Everything here was drawn, trained and measured by one command on this machine, without a network '
+        'connection.')
     page.section('The pictures', 'A training batch as the model sees it, with the boxes that came along through the random crops.')
     page.pictures(dls.show_batch(max_n=10, nrows=2, boxes=True))
     rows = []

@@ -25,8 +25,10 @@ def _cut(dl):
     "The `CropResize` of the loader `dl`, if nothing else happens to its items"
     other = [type(t).__name__ for t in dl.after_item.fs if not isinstance(t, (CropResize,ToTensor))]
     cuts = [t for t in dl.after_item.fs if isinstance(t, CropResize)]
-    check(len(cuts)==1 and not other, f"A bundle repeats what `CropResize` does to a picture, and these loaders have {listing(type(t).__name__ for t in dl.after_item.fs)}: "
-        'make them with `data.dls(size=...)`, without `item_tfms` of your own')
+    if not (len(cuts)==1 and not other):
+        raise FineGrainedError("A bundle repeats what `CropResize` does to a picture, and these loaders have "
+            f"{listing(type(t).__name__ for t in dl.after_item.fs)}: "
+            'make them with `data.dls(size=...)`, without `item_tfms` of your own')
     return cuts[0]
 
 def _norms(dl, b):
@@ -36,7 +38,9 @@ def _norms(dl, b):
         if isinstance(t, Normalize): res.append([o.detach().cpu().double().flatten() for o in (t.mean, t.std)])
         new = t(b, split_idx=1)
         same = isinstance(t, (Normalize,IntToFloatTensor)) or new[0].shape==b[0].shape and torch.allclose(new[0], b[0], atol=1e-4)
-        check(same, f"The batch transform {type(t).__name__} changes validation pictures, and a bundle could not repeat it: take it out of `batch_tfms`")
+        if not same:
+            raise FineGrainedError(f"The batch transform {type(t).__name__} changes validation pictures, and a bundle could not repeat it: take it out of "
+                "`batch_tfms`")
         b = new
     return res
 
@@ -68,7 +72,7 @@ def _verify(x, files, boxes, net):
         with torch.inference_mode():
             res = list(bundle._batches(files, boxes if bundle.transforms['crop'] else None, bs=len(files), num_workers=0))
             bad = {str(files[i]): why for _,_,bads in res for i,why in bads.items()}
-            check(not bad, f"The bundle cannot read {listing(f'{k}: {v}' for k,v in bad.items())}")
+            if bad: raise FineGrainedError(f"The bundle cannot read {listing(f'{k}: {v}' for k,v in bad.items())}")
             check_same(net(x), torch.cat([bundle.model(o) for _,o,_ in res]))
     return verify
 
@@ -79,9 +83,11 @@ def _measure(net, dl, split, show):
     res = [(net(b[0]).cpu(), b[-1].cpu()) for b in with_progress(dl, show)]
     preds,targs = [torch.cat([torch.as_tensor(t) for t in o]) for o in zip(*res)]
     check_answers(count_no_answers(preds), len(preds))
-    return _row(split, len(targs), top_k(preds, targs, 1), top_k(preds, targs, 5), per_class_accuracy(preds, targs).nanmean().item(), preds.shape[1])
+    return _row(split, len(targs), top_k(preds, targs, 1), top_k(preds, targs, 5), per_class_accuracy(preds, targs).nanmean().item(),
+        preds.shape[1])
 
-def _row(split, pictures, top1, top5, per_class, n): return dict(split=split, pictures=int(pictures), top1=top1) | (dict(top5=top5) if n>5 else {}) | dict(per_class=per_class)
+def _row(split, pictures, top1, top5, per_class, n):
+    return dict(split=split, pictures=int(pictures), top1=top1) | (dict(top5=top5) if n>5 else {}) | dict(per_class=per_class)
 
 def _numbers(learn, net, show):
     "Rows and notes about how good the learner is"
@@ -92,8 +98,12 @@ def _numbers(learn, net, show):
     elif read is not None:
         o = read.iloc[0]
         rows.append(_row('test', o.pictures, o.top1, o.top5, o.per_class, len(learn.dls.vocab)))
-    elif len(data['test']): notes.append('The test split has not been read with these weights, or hooks and callbacks of which nobody here knows what they do: `learn.test()` without such, before saving, does so.')
-    if data.banner: notes.append(f'The lowest {data.banner} rows of every picture, a banner, were cut off: the model has not learned what to make of one, so cut it off where there is one.')
+    elif len(data['test']):
+        notes.append('The test split has not been read with these weights, or hooks and callbacks of which nobody here knows what they do: `learn.test()` '
+            'without such, before saving, does so.')
+    if data.banner:
+        notes.append(f'The lowest {data.banner} rows of every picture, a banner, were cut off: the model has not learned what to make of one, so cut it off '
+            'where there is one.')
     return dict(numbers=rows, notes=notes)
 
 # %% ../nbs/api/945_save.ipynb #2e5323e2
@@ -104,7 +114,8 @@ def _training(learn):
     res = dict(began_with='tensors by name' if began.startswith(('{','OrderedDict')) else Path(began).name) if began else {} # not where the file lay on this machine
     if n is None and log is not None and len(log): res['epochs'] = f"{len(log)} in {log.phase.nunique()} phases"
     elif n: res['epochs'] = f'{n} in the last fit'
-    res |= dict(loss=name_of(learn.loss_func), optimizer=name_of(learn.opt_func), batch_size=learn.dls.train.bs, precision=made.get('precision'), data=repr(learn.dls.data))
+    res |= dict(loss=name_of(learn.loss_func), optimizer=name_of(learn.opt_func), batch_size=learn.dls.train.bs, precision=made.get('precision'),
+        data=repr(learn.dls.data))
     return {k.replace('_', ' '): v for k,v in res.items() if v is not None}
 
 def _levels(data):
@@ -120,12 +131,15 @@ def save_bundle(self:Learner,
     folder:str|Path # Of its own, from the working directory; a bundle that is there is replaced once the new one has passed its check
     )->Path:
     "Write the model as plain files that `load_bundle` reads, with a model card; kept only if it answers as the learner does"
-    check(isinstance(folder, (str,Path)) and str(folder).strip() and '\0' not in str(folder), f'save_bundle: folder={folder!r} is no path of a folder')
+    if not (isinstance(folder, (str,Path)) and str(folder).strip() and '\0' not in str(folder)):
+        raise FineGrainedError(f'save_bundle: folder={folder!r} is no path of a folder')
     dls,path = self.dls,Path(folder).expanduser().resolve()
     if rank_distrib(): return path # of several processes, one writes
     check_vocab(self), recipe(self.model), check_replaceable(path) # said before minutes are spent on measuring
-    check(getattr(dls, 'data', None) is not None, 'These loaders do not know their data set, and the bundle takes its labels, levels and card from there: make them with `data.dls(...)`')
-    check(len(dls.valid.dataset), 'There are no validation pictures to check the bundle with, as after `load_learner`: put loaders in, `learn.dls = data.dls(...)`')
+    check(getattr(dls, 'data', None) is not None, 'These loaders do not know their data set, and the bundle takes its labels, levels and card from there: make '
+        'them with `data.dls(...)`')
+    check(len(dls.valid.dataset), 'There are no validation pictures to check the bundle with, as after `load_learner`: put loaders in, `learn.dls = '
+        'data.dls(...)`')
     cut = _cut(dls.valid)
     with no_random():
         idx,b = _sample(dls.valid)

@@ -14,7 +14,7 @@ from fastai.torch_core import set_seed
 from functools import partial
 from .augment.erase import Cutout
 from .augment.mix import MixUp
-from .core import check, check_number
+from .core import FineGrainedError, check, check_number
 from .datasets.catalog import fine_grained_data
 from .data.table import FineGrainedData
 from .learner import fine_grained_learner
@@ -28,8 +28,9 @@ from torch import nn
 def _learner(seed, data, arch, size=224, bs=32, aug='light', crop=None, dls=None, cbs=(), smooth=0., **kwargs):
     "A learner with loaders of its own; `cbs` are functions that make callbacks"
     check_number('seed', seed, 0, whole=True), check_number('smooth', smooth, 0, 1)
-    check(dls is None or isinstance(dls, dict), f"dls={dls!r}: give a dict of options of `data.dls`, as dict(num_workers=4)")
-    check(isinstance(cbs, (list,tuple)) and all(map(callable, cbs)), f"cbs={cbs!r}: give a list of functions that make a callback, as [partial(MixUp, alpha=.2)]")
+    if dls is not None and not isinstance(dls, dict): raise FineGrainedError(f"dls={dls!r}: give a dict of options of `data.dls`, as dict(num_workers=4)")
+    if not (isinstance(cbs, (list,tuple)) and all(map(callable, cbs))):
+        raise FineGrainedError(f"cbs={cbs!r}: give a list of functions that make a callback, as [partial(MixUp, alpha=.2)]")
     loaders = _data(data).dls(size=size, bs=bs, aug=aug, crop=crop, seed=seed, **(dls or {}))
     set_seed(seed) # whatever the loaders drew, the first weights are those of the seed
     return fine_grained_learner(loaders, arch, cbs=[o() for o in cbs], loss_func=CrossEntropyLossFlat(label_smoothing=smooth), **kwargs)
@@ -51,7 +52,8 @@ def train_one(
     **kwargs             # Of `fine_grained_learner`: `pretrained`, `weights`, `pool`, `head`, `drop`, ...
     ):
     "Loaders, a learner, and `fit_phases`"
-    check(plan is None or isinstance(plan, dict), f"plan={plan!r}: give a dict of options of `learn.plan`, as dict(name='gradual')")
+    if plan is not None and not isinstance(plan, dict):
+        raise FineGrainedError(f"plan={plan!r}: give a dict of options of `learn.plan`, as dict(name='gradual')")
     learn = _learner(seed, data, arch, size, bs, aug, crop, dls, cbs, smooth, **kwargs)
     learn.fit_phases(learn.plan(epochs=epochs, lr=lr, **plan) if plan else epochs, lr=lr)
     return learn
@@ -63,17 +65,19 @@ def _study(name, data, settings, seeds, folder, train=train_one, **kwargs):
 # %% ../nbs/api/920_studies.ipynb #5b60495d
 def _data(o):
     if isinstance(o, str): return fine_grained_data(o)
-    check(isinstance(o, FineGrainedData), f'data={type(o).__name__}: give a data set, as `fine_grained_data` makes them, or the name of one')
+    if not isinstance(o, FineGrainedData):
+        raise FineGrainedError(f'data={type(o).__name__}: give a data set, as `fine_grained_data` makes them, or the name of one')
     return o
 
 def _by_name(name, o):
     "`o`, if it is options of `train_one` by name"
-    check(isinstance(o, dict) and all(isinstance(v, dict) for v in o.values()), f"{name}={o!r}: give a dict of names and options of `train_one`, as {{'mine': dict(drop=.5)}}")
+    if not (isinstance(o, dict) and all(isinstance(v, dict) for v in o.values())):
+        raise FineGrainedError(f"{name}={o!r}: give a dict of names and options of `train_one`, as {{'mine': dict(drop=.5)}}")
     return o
 
 def _listed(name, o, *bounds):
     "`o`, if it is a list of something: of whole numbers within `bounds`, where they are given"
-    check(isinstance(o, (list,tuple,range)) and len(o), f'{name}={o!r}: give a list')
+    if not (isinstance(o, (list,tuple,range)) and len(o)): raise FineGrainedError(f'{name}={o!r}: give a list')
     if bounds:
         for v in o: check_number(f'{name}: one of them', v, *bounds, whole=True)
     return list(o)
@@ -128,7 +132,8 @@ def layers_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of o
     **kwargs # Of `train_one`
     )->Study:
     "How much of a pretrained body has to be trained? The head, and from there down"
-    return _study(name, data, dict(trained={k: dict(epochs=v) for k,v in layer_plans(epochs, stages).items()}), seeds, folder, _bundled, arch=arch, **kwargs)
+    return _study(name, data, dict(trained={k: dict(epochs=v) for k,v in layer_plans(epochs, stages).items()}), seeds, folder, _bundled,
+        arch=arch, **kwargs)
 
 # %% ../nbs/api/920_studies.ipynb #2bf53c32
 def training_tricks(alpha:float=.4, # Of mixup
@@ -154,7 +159,8 @@ def tricks_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of o
     **kwargs # Of `train_one`
     )->Study:
     "What does each training trick bring? See `all_that_help` for several at a time"
-    return _study(name, data, dict(trick=training_tricks() if tricks is None else _by_name('tricks', tricks)), seeds, folder, _bundled, arch=arch, aug=aug, **kwargs)
+    return _study(name, data, dict(trick=training_tricks() if tricks is None else _by_name('tricks', tricks)), seeds, folder, _bundled, arch=arch,
+        aug=aug, **kwargs)
 
 # %% ../nbs/api/920_studies.ipynb #328d32fa
 def _together(a, b):
@@ -166,17 +172,20 @@ def all_that_help(study:Study, # Of `tricks_study`, and run
     )->Study:
     "The same study with one more row: all tricks whose mean on the validation split is above that of the first row"
     check(isinstance(study, Study) and study.axes==['trick'], 'study: give the one that `tricks_study` made')
-    check(by in ('valid_top1','valid_top5'), f"by={by!r}: what helps is judged by the validation split, so use 'valid_top1' or 'valid_top5'")
+    if by not in ('valid_top1','valid_top5'):
+        raise FineGrainedError(f"by={by!r}: what helps is judged by the validation split, so use 'valid_top1' or 'valid_top5'")
     base,*others = study.settings
     diff = study.compare(base.shown, by)
     check('difference' in diff and diff.seeds.notna().all(), 'Not every trick has been run yet: study.run() first')
     one = [o for o in others if not o.shown['trick'].startswith('together: ')]
     known = {o.shown['trick']: o.values['trick'] for o in study.settings}
     helps = [o for o in one if diff.loc[diff.trick==o.shown['trick'], 'difference'].item()>0]
-    check(len(helps)>1, f"{len(helps)} of {len(one)} tricks helped{f' ({helps[0]})' if helps else ''}: there is nothing to put together")
+    if not len(helps)>1:
+        raise FineGrainedError(f"{len(helps)} of {len(one)} tricks helped{f' ({helps[0]})' if helps else ''}: there is nothing to put together")
     both = {}
     for o in helps: both = _together(both, o.values['trick'])
-    return Study(study.name, study.train, dict(trick={**known, 'together: ' + ', '.join(o.shown['trick'] for o in helps): both}), study.seeds, study.path.parent)
+    return Study(study.name, study.train, dict(trick={**known, 'together: ' + ', '.join(o.shown['trick'] for o in helps): both}), study.seeds,
+        study.path.parent)
 
 # %% ../nbs/api/920_studies.ipynb #fae3a086
 def vit_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
@@ -190,11 +199,13 @@ def vit_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
     )->Study:
     "Transformers of growing size: the head alone, with some of the last blocks, and all of it"
     def to(n): return dict(epochs=[replace(p, to=n) if p.to=='all' else p for p in default_plan(epochs)])
-    trained = {'head': dict(epochs=[Phase('head', epochs, lr=1e-2)]), **{f'head + {n} blocks': to(f'blocks:-{n}') for n in _listed('blocks', blocks, 1)}, 'all': to('all')}
+    trained = {'head': dict(epochs=[Phase('head', epochs, lr=1e-2)]), **{f'head + {n} blocks': to(f'blocks:-{n}') for n in _listed('blocks', blocks, 1)},
+        'all': to('all')}
     return _study(name, data, dict(arch=_listed('archs', archs), trained=trained), seeds, folder, _bundled, **kwargs)
 
 # %% ../nbs/api/920_studies.ipynb #e8c518ab
-published_bodies = {'ResNet-50': dict(arch='resnet50'), 'VGG-16': dict(arch='vgg16_bn'), 'Inception-v3': dict(arch='inception_v3'), 'B-CNN': dict(arch='vgg16_bn', pool='bilinear')}
+published_bodies = {'ResNet-50': dict(arch='resnet50'), 'VGG-16': dict(arch='vgg16_bn'), 'Inception-v3': dict(arch='inception_v3'),
+    'B-CNN': dict(arch='vgg16_bn', pool='bilinear')}
 
 def reinit_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of one
     bodies:dict|None=None, # Options of `train_one` by name; `published_bodies` if `None`
@@ -206,7 +217,9 @@ def reinit_study(data:FineGrainedData|str, # A `FineGrainedData`, or a name of o
     **kwargs # Of `train_one`
     )->Study:
     "Begin the last stages afresh, phase by phase: over several bodies, accuracy against cost"
-    return _study(name, data, dict(body=published_bodies if bodies is None else _by_name('bodies', bodies), reinit={str(n): dict(plan=dict(name='reinit', n=n) if n else dict(name='default')) for n in _listed('stages', stages, 0)}), seeds, folder, _bundled, epochs=epochs, **kwargs)
+    return _study(name, data, dict(body=published_bodies if bodies is None else _by_name('bodies', bodies),
+        reinit={str(n): dict(plan=dict(name='reinit', n=n) if n else dict(name='default')) for n in _listed('stages', stages, 0)}), seeds, folder, _bundled,
+        epochs=epochs, **kwargs)
 
 # %% ../nbs/api/920_studies.ipynb #8fa32d33
 def _transfer(seed, data, source, start, source_epochs, epochs=10, lr=None, weights=None, **kwargs):
@@ -234,4 +247,5 @@ def transfer_study(data:FineGrainedData|str, # The data set that counts, or its 
     )->Study:
     "From random weights, from pretrained ones, and from these after a training on `source`"
     starts = ['random', 'pretrained', 'pretrained, then source']
-    return _study(name, data, dict(start=starts), seeds, folder, _transfer, source=_data(source), arch=arch, epochs=epochs, source_epochs=source_epochs, **kwargs)
+    return _study(name, data, dict(start=starts), seeds, folder, _transfer, source=_data(source), arch=arch, epochs=epochs,
+        source_epochs=source_epochs, **kwargs)

@@ -30,7 +30,7 @@ def _steps(learn):
 
 # %% ../nbs/api/950_track.ipynb #71570b49
 def _path(k, v):
-    check(isinstance(v, (str,Path)) and str(v), f"{k}={v!r}: give a path")
+    if not (isinstance(v, (str,Path)) and str(v)): raise FineGrainedError(f"{k}={v!r}: give a path")
     return Path(v)
 
 class CSVLog(Callback):
@@ -39,13 +39,14 @@ class CSVLog(Callback):
     def __init__(self, fname:str|Path='log.csv' # Begun anew by each run; a phase or a resumed run goes on in it
         ):
         self.fname,self.trains = _path('fname', fname),False
-        check(not self.fname.is_dir(), f"fname='{fname}' is a folder: give the name of a file, such as '{self.fname/'log.csv'}'")
+        if self.fname.is_dir(): raise FineGrainedError(f"fname='{fname}' is a folder: give the name of a file, such as '{self.fname/'log.csv'}'")
     def before_fit(self): self.trains = False
     def before_train(self): self.trains = not hasattr(self.learn, 'lr_finder') and rank_distrib()==0
     def after_epoch(self):
         if not self.trains: return # `validate` is no epoch
         first = len(self.recorder.values)==1
-        row = dict(phase=_phase(self.learn)[0], epoch=len(self.recorder.values)-1, steps=_steps(self.learn)) | {k: '' for k in self.recorder.metric_names[1:] if k!='time'} | _epoch_values(self.learn)
+        row = (dict(phase=_phase(self.learn)[0], epoch=len(self.recorder.values)-1, steps=_steps(self.learn))
+            | {k: '' for k in self.recorder.metric_names[1:] if k!='time'} | _epoch_values(self.learn))
         self.fname.parent.mkdir(parents=True, exist_ok=True)
         with open(self.fname, 'w' if first else 'a', newline='', encoding='utf-8') as f:
             out = csv.DictWriter(f, row)
@@ -105,7 +106,8 @@ def wandb_log(**kwargs # Of fastai's `WandbCallback`, such as `log='all'` for gr
     class WandB(_Tracked, WandbCallback):
         def before_fit(self):
             super().before_fit()
-            check(wandb.run is not None or rank_distrib(), 'There is no W&B run to log to: call `wandb.init(project=...)` first (WANDB_MODE=offline keeps it on this machine)')
+            check(wandb.run is not None or rank_distrib(), 'There is no W&B run to log to: call `wandb.init(project=...)` first (WANDB_MODE=offline keeps it '
+                'on this machine)')
         def begin(self):
             self.run = not rank_distrib()
             if not self.run: return
@@ -120,7 +122,8 @@ def wandb_log(**kwargs # Of fastai's `WandbCallback`, such as `log='all'` for gr
             number,title = _phase(self.learn)
             wandb.log(dict(step=self.train_iter, phase=number, phase_title=title) | vals)
             self._wandb_step = wandb.run.step
-        def after_batch(self): self._log(dict(epoch=self.epoch_now(), train_loss=self.smooth_loss.item(), raw_loss=self.loss.item()) | _rates(self.learn))
+        def after_batch(self):
+            self._log(dict(epoch=self.epoch_now(), train_loss=self.smooth_loss.item(), raw_loss=self.loss.item()) | _rates(self.learn))
         def epoch_now(self): return self.train_iter/self.n_iter
         def after_epoch(self):
             if not self.begun: return
@@ -135,5 +138,6 @@ def wandb_log(**kwargs # Of fastai's `WandbCallback`, such as `log='all'` for gr
 def _config(learn):
     "What there is to know of `learn` before it trains, as plain values"
     run = getattr(learn, 'phase_watch', None)
-    res = dict(getattr(learn, 'made_of', {})) | dict(batch_size=getattr(learn.dls.train, 'bs', None), parameters=sum(p.numel() for p in learn.model.parameters()), groups=', '.join(group_names(learn)))
+    res = (dict(getattr(learn, 'made_of', {})) | dict(batch_size=getattr(learn.dls.train, 'bs', None),
+        parameters=sum(p.numel() for p in learn.model.parameters()), groups=', '.join(group_names(learn))))
     return res if run is None else res | dict(plan=[str(o) for o in run.phase_run.plan])

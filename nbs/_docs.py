@@ -174,7 +174,8 @@ class Doc:
         "How it is called; with types where no table shows them"
         ps = [p.replace(annotation=empty if self.said else p.annotation, default=empty if p.default is empty else Shown(value(p.default)))
             for k,p in self.sig.parameters.items() if k not in ('self','cls')]
-        res = name + str(self.sig.replace(parameters=[p.replace(annotation=empty if p.annotation is empty else Shown(kind(p.annotation))) for p in ps], return_annotation=empty))
+        ps = [p.replace(annotation=empty if p.annotation is empty else Shown(kind(p.annotation))) for p in ps]
+        res = name + str(self.sig.replace(parameters=ps, return_annotation=empty))
         if kind(self.sig.return_annotation): res += f' -> {kind(self.sig.return_annotation)}'
         return fill(res, 88, subsequent_indent='    ', break_long_words=False, break_on_hyphens=False)
 

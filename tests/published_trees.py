@@ -51,7 +51,8 @@ def nabirds(root, species=2, each=4, parts=11):
     cls = [leaf[i%len(leaf)] for i in range(len(ids))]
     mixed = rng.permutation(len(ids))
     lines(root/'images.txt', [(u, f'{c:04}/{u.hex}.jpg') for u,c in zip(ids, cls)])
-    for fn,value in dict(image_class_labels=lambda i: cls[i], train_test_split=lambda i: i%2, bounding_boxes=lambda i: '83 59 128 228', sizes=lambda i: '296 341', photographers=lambda i: 'José Ñandú').items():
+    for fn,value in dict(image_class_labels=lambda i: cls[i], train_test_split=lambda i: i%2, bounding_boxes=lambda i: '83 59 128 228', sizes=lambda i: '296 341',
+        photographers=lambda i: 'José Ñandú').items():
         lines(root/f'{fn}.txt', [(ids[i], value(i)) for i in mixed])
     lines(root/'classes.txt', names.items())
     lines(root/'hierarchy.txt', up.items())
@@ -71,7 +72,8 @@ def dogs(root, breeds, train=3, test=2, boxes=True):
 def cub(root, species=('001.Common_Wren','002.Kea','103.Common_Wren'), each=4):
     "CUB-200-2011 with boxes, parts and attributes; two species that differ in their number alone"
     rows = [(i+1, c+1, f'{o}/{k}.jpg') for i,(k,(c,o)) in enumerate((k,(c,o)) for k in range(each) for c,o in enumerate(species))]
-    for fn,value in dict(images=lambda i,c,f: (f,), image_class_labels=lambda i,c,f: (c,), train_test_split=lambda i,c,f: (i%2,), bounding_boxes=lambda i,c,f: (5.,6.,40.,30.)).items():
+    for fn,value in dict(images=lambda i,c,f: (f,), image_class_labels=lambda i,c,f: (c,), train_test_split=lambda i,c,f: (i%2,),
+        bounding_boxes=lambda i,c,f: (5.,6.,40.,30.)).items():
         lines(root/f'{fn}.txt', [(o[0],*value(*o)) for o in rows])
     lines(root/'classes.txt', list(enumerate(species, 1)))
     lines(root/'parts'/'parts.txt', [(1,'back'),(2,'left_eye')])

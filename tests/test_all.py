@@ -41,14 +41,16 @@ def free_names(code):
     except SyntaxError: return set()
     nodes = list(ast.walk(tree))
     made = {o.id for o in nodes if isinstance(o, ast.Name) and not isinstance(o.ctx, ast.Load)} | {o.arg for o in nodes if isinstance(o, ast.arg)}
-    made |= {(a.asname or a.name).split('.')[0] for o in nodes if isinstance(o, (ast.Import,ast.ImportFrom)) for a in o.names} | {o.name for o in nodes if isinstance(o, (ast.FunctionDef,ast.ClassDef))}
+    made |= ({(a.asname or a.name).split('.')[0] for o in nodes if isinstance(o, (ast.Import,ast.ImportFrom)) for a in o.names}
+        | {o.name for o in nodes if isinstance(o, (ast.FunctionDef,ast.ClassDef))})
     return {o.id for o in nodes if isinstance(o, ast.Name)}-made
 
 def methods(code):
     "Pairs (variable, method) that `code` calls"
     try: tree = ast.parse(code.strip())
     except SyntaxError: return set()
-    return {(o.func.value.id, o.func.attr) for o in ast.walk(tree) if isinstance(o, ast.Call) and isinstance(o.func, ast.Attribute) and isinstance(o.func.value, ast.Name)}
+    return {(o.func.value.id, o.func.attr) for o in ast.walk(tree) if isinstance(o, ast.Call) and isinstance(o.func, ast.Attribute)
+        and isinstance(o.func.value, ast.Name)}
 
 theirs_to_name = { # what stands in README's back-ticks for something of the reader's
     'data','dls','learn','interp','study','image','pairs','pair','paths','rows','train','df','folder','path','model','x','y','settings','fh','bundle','items','item','picture','new','five','a','b','n','k','own','birds','other','row','cb','mix','seeds'}

@@ -94,7 +94,8 @@ def test_wide_maps_are_brought_to_width():
     assert pool.nf==512 and pool(torch.randn(2, 1000, 2, 2)).shape==(2,512)
 
 @both
-@pytest.mark.parametrize('x', [torch.zeros(2, 24, 3, 3), torch.zeros(2, 24, 1, 1), torch.randn(2, 24, 1, 1), 1e4*torch.randn(2, 24, 2, 7), torch.full((2,24,3,3), 7.)],
+@pytest.mark.parametrize('x', [torch.zeros(2, 24, 3, 3), torch.zeros(2, 24, 1, 1), torch.randn(2, 24, 1, 1), 1e4*torch.randn(2, 24, 2, 7),
+    torch.full((2,24,3,3), 7.)],
     ids=['zeros','one zero','one place','large','flat'])
 @pytest.mark.parametrize('bf16', [False, True], ids=['float32','bf16'])
 def test_finite(cls, x, bf16):

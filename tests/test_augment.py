@@ -100,7 +100,9 @@ def test_what_evidence_costs_is_nothing_that_stays():
     x,y = TensorImage(torch.rand(2, 3, 48, 48)),torch.tensor([1,3])
     model(x)
     for p in list(model.parameters())[::2]: p.requires_grad_(False)
-    def state(): return [m.training for m in model.modules()],[p.requires_grad for p in model.parameters()],{k: v.clone() for k,v in model.state_dict().items()},len(model.traces),torch.get_rng_state()
+    def state():
+        return [m.training for m in model.modules()],[p.requires_grad for p in model.parameters()],{k: v.clone()
+            for k,v in model.state_dict().items()},len(model.traces),torch.get_rng_state()
     a = state()
     e = evidence(model, x, y)
     b = state()
@@ -149,10 +151,12 @@ def test_a_crop_is_nearer_and_a_drop_takes_the_strongest(dls):
 
 # in training, all together
 
-all_cbs = dict(snapmix=lambda: [Mix(snapmix=5.)], all_mixes=lambda: [Mix(.4, 1., 5.)], erase=lambda: [Erase()], cutout=lambda: [Cutout()], attend=lambda: [AttentionCrop()],
+all_cbs = dict(snapmix=lambda: [Mix(snapmix=5.)], all_mixes=lambda: [Mix(.4, 1., 5.)], erase=lambda: [Erase()], cutout=lambda: [Cutout()],
+    attend=lambda: [AttentionCrop()],
     everything=lambda: [AttentionCrop(), Cutout(), Mix(.4, 1., 5., weights=(1,1,3))])
 
-losses = [CrossEntropyLossFlat(), LabelSmoothingCrossEntropyFlat(eps=.1), FocalLossFlat(), partial(F.cross_entropy, label_smoothing=.1), nn.CrossEntropyLoss(torch.tensor([1.,2.,3.,4.]))]
+losses = [CrossEntropyLossFlat(), LabelSmoothingCrossEntropyFlat(eps=.1), FocalLossFlat(), partial(F.cross_entropy, label_smoothing=.1),
+    nn.CrossEntropyLoss(torch.tensor([1.,2.,3.,4.]))]
 
 @pytest.mark.parametrize('name,loss', [*[(o, losses[0]) for o in all_cbs], *[('everything', o) for o in losses[1:]]])
 def test_one_short_fit(dls, name, loss):
@@ -178,7 +182,8 @@ def test_nothing_stays_behind(dls, ev, ex):
     except KeyboardInterrupt: assert ex is KeyboardInterrupt
     assert sorted(type(o).__name__ for o in learn.cbs)==cbs and learn.loss_func is loss and all(p.requires_grad for p in learn.model.parameters())
     learn.model.eval()
-    with torch.no_grad(): want = F.cross_entropy(torch.cat([learn.model(x) for x,_ in dls.valid]), torch.cat([y for _,y in dls.valid]).as_subclass(torch.Tensor))
+    with torch.no_grad():
+        want = F.cross_entropy(torch.cat([learn.model(x) for x,_ in dls.valid]), torch.cat([y for _,y in dls.valid]).as_subclass(torch.Tensor))
     with learn.no_bar(): assert abs(learn.validate()[0]-want)<1e-4
 
 # groups

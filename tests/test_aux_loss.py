@@ -11,7 +11,8 @@ class Before(Callback):
     order,run_valid = -100,False
     def before_batch(self): self.asked = self.model.trace('aux_losses').__enter__()
     def after_batch(self): self.asked.__exit__()
-    def after_pred(self): self.said,self.out,self.y,self.mixed = self.asked.aux_losses,self.pred,self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
+    def after_pred(self):
+        self.said,self.out,self.y,self.mixed = self.asked.aux_losses,self.pred,self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
 
 class After(Callback):
     "Compares what is about to be learned with the sum"

@@ -2,10 +2,12 @@
 import numpy as np, pandas as pd, pytest, warnings
 import published_trees as trees
 from fgvc_fast.core import FineGrainedError
-from fgvc_fast.datasets.all import read_aircraft, read_cars, read_cifar_100, read_cub, read_dogs, read_flowers, read_food, read_inaturalist, read_nabirds, read_pets
+from fgvc_fast.datasets.all import (read_aircraft, read_cars, read_cifar_100, read_cub, read_dogs, read_flowers, read_food, read_inaturalist,
+    read_nabirds, read_pets)
 
 models,breeds = ['AM General Hummer SUV 2000','Audi S4 Sedan 2012'],['n02085620-Chihuahua','n02089078-black-and-tan_coonhound']
-sets = dict(cub=read_cub, nabirds=read_nabirds, aircraft=read_aircraft, cars=(read_cars, models), dogs=(read_dogs, breeds), pets=read_pets, flowers=read_flowers, food=read_food, cifar_100=read_cifar_100, inaturalist=read_inaturalist)
+sets = dict(cub=read_cub, nabirds=read_nabirds, aircraft=read_aircraft, cars=(read_cars, models), dogs=(read_dogs, breeds), pets=read_pets,
+    flowers=read_flowers, food=read_food, cifar_100=read_cifar_100, inaturalist=read_inaturalist)
 
 def made(name, root):
     "The reader of the data set `name`, whose tree is made in `root`"
@@ -15,7 +17,8 @@ def made(name, root):
 
 def files(root): return sorted(o for o in root.rglob('*') if o.is_file() and 'png' not in o.parts and o.suffix!='.png')
 
-harmless = dict(bom=lambda b: b'\xef\xbb\xbf'+b, crlf=lambda b: b.replace(b'\n', b'\r\n'), blanks=lambda b: b.replace(b'\n', b'  \n'), no_end=lambda b: b.rstrip(b'\n'), empty_lines=lambda b: b.replace(b'\n', b'\n\n'), tabs=lambda b: b.replace(b' ', b'\t'))
+harmless = dict(bom=lambda b: b'\xef\xbb\xbf'+b, crlf=lambda b: b.replace(b'\n', b'\r\n'), blanks=lambda b: b.replace(b'\n', b'  \n'), no_end=lambda b: b.rstrip(b'\n'),
+    empty_lines=lambda b: b.replace(b'\n', b'\n\n'), tabs=lambda b: b.replace(b' ', b'\t'))
 
 @pytest.mark.parametrize('name,how', [(n,h) for n in ('cub','nabirds','aircraft','pets','food','cifar_100') for h in harmless if h!='tabs' or n in ('cub','pets')]) # names with blanks in the others
 def test_written_otherwise(name, how, tmp_path):

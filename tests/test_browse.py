@@ -40,7 +40,8 @@ def test_errors_show_what_was_said_and_what_is(interp):
     assert len(axs)==6*min(2, n)
     wrong = (interp.preds!=interp.targs).nonzero()[:,0]
     first = wrong[interp.probs[wrong].argmax()]
-    assert f'{interp.probs[first]:.0%}' in axs[0].get_title() and interp.vocab[interp.preds[first]].split()[0] in axs[1].get_title() and interp.vocab[interp.targs[first]].split()[0] in axs[2].get_title()
+    assert (f'{interp.probs[first]:.0%}' in axs[0].get_title() and interp.vocab[interp.preds[first]].split()[0] in axs[1].get_title()
+        and interp.vocab[interp.targs[first]].split()[0] in axs[2].get_title())
     plt.close('all')
 
 def test_all_right(interp, capsys):

@@ -32,7 +32,8 @@ def learner(data, arch='toy_resnet', size=64, dls=None, **kwargs):
     torch.manual_seed(0)
     learn = fine_grained_learner(dls or loaders(data, size), arch, **kwargs)
     for m in learn.model.modules():
-        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)): m.running_mean.add_(.1*torch.randn_like(m.running_mean)), m.running_var.mul_(torch.rand_like(m.running_var)+.5)
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            m.running_mean.add_(.1*torch.randn_like(m.running_mean)), m.running_var.mul_(torch.rand_like(m.running_var)+.5)
     return learn
 
 def save(learn, folder):
@@ -215,22 +216,26 @@ def test_pixels_are_read_as_a_picture_of_them_is(saved, odd):
     bundle = load_bundle(saved[1], 'cpu')
     rgb = np.asarray(Image.open(odd/'large.jpg').resize((90,70)))
     grey,alpha = rgb[...,0],np.dstack([rgb, rgb[...,:1]])
-    same = [(rgb, rgb), (rgb.transpose(2,0,1), rgb), (torch.from_numpy(rgb.copy()), rgb), (torch.from_numpy(rgb.copy()).permute(2,0,1), rgb), (rgb/255, rgb), (torch.tensor(rgb/255).permute(2,0,1).float(), rgb), (rgb.astype(np.uint16)*257, rgb),
-        (rgb[None], rgb), (rgb[:,::-1], rgb[:,::-1].copy()), (grey, grey), (grey[...,None], grey), (grey[None]/255, grey), (grey.astype(np.uint16)*257, grey), (alpha, alpha), (alpha/255, alpha), (grey>99, (grey>99).astype(np.uint8)*255)]
+    same = [(rgb, rgb), (rgb.transpose(2,0,1), rgb), (torch.from_numpy(rgb.copy()), rgb), (torch.from_numpy(rgb.copy()).permute(2,0,1), rgb), (rgb/255, rgb),
+        (torch.tensor(rgb/255).permute(2,0,1).float(), rgb), (rgb.astype(np.uint16)*257, rgb),
+        (rgb[None], rgb), (rgb[:,::-1], rgb[:,::-1].copy()), (grey, grey), (grey[...,None], grey), (grey[None]/255, grey), (grey.astype(np.uint16)*257, grey),
+        (alpha, alpha), (alpha/255, alpha), (grey>99, (grey>99).astype(np.uint8)*255)]
     got,want = [bundle.predict(o, k=4, progress=False) for o in ([a for a,_ in same], [Image.fromarray(b) for _,b in same])]
     pd.testing.assert_frame_equal(got, want, check_exact=False, atol=1e-6)
     assert want.confidence.nunique()>3
     np.testing.assert_allclose(bundle.predict(rgb).confidence, want.confidence[:1], atol=1e-6)
     np.testing.assert_allclose(bundle.predict((odd/'large.jpg').read_bytes()).confidence, bundle.predict(Image.open(odd/'large.jpg')).confidence, atol=1e-6)
     np.testing.assert_allclose(bundle.predict(np.stack([rgb, rgb])).confidence, want.confidence[[0,0]], atol=1e-6)
-    for bad in (None, 5, 2.5, object(), {}, dict(a=rgb), [None], [5], [rgb, None], [dict()], rgb.astype(object), np.zeros((9,9,2)), np.zeros(5), np.zeros((9,9,3))*np.nan, np.zeros((9,9,3))-4, np.zeros((0,9,3)), np.zeros((9,9,3), complex), b'no picture'):
+    for bad in (None, 5, 2.5, object(), {}, dict(a=rgb), [None], [5], [rgb, None], [dict()], rgb.astype(object), np.zeros((9,9,2)), np.zeros(5),
+        np.zeros((9,9,3))*np.nan, np.zeros((9,9,3))-4, np.zeros((0,9,3)), np.zeros((9,9,3), complex), b'no picture'):
         with pytest.raises(FineGrainedError, match='images|expected|picture'), warnings.catch_warnings():
             warnings.simplefilter('error')
             bundle.predict(bad)
 
 def test_arguments_of_predict(saved, birds):
     bundle,f = load_bundle(saved[1], 'cpu'),birds.path(0)
-    for kw in (dict(k=0), dict(k='3'), dict(k=2.5), dict(k=None), dict(k=True), dict(bs=0), dict(bs=-1), dict(bs='x'), dict(bs=None), dict(num_workers=-1), dict(num_workers='x'), dict(flip=7), dict(flip=None), dict(flip='no'), dict(progress=5), dict(boxes=5), dict(boxes='x'), dict(boxes=[1,2,3])):
+    for kw in (dict(k=0), dict(k='3'), dict(k=2.5), dict(k=None), dict(k=True), dict(bs=0), dict(bs=-1), dict(bs='x'), dict(bs=None), dict(num_workers=-1),
+        dict(num_workers='x'), dict(flip=7), dict(flip=None), dict(flip='no'), dict(progress=5), dict(boxes=5), dict(boxes='x'), dict(boxes=[1,2,3])):
         with pytest.raises(FineGrainedError, match=next(iter(kw))): bundle.predict(f, **kw)
     for folder in (5, None, [], b'x', '', 'gone', 'a\0b', f):
         with pytest.raises(FineGrainedError): load_bundle(folder)
@@ -246,8 +251,12 @@ def test_arguments_of_saving(saved, tmp_path, monkeypatch):
     model,labels = load_bundle(folder, 'cpu').model,list(learn.dls.vocab)
     for folder in (None, 5, '', ' ', 'a\0', b'x', []):
         with pytest.raises(FineGrainedError, match='folder='): learn.save_bundle(folder)
-    for kw in (dict(folder=None), dict(folder=5), dict(folder='/'), dict(model=None), dict(model=nn.Linear(2,2)), dict(labels=None), dict(labels='abcd'), dict(labels=[]), dict(labels=labels[:2]), dict(labels=labels[:3]+labels[:1]), dict(labels=5), dict(size=0), dict(size='64'), dict(size=(64,)), dict(size=(64,-1)), dict(size=2.5),
-            dict(size=10**6), dict(crop='middle'), dict(crop=5), dict(margin=-1), dict(margin='x'), dict(margin=np.nan), dict(margin=None), dict(levels=5), dict(levels=dict(family=5)), dict(levels=dict(family={'a': 1})), dict(stats=5), dict(stats=([0],[1])), dict(stats=([0]*3,[0]*3)), dict(stats=([np.nan]*3,[1]*3)),
+    for kw in (dict(folder=None), dict(folder=5), dict(folder='/'), dict(model=None), dict(model=nn.Linear(2,2)), dict(labels=None), dict(labels='abcd'),
+        dict(labels=[]), dict(labels=labels[:2]), dict(labels=labels[:3]+labels[:1]), dict(labels=5), dict(size=0), dict(size='64'), dict(size=(64,)),
+        dict(size=(64,-1)), dict(size=2.5),
+            dict(size=10**6), dict(crop='middle'), dict(crop=5), dict(margin=-1), dict(margin='x'), dict(margin=np.nan), dict(margin=None), dict(levels=5),
+            dict(levels=dict(family=5)), dict(levels=dict(family={'a': 1})), dict(stats=5), dict(stats=([0],[1])), dict(stats=([0]*3,[0]*3)),
+            dict(stats=([np.nan]*3,[1]*3)),
             dict(facts=5), dict(facts=dict(nothing=1)), dict(verify=5)):
         with pytest.raises(FineGrainedError): write_bundle(**dict(folder='new', model=model, labels=labels) | kw)
     assert not list(tmp_path.iterdir())
@@ -292,7 +301,8 @@ def test_flips_workers_batches(saved, birds):
     mirrored = probs_of(bundle.predict([ImageOps.mirror(Image.open(f)) for f in files], k=4, progress=False), labels)
     both = probs_of(bundle.predict(files, k=4, flip=True, progress=False), labels)
     np.testing.assert_allclose(both, (probs_of(plain, labels)+mirrored)/2, atol=1e-6)
-    for kw in (dict(num_workers=2), dict(bs=3), dict(num_workers=2, bs=7)): pd.testing.assert_frame_equal(bundle.predict(files, k=4, progress=False, **kw), plain, check_exact=False, atol=1e-6)
+    for kw in (dict(num_workers=2), dict(bs=3), dict(num_workers=2, bs=7)):
+        pd.testing.assert_frame_equal(bundle.predict(files, k=4, progress=False, **kw), plain, check_exact=False, atol=1e-6)
     assert list(bundle.predict(files[0], k=99).columns)==list(plain.columns)
     assert (plain.confidence>=plain.confidence_2).all() and np.allclose(probs_of(plain, labels).sum(1), 1, atol=1e-5)
 
@@ -411,7 +421,9 @@ def test_learner_is_left_as_it_was(birds, tmp_path):
     x,y = learn.dls.one_batch()
     learn.model.train()(x).sum().backward()
     learn.model.body.model.layer1.eval()
-    def state(): return [m.training for m in learn.model.modules()],[(p.requires_grad, p.grad.clone()) for p in learn.model.parameters()],{k: v.clone() for k,v in learn.model.state_dict().items()}
+    def state():
+        return [m.training for m in learn.model.modules()],[(p.requires_grad, p.grad.clone()) for p in learn.model.parameters()],{k: v.clone()
+            for k,v in learn.model.state_dict().items()}
     old,rng = state(),torch.get_rng_state()
     save(learn, tmp_path/'b')
     new = state()

@@ -183,7 +183,8 @@ print([float(x.double().mean()) for x,_ in dls.valid])
 
 def run(data, tmp_path, epochs=1):
     data.items.to_json(tmp_path/'items.json')
-    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', worker, tmp_path/'items.json', data.root, tmp_path/'cache', str(epochs)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', worker, tmp_path/'items.json', data.root, tmp_path/'cache', str(epochs)], stdout=subprocess.PIPE, text=True,
+        start_new_session=True)
 
 def test_two_processes_build_at_once(data, tmp_path):
     a,b = run(data, tmp_path, 2),run(data, tmp_path, 2)

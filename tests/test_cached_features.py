@@ -60,7 +60,8 @@ def learner(arch='cnn', dls=None, cbs=(), amp=False, **kwargs):
     model = fine_grained_model(n_out=nc, pretrained=False, **{'img_size': 32, **kwargs})
     for m in model.body.modules(): # as if it had seen something
         if isinstance(m, nn.BatchNorm2d): m.running_mean.uniform_(-.2, .2), m.running_var.uniform_(.7, 1.5)
-    learn = Learner(dls or loaders(), model.to(memory_format=torch.channels_last), loss_func=CrossEntropyLossFlat(), splitter=lambda m: m.groups(), metrics=accuracy, cbs=[AuxLosses(), *cbs])
+    learn = Learner(dls or loaders(), model.to(memory_format=torch.channels_last), loss_func=CrossEntropyLossFlat(), splitter=lambda m: m.groups(),
+        metrics=accuracy, cbs=[AuxLosses(), *cbs])
     if amp: learn.add_cb(CPUAutocast())
     learn.remove_cb(ProgressCallback)
     return learn
@@ -96,7 +97,8 @@ def test_as_through_the_body(body, pool):
     assert_same(both(True), both(False))
 
 kinds = dict(branch=dict(branch=-2), branch_of_rows=dict(branch=-2, pool='gem'), streams=dict(arch=('toy_resnet','toy_resnet'), pool='bilinear'), block_behind=dict(blocks={-1: 'se'}),
-    dropout_in_the_head=dict(head='fastai'), cosine=dict(head='cosine'), accumulated=dict(cbs=[GradientAccumulation(12)]), balanced=dict(), drop_last=dict(), fastai_loader=dict(), torchvision=dict(arch=resnet18))
+    dropout_in_the_head=dict(head='fastai'), cosine=dict(head='cosine'), accumulated=dict(cbs=[GradientAccumulation(12)]), balanced=dict(), drop_last=dict(),
+    fastai_loader=dict(), torchvision=dict(arch=resnet18))
 
 @pytest.mark.parametrize('kind', kinds)
 def test_whatever_the_learner(kind):
@@ -400,7 +402,8 @@ def test_features_of_other_weights_are_not_learned_from(spoil):
         for again in (lambda: learn.fit_one_cycle(1, 1e-3), learn.validate, learn.get_preds):
             with pytest.raises(FineGrainedError, match='other weights'): again()
 
-@pytest.mark.parametrize('kwargs', [dict(cached_views='x'), dict(cached_views=-1), dict(cached_views=True), dict(cached_views=1.5), dict(cached_views=None), dict(seed='x'), dict(seed=1.5), dict(max_gb='x'), dict(max_gb=-1), dict(max_gb=None), dict(max_gb=float('nan'))], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(cached_views='x'), dict(cached_views=-1), dict(cached_views=True), dict(cached_views=1.5), dict(cached_views=None), dict(seed='x'),
+    dict(seed=1.5), dict(max_gb='x'), dict(max_gb=-1), dict(max_gb=None), dict(max_gb=float('nan'))], ids=str)
 def test_what_is_no_option_of_features(kwargs):
     learn = learner()
     with freeze_below(learn, 'head'), pytest.raises(FineGrainedError, match=f'{next(iter(kwargs))}='):

@@ -214,7 +214,8 @@ def test_other_methods_against_pytorch_grad_cam(data, arch, stage, layer, reshap
     x = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:2]
     model = learn.model.eval()
     with torch.no_grad(): best,second = model(x).topk(2).indices.T.tolist()
-    for target,asked in [(best, [lambda o, c=c: o[c]-o.mean() for c in best]), ([*zip(best, second)], [lambda o, c=c, d=d: o[c]-o[d] for c,d in zip(best, second)])]:
+    for target,asked in [(best, [lambda o, c=c: o[c]-o.mean() for c in best]),
+        ([*zip(best, second)], [lambda o, c=c, d=d: o[c]-o[d] for c,d in zip(best, second)])]:
         got = cam(learn, x, method, target, stage)
         with cls(model=model, target_layers=[layer(model.body.model)], reshape_transform=reshape) as c: ref = torch.tensor(c(input_tensor=x, targets=asked))
         assert ref.amax((1,2)).mean()>.4 and (got-ref).abs().max()<1e-3
@@ -227,7 +228,8 @@ def test_any_class_of_pytorch_grad_cam(data):
     learn.model.requires_grad_(False)
     x = learn.dls.valid.one_batch()[0][:2]
     before = state(learn)
-    for cls in (theirs.GradCAM, theirs.EigenGradCAM, theirs.XGradCAM, theirs.GradCAMElementWise, theirs.KPCA_CAM, theirs.AblationCAM, theirs.FinerCAM, theirs.ShapleyCAM, theirs.RefineCAM):
+    for cls in (theirs.GradCAM, theirs.EigenGradCAM, theirs.XGradCAM, theirs.GradCAMElementWise, theirs.KPCA_CAM, theirs.AblationCAM, theirs.FinerCAM,
+        theirs.ShapleyCAM, theirs.RefineCAM):
         got = cam(learn, x, cls)
         assert got.shape==(2,64,96) and got.isfinite().all() and 0<=got.min() and got.max()<=1, cls
     same(before, state(learn))
@@ -240,7 +242,8 @@ def test_a_class_of_pytorch_grad_cam_gives_its_own_map(data, arch, layer, reshap
     learn.model.head.fc.weight.data.mul_(30)
     for p in list(learn.model.head.parameters()): p.grad = torch.ones_like(p)
     x,model,before = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)[:2],copy.deepcopy(learn.model).eval(),state(learn)
-    for cls in [theirs.GradCAM, theirs.GradCAMPlusPlus, theirs.LayerCAM, theirs.EigenCAM, theirs.HiResCAM, theirs.FinerCAM] + [theirs.ScoreCAM if 'vit' in arch else theirs.FullGrad]:
+    for cls in [theirs.GradCAM, theirs.GradCAMPlusPlus, theirs.LayerCAM, theirs.EigenCAM, theirs.HiResCAM,
+        theirs.FinerCAM] + [theirs.ScoreCAM if 'vit' in arch else theirs.FullGrad]:
         for target in (None, 1):
             got = cam(learn, x, cls, target)
             with cls(model=model, target_layers=[layer(model.body.model)], reshape_transform=reshape) as c:
@@ -302,7 +305,8 @@ def test_centered_logits(data, kw):
 
 @pytest.mark.parametrize('kw,err', [(dict(target=True), 'no class'), (dict(target=float('nan')), 'no class'), (dict(target=8), '0 to 7'), (dict(target='Emu'), "target='Emu'"), (dict(against='Emu'), "against='Emu'"),
     (dict(against=-1), '0 to 7'), (dict(against=('a','b')), 'no class'), (dict(target=0, against=0), 'itself'), (dict(target=(0,1), against=2), 'already'), (dict(method=None), 'unknown'), (dict(method=int), 'no maps'),
-    (dict(layer=True), 'stage'), (dict(layer=()), 'at least one'), (dict(items=torch.ones(1, 4, 64, 64)), 'no batch'), (dict(items=torch.rand(0, 3, 64, 64)), 'no batch'), (dict(items=torch.full((1,3,64,64), float('nan'))), 'NaN'),
+    (dict(layer=True), 'stage'), (dict(layer=()), 'at least one'), (dict(items=torch.ones(1, 4, 64, 64)), 'no batch'), (dict(items=torch.rand(0, 3, 64, 64)), 'no batch'),
+    (dict(items=torch.full((1,3,64,64), float('nan'))), 'NaN'),
     (dict(items=torch.ones(1, 3, 64, 64).byte()), 'whole numbers'), (dict(items=None), 'no pictures'), (dict(items=3.5), 'no pictures')], ids=lambda o: str(o)[:40])
 def test_what_cannot_be_asked(asker, kw, err):
     before = state(asker)

@@ -49,7 +49,8 @@ def test_what_floating_point_can_hold(tmp_path):
     for dt in (torch.float64, torch.float32, torch.bfloat16): same([torch.tensor(odd).to(dt)], round_trip([torch.tensor(odd).to(dt)], tmp_path))
     same([np.array(odd)], round_trip([np.array(odd)], tmp_path))
 
-@pytest.mark.parametrize('a', [np.arange(6, dtype='>i4').reshape(2, 3), np.arange(6.)[::2], np.asfortranarray(np.random.rand(3, 2)), np.array(3.), np.zeros((0,2), 'f2'), np.array(['a','bcé']), np.array([b'x']),
+@pytest.mark.parametrize('a', [np.arange(6, dtype='>i4').reshape(2, 3), np.arange(6.)[::2], np.asfortranarray(np.random.rand(3, 2)), np.array(3.), np.zeros((0,2), 'f2'),
+    np.array(['a','bcé']), np.array([b'x']),
     np.array([True,False]), np.array(['2024-02-29'], 'M8[D]'), np.arange(4, dtype=np.uint32), np.array([1j], np.complex64)], ids=lambda o: str(o.dtype))
 def test_arrays(a, tmp_path):
     b = round_trip({'a': a}, tmp_path)['a']
@@ -68,7 +69,8 @@ def test_containers_keys_and_strings(tmp_path):
 
 def test_special_kinds_come_back_plain(tmp_path):
     d = defaultdict(list, a=1)
-    o = [OrderedDict(b=1, a=2), d, L(1, L(2)), nn.Parameter(torch.ones(2)), TensorImage(torch.rand(3, 2, 2)), torch.rand(2, 3).t(), torch.rand(1, 4, 2, 2).to(memory_format=torch.channels_last)]
+    o = [OrderedDict(b=1, a=2), d, L(1, L(2)), nn.Parameter(torch.ones(2)), TensorImage(torch.rand(3, 2, 2)), torch.rand(2, 3).t(),
+        torch.rand(1, 4, 2, 2).to(memory_format=torch.channels_last)]
     b = round_trip(o, tmp_path)
     same(b[:3], [dict(b=1, a=2), dict(a=1), [1,[2]]])
     for x,y in zip(o[3:], b[3:]): assert type(y) is torch.Tensor and not y.requires_grad and torch.equal(torch.Tensor(x.detach()), y)

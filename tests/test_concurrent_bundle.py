@@ -202,10 +202,12 @@ def forgeries(files, every):
         "The weights are others, and the sums are right"
         w,more = files['model.safetensors'],load_weights(files)
         n = int.from_bytes(w[:8], 'little')
-        heads = [bytes(8), b'\xff'*8+w[8:], (n+1).to_bytes(8, 'little')+w[8:], w[:8]+b'{'*n+w[8+n:], w[:8]+b'[' *n+w[8+n:], b'', b'x', w[:100], w[:-4], w+b'abcd', w[:8]+w[8:8+n].replace(b'F32', b'I32')+w[8+n:],
+        heads = [bytes(8), b'\xff'*8+w[8:], (n+1).to_bytes(8, 'little')+w[8:], w[:8]+b'{'*n+w[8+n:], w[:8]+b'[' *n+w[8+n:], b'', b'x', w[:100], w[:-4], w+b'abcd',
+            w[:8]+w[8:8+n].replace(b'F32', b'I32')+w[8+n:],
             w[:8]+w[8:8+n].replace(b'"shape"', b'"shapf"')+w[8+n:], w[:8]+w[8:8+n].replace(b'F32', b'Q99')+w[8+n:], w[:8]+w[8:8+n].replace(b'data_offsets', b'data_offsetx')+w[8+n:]]
         first = next(k for k,v in more.items() if v.ndim)
-        heads += [save(o) for o in ({}, {k: v for k,v in more.items() if k!=first}, more | dict(extra=torch.zeros(3)), more | {first: more[first][:1].clone()}, more | {first: more[first].double()}, more | {first: more[first].half()}, dict(x=torch.zeros(2)))]
+        heads += [save(o) for o in ({}, {k: v for k,v in more.items() if k!=first}, more | dict(extra=torch.zeros(3)), more | {first: more[first][:1].clone()},
+            more | {first: more[first].double()}, more | {first: more[first].half()}, dict(x=torch.zeros(2)))]
         for i,b in enumerate(heads): yield f'weights {i}',dict(text(sealed(cfg | dict(files={'model.safetensors': dict(bytes=len(b), sha256=hashlib.sha256(b).hexdigest())}))), **{'model.safetensors': b})
     def texts():
         raw = files['config.json'].decode()
@@ -213,10 +215,14 @@ def forgeries(files, every):
             yield f'text {i}',dict(files, **{'config.json': t.encode()})
         for b in (raw.encode('utf-16'), b'\xff'+raw.encode(), raw.encode()[:-1]+b'\x00'): yield 'bytes',dict(files, **{'config.json': b})
     def models():
-        huge = [('img_size', 10**6), ('img_size', [3000,3000]), ('drop', 1e300), ('kwargs', dict(layers=[10**7]*4)), ('kwargs', dict(channels=[10**6]*4)), ('kwargs', dict(layers=[900]*4)), ('kwargs', dict(num_classes=10**12)), ('kwargs', dict(in_chans=10**9)),
-            ('kwargs', dict(stem_width=10**9)), ('kwargs', dict(block='os.system')), ('kwargs', dict(norm_layer=5)), ('kwargs', dict(act_layer='eval')), ('kwargs', dict(img_size='x')), ('kwargs', dict(pretrained_cfg=dict(file='/etc/passwd'))),
-            ('kwargs', dict(cache_dir='/')), ('kwargs', dict(drop_rate='x')), ('kwargs', dict(output_stride=3)), ('kwargs', dict(cardinality=-7)), ('kwargs', dict(self=1)), ('kwargs', dict(arch='resnet18')), ('kwargs', {'': 1}), ('options', dict(pool=dict(nf=9))),
-            ('options', dict(pool=dict(flatten=10**9))), ('options', dict(head=dict(n_out=10**9))), ('options', dict(head=dict(drop='x'))), ('blocks', [['layer4','os']]), ('blocks', [[99,'se']]), ('branch', 99), ('zoom', True), ('pool', 'bilinear'), ('pool', 'parts'), ('head', 'levels'),
+        huge = [('img_size', 10**6), ('img_size', [3000,3000]), ('drop', 1e300), ('kwargs', dict(layers=[10**7]*4)), ('kwargs', dict(channels=[10**6]*4)), ('kwargs', dict(layers=[900]*4)),
+            ('kwargs', dict(num_classes=10**12)), ('kwargs', dict(in_chans=10**9)),
+            ('kwargs', dict(stem_width=10**9)), ('kwargs', dict(block='os.system')), ('kwargs', dict(norm_layer=5)), ('kwargs', dict(act_layer='eval')), ('kwargs', dict(img_size='x')),
+            ('kwargs', dict(pretrained_cfg=dict(file='/etc/passwd'))),
+            ('kwargs', dict(cache_dir='/')), ('kwargs', dict(drop_rate='x')), ('kwargs', dict(output_stride=3)), ('kwargs', dict(cardinality=-7)), ('kwargs', dict(self=1)), ('kwargs', dict(arch='resnet18')), ('kwargs', {'': 1}),
+            ('options', dict(pool=dict(nf=9))),
+            ('options', dict(pool=dict(flatten=10**9))), ('options', dict(head=dict(n_out=10**9))), ('options', dict(head=dict(drop='x'))), ('blocks', [['layer4','os']]), ('blocks', [[99,'se']]), ('branch', 99), ('zoom', True), ('pool', 'bilinear'),
+            ('pool', 'parts'), ('head', 'levels'),
             ('head', 'cosine'), ('arch', 'resnet18'), ('arch', 'vit_giant_patch14_224'), ('arch', 'vit_gigantic_patch14_224'), ('arch', ''), ('arch', '.'), ('arch', 'toy_resnet.x'), ('arch', 'local-dir:/tmp'), ('arch', ['toy_resnet']*2), ('library', 'torchvision')]
         for k,v in huge: yield f'{k}={v}'[:80],text(sealed(changed(cfg, ('model', k), v)))
         for n in (10**6, 10**9): yield 'many labels',text(sealed(cfg | dict(labels=[f'{i}' for i in range(min(n, 200_000))])))
@@ -257,7 +263,8 @@ def test_places_instead_of_files(saved, tmp_path):
         b.mkdir()
         for k,v in saved.items(): (b/k).write_bytes(v)
         return b
-    makers = dict(folder=Path.mkdir, pipe=lambda o: os.mkfifo(o), outside=lambda o: o.symlink_to('/etc/hostname'), device=lambda o: o.symlink_to('/dev/zero'), nowhere=lambda o: o.symlink_to('gone'), itself=lambda o: o.symlink_to(o.name), up=lambda o: o.symlink_to('..'))
+    makers = dict(folder=Path.mkdir, pipe=lambda o: os.mkfifo(o), outside=lambda o: o.symlink_to('/etc/hostname'), device=lambda o: o.symlink_to('/dev/zero'),
+        nowhere=lambda o: o.symlink_to('gone'), itself=lambda o: o.symlink_to(o.name), up=lambda o: o.symlink_to('..'))
     for i,(name,make) in enumerate((a, b) for a in names[::2] for b in makers.values()):
         b = fresh(i)
         (b/name).unlink()

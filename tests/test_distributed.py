@@ -59,7 +59,8 @@ def birds():
 def learner(data, bs, arch='test_vit', seed=0, metrics=accuracy, dls_seed=0, **kwargs):
     set_seed(seed)
     opts = dict(pretrained=False) if arch=='test_vit' else {}
-    learn = fine_grained_learner(data.dls(size=32, bs=bs, num_workers=0, seed=dls_seed, cache=False, device='cpu', **kwargs.pop('dls', {})), arch, metrics=metrics, **opts, **kwargs)
+    learn = fine_grained_learner(data.dls(size=32, bs=bs, num_workers=0, seed=dls_seed, cache=False, device='cpu', **kwargs.pop('dls', {})), arch, metrics=metrics,
+        **opts, **kwargs)
     learn.remove_cb(learn.progress)
     return learn
 
@@ -141,7 +142,8 @@ def test_all_that_trains(birds, tmp_path):
             learn = learner(few, 6, 'toy_resnet', seed=torch.initial_seed()%7 + int(os.environ['RANK']), dls_seed=None, **opts) # each begins with a head of its own
             first = state(learn)
             log = run(learn, plan, cbs=cbs())
-            assert not isinstance(learn.model, torch.nn.parallel.DistributedDataParallel) and not any(isinstance(m, torch.nn.SyncBatchNorm) for m in learn.model.modules())
+            assert (not isinstance(learn.model, torch.nn.parallel.DistributedDataParallel)
+                and not any(isinstance(m, torch.nn.SyncBatchNorm) for m in learn.model.modules()))
             assert all(type(p) is torch.nn.Parameter and p.requires_grad for p in learn.model.parameters())
             res[name] = first,state(learn),log,{type(o).__name__ for o in learn.cbs}
         return res

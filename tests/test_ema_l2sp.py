@@ -81,7 +81,8 @@ class SlowEMA(Callback):
     def __init__(self, decay): self.decay,self.after = decay,[]
     def before_train(self):
         if self.epoch==0: self.t,self.avg = 0,{k: v.double() for k,v in state(self.model).items()}
-        self.moves = {k for k,p in self.model.named_parameters() if p.requires_grad} | {f'{n}.{k}' for n,m in self.model.named_modules() if m.training for k in ('running_mean','running_var') if hasattr(m, k)}
+        self.moves = ({k for k,p in self.model.named_parameters() if p.requires_grad} | {f'{n}.{k}' for n,m in self.model.named_modules() if m.training
+            for k in ('running_mean','running_var') if hasattr(m, k)})
     def before_batch(self): self.was = {k: p.detach().clone() for k,p in self.model.named_parameters()}
     def after_step(self):
         now = state(self.model)
@@ -101,7 +102,8 @@ class Validated(Callback):
     def before_fit(self): self.seen = getattr(self, 'seen', [])
     def before_validate(self): self.seen.append(state(self.model))
 
-@pytest.mark.parametrize('cbs', [(), (Mix(mixup=.4, cutmix=1.),), (CPUAutocast(),), (Accumulate(3),), (Scaled(bad=(1,6)),)], ids=lambda o: type(o[0]).__name__ if o else 'plain')
+@pytest.mark.parametrize('cbs', [(), (Mix(mixup=.4, cutmix=1.),), (CPUAutocast(),), (Accumulate(3),), (Scaled(bad=(1,6)),)],
+    ids=lambda o: type(o[0]).__name__ if o else 'plain')
 def test_ema_is_the_slow_average_in_each_epoch_of_each_phase(cbs, decay=.5):
     slow,seen = SlowEMA(decay),Validated()
     learn = fit(learner(), plan(), cbs=[*map(deepcopy, cbs), EMA(decay), slow, seen])
@@ -249,7 +251,8 @@ def test_l2sp_with_adam_is_the_formula(alpha, beta, wd):
     dl = DataLoader(TensorDataset(x, y), bs=12, num_workers=0)
     net = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 3, bias=False))
     was = [p.detach().clone() for p in net.parameters()]
-    learn = Learner(DataLoaders(dl, dl), net, loss_func=CrossEntropyLossFlat(), splitter=lambda m: L(m[0], m[1]).map(params), opt_func=partial(Adam, mom=.9), wd=wd)
+    learn = Learner(DataLoaders(dl, dl), net, loss_func=CrossEntropyLossFlat(), splitter=lambda m: L(m[0], m[1]).map(params), opt_func=partial(Adam, mom=.9),
+        wd=wd)
     quiet(learn, 'fit', 20, .05, cbs=L2SP(alpha, beta))
     want = slow_adam(x, y, was, was[0], 20, .05, .01 if wd is None else wd, alpha, beta)
     for p,w in zip(net.parameters(), want): assert torch.allclose(p.double(), w, atol=2e-5)
@@ -537,7 +540,9 @@ def test_a_pull_that_is_given_to_another_learner_meets_it_anew(tmp_path):
     other.load_state_dict(dict(start={'elsewhere.weight': torch.ones(2)}))
     with pytest.raises(FineGrainedError, match='another model'): fit(b, [Phase('all', 1, lr=1e-3)], cbs=other)
 
-@pytest.mark.parametrize('call,what', [(lambda: Accumulate(0), 'n='), (lambda: Accumulate('x'), 'n='), (lambda: Accumulate(True), 'n='), (lambda: Accumulate(None), 'n='), (lambda: EMA('x'), 'decay='), (lambda: EMA(1), 'decay='), (lambda: EMA(-.1), 'decay='),
-    (lambda: EMA(float('nan')), 'decay='), (lambda: EMA(None), 'decay='), (lambda: L2SP('x'), 'alpha='), (lambda: L2SP(None), 'alpha='), (lambda: L2SP(float('inf')), 'alpha='), (lambda: L2SP(1, -1), 'beta='), (lambda: L2SP(1, 'x'), 'beta=')])
+@pytest.mark.parametrize('call,what', [(lambda: Accumulate(0), 'n='), (lambda: Accumulate('x'), 'n='), (lambda: Accumulate(True), 'n='), (lambda: Accumulate(None), 'n='), (lambda: EMA('x'), 'decay='),
+    (lambda: EMA(1), 'decay='), (lambda: EMA(-.1), 'decay='),
+    (lambda: EMA(float('nan')), 'decay='), (lambda: EMA(None), 'decay='), (lambda: L2SP('x'), 'alpha='), (lambda: L2SP(None), 'alpha='), (lambda: L2SP(float('inf')), 'alpha='), (lambda: L2SP(1, -1), 'beta='),
+    (lambda: L2SP(1, 'x'), 'beta=')])
 def test_what_is_no_option_of_an_extra(call, what):
     with pytest.raises(FineGrainedError, match=what): call()

@@ -1,7 +1,8 @@
 "Measures of embeddings against a slow loop and pytorch-metric-learning; neighbours, prototypes, and batches with several of a class"
 import math
 import numpy as np, pandas as pd, pytest, torch
-from fgvc_fast.all import (FineGrainedData, balanced_order, fine_grained_data, fine_grained_learner, knn_accuracy, map_at_r, metric_loss, nearest, r_precision, recall_at_k)
+from fgvc_fast.all import (FineGrainedData, balanced_order, fine_grained_data, fine_grained_learner, knn_accuracy, map_at_r, metric_loss, nearest, r_precision,
+    recall_at_k)
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.embed import retrieval_measures
 from torch.nn import functional as F
@@ -46,7 +47,8 @@ def test_measures_are_those_of_pytorch_metric_learning():
     embeddings,y,ref,ref_y = torch.randn(80, 5),torch.randint(6, (80,)),torch.randn(70, 5),torch.randint(6, (70,))
     for a in ((), (ref, ref_y)):
         want = calc.get_accuracy(embeddings, y, *a)
-        got = dict(precision_at_1=recall_at_k(embeddings, y, 1, *a), r_precision=r_precision(embeddings, y, *a), mean_average_precision_at_r=map_at_r(embeddings, y, *a))
+        got = dict(precision_at_1=recall_at_k(embeddings, y, 1, *a), r_precision=r_precision(embeddings, y, *a),
+            mean_average_precision_at_r=map_at_r(embeddings, y, *a))
         for k,v in got.items(): assert math.isclose(v, want[k], abs_tol=1e-6), k
 
 def test_chunks_make_no_difference():
@@ -146,7 +148,8 @@ def test_embeddings_follow_the_weights(learn):
 def test_metrics_of_retrieval(learn):
     (v,vy),(t,ty) = learn.embeddings('valid'),learn.embeddings()
     df = learn.retrieval_metrics((1,3))
-    np.testing.assert_allclose(df.iloc[1], [recall_at_k(v, vy, 1, t, ty), recall_at_k(v, vy, 3, t, ty), map_at_r(v, vy, t, ty), r_precision(v, vy, t, ty), knn_accuracy(v, vy, 3, t, ty)])
+    np.testing.assert_allclose(df.iloc[1], [recall_at_k(v, vy, 1, t, ty), recall_at_k(v, vy, 3, t, ty), map_at_r(v, vy, t, ty), r_precision(v, vy, t, ty),
+        knn_accuracy(v, vy, 3, t, ty)])
     assert list(df.index)==['among one another','among training pictures']
 
 def test_prototypes_are_class_means(learn, data):
@@ -186,7 +189,8 @@ def test_files_are_left_out_of_all_measures():
     some = [(i, (files!=files[i]).nonzero()[:,0]) for i in range(30)]
     one_by_one = [retrieval_measures(embeddings[i:i+1], y[i:i+1], (1,4), embeddings[o], y[o]) for i,o in some]
     for k,v in retrieval_measures(embeddings, y, (1,4), files=[files]).items(): np.testing.assert_allclose(v, np.nanmean([o[k] for o in one_by_one]))
-    for k,v in retrieval_measures(embeddings, y, (1,4), embeddings, y, files=[files,files]).items(): np.testing.assert_allclose(v, np.nanmean([o[k] for o in one_by_one]))
+    for k,v in retrieval_measures(embeddings, y, (1,4), embeddings, y, files=[files,files]).items():
+        np.testing.assert_allclose(v, np.nanmean([o[k] for o in one_by_one]))
 
 @pytest.mark.parametrize('t', (0, 1))
 def test_a_row_without_neighbours(t):

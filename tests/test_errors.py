@@ -22,7 +22,8 @@ def learn(tmp_path_factory):
         to.parent.mkdir(exist_ok=True)
         to.write_bytes(data.path(i).read_bytes())
     torch.manual_seed(0)
-    dls = ImageDataLoaders.from_path_func(top, sorted(get_image_files(top)), parent_label, valid_pct=.8, seed=0, item_tfms=Resize(64), bs=8, num_workers=0, device='cpu')
+    dls = ImageDataLoaders.from_path_func(top, sorted(get_image_files(top)), parent_label, valid_pct=.8, seed=0, item_tfms=Resize(64), bs=8, num_workers=0,
+        device='cpu')
     learn = fine_grained_learner(dls, 'toy_resnet')
     learn.remove_cbs(learn.progress) if hasattr(learn, 'progress') else None
     return learn
@@ -101,7 +102,8 @@ def ours(request, tmp_path_factory):
     learn.remove_cbs(learn.progress) if hasattr(learn, 'progress') else None
     return learn,data
 
-def loaders(learn, data): return dict(valid=None, test=learn.dls.test_dl(data['test'].index, with_labels=True), train=learn.dls.train.new(shuffle=False, drop_last=False))
+def loaders(learn, data):
+    return dict(valid=None, test=learn.dls.test_dl(data['test'].index, with_labels=True), train=learn.dls.train.new(shuffle=False, drop_last=False))
 
 @pytest.mark.parametrize('split', ('valid','test','train'))
 @pytest.mark.parametrize('cls', (Interpretation, ClassificationInterpretation, FineGrainedInterpretation))
@@ -122,7 +124,9 @@ def test_every_method_of_fastais_interpretation(ours, cls, split, capsys):
         assert torch.equal(t, targs[[0,2]])
     assert len(it.top_losses()[0])==n and len(it.top_losses(2, largest=False)[0])==2
     if cls is FineGrainedInterpretation: assert len(it.top_losses(n+1)[0])==len(it.top_losses(10**6, items=True)[2])==n
-    for show,shown in ((lambda: it.plot_top_losses(4), 4), (lambda: it.plot_top_losses(4, largest=False), 4), (lambda: it.plot_top_losses(range(1,3)), 2), (lambda: it.plot_top_losses([0,2]), 2), (lambda: it.show_results([0,3]), 2), (lambda: it.show_results(torch.tensor([1])), 1), (lambda: it.show_results(0), 1)):
+    for show,shown in ((lambda: it.plot_top_losses(4), 4), (lambda: it.plot_top_losses(4, largest=False), 4), (lambda: it.plot_top_losses(range(1,3)), 2),
+        (lambda: it.plot_top_losses([0,2]), 2), (lambda: it.show_results([0,3]), 2), (lambda: it.show_results(torch.tensor([1])), 1),
+        (lambda: it.show_results(0), 1)):
         show()
         assert sum(len(ax.images)>0 for ax in plt.gcf().get_axes())==shown
         plt.close('all')
@@ -154,7 +158,8 @@ def test_dollars_in_names(tmp_path):
     learn = fine_grained_learner(data.dls(64, bs=8, num_workers=0, cache=False, device='cpu'), 'toy_resnet')
     with learn.no_bar():
         it = FineGrainedInterpretation.from_learner(learn)
-        for f in (learn.dls.show_batch, lambda: learn.dls.valid.show_batch(max_n=2), lambda: learn.show_results(max_n=4), lambda: it.plot_pair(*data.vocab[:2], k=1), lambda: it.plot_confused_pairs(1, 1), it.plot_confusion_matrix, it.plot_per_class, lambda: it.plot_top_losses(2)):
+        for f in (learn.dls.show_batch, lambda: learn.dls.valid.show_batch(max_n=2), lambda: learn.show_results(max_n=4), lambda: it.plot_pair(*data.vocab[:2],
+            k=1), lambda: it.plot_confused_pairs(1, 1), it.plot_confusion_matrix, it.plot_per_class, lambda: it.plot_top_losses(2)):
             f()
             fig = plt.gcf()
             fig.canvas.draw()
@@ -162,9 +167,12 @@ def test_dollars_in_names(tmp_path):
             assert any(r'\$^' in o for o in said), said
             plt.close('all')
 
-@pytest.mark.parametrize('f,said', [(lambda i: i.most_confused(0), 'min_val=0'), (lambda i: i.plot_per_class('x'), "most='x'"), (lambda i: i.plot_confusion_matrix(0), 'most=0'), (lambda i: i.plot_confused_pairs(0), 'n=0'),
-    (lambda i: i.plot_confused_pairs(1, 1.5), 'k=1.5'), (lambda i: i.plot_top_losses(None), 'k=None'), (lambda i: i.plot_top_losses([]), 'k is empty'), (lambda i: i.plot_top_losses([999]), 'place=999'), (lambda i: i.plot_top_losses(0), 'k=0'),
-    (lambda i: i.plot_top_losses(2, ncols=0), 'ncols=0'), (lambda i: i.plot_pair('Emu', i.vocab[0]), "no 'Emu'"), (lambda i: i.plot_pair(None, i.vocab[0]), "no 'None'"), (lambda i: type(i).from_learner(i.learn, 7), 'ds_idx=7')])
+@pytest.mark.parametrize('f,said', [(lambda i: i.most_confused(0), 'min_val=0'), (lambda i: i.plot_per_class('x'), "most='x'"), (lambda i: i.plot_confusion_matrix(0), 'most=0'),
+    (lambda i: i.plot_confused_pairs(0), 'n=0'),
+    (lambda i: i.plot_confused_pairs(1, 1.5), 'k=1.5'), (lambda i: i.plot_top_losses(None), 'k=None'), (lambda i: i.plot_top_losses([]), 'k is empty'),
+    (lambda i: i.plot_top_losses([999]), 'place=999'), (lambda i: i.plot_top_losses(0), 'k=0'),
+    (lambda i: i.plot_top_losses(2, ncols=0), 'ncols=0'), (lambda i: i.plot_pair('Emu', i.vocab[0]), "no 'Emu'"), (lambda i: i.plot_pair(None, i.vocab[0]), "no 'None'"),
+    (lambda i: type(i).from_learner(i.learn, 7), 'ds_idx=7')])
 def test_wrong_arguments(learn, f, said):
     with pytest.raises(FineGrainedError) as e: f(FineGrainedInterpretation.from_learner(learn))
     assert said in str(e.value)

@@ -230,7 +230,8 @@ def test_what_is_well(monkeypatch):
     def rows(*args): return nn.functional.cross_entropy(*args, reduction='none')
     each.loss_func = rows
     def mean(cb): cb.learn.loss_grad = cb.loss_grad.mean()
-    with each.no_logging(): each.fit(1, 1e-3, cbs=Callback(before_backward=mean, after_loss=None, before_validate=lambda cb: setattr(cb.learn, 'loss_func', nn.CrossEntropyLoss())))
+    with each.no_logging():
+        each.fit(1, 1e-3, cbs=Callback(before_backward=mean, after_loss=None, before_validate=lambda cb: setattr(cb.learn, 'loss_func', nn.CrossEntropyLoss())))
     low = learner()
     low.add_cb(cb := CPUHalf(AMPMode.BF16))
     cb.scale = 2.**-4

@@ -169,7 +169,8 @@ def test_written_otherwise(photos, text, encoding):
 def test_text_stays_text(photos):
     data = csv_of(photos, 'path,label,family,year,ring,mass\n0.jpg,NA,007,2019,01,1.5\n1.jpg,None,7,2020,1,NA\n2.jpg,nan,07,2021,1.0,2\n3.jpg,null,7,2022,x,3\n4.jpg,1.0,7,2023,,4\n', levels=['family','label'])
     assert data.items.label.tolist()==['NA','None','nan','null','1.0'] and data.items.family.tolist()==['007','7','07','7','7']
-    assert data.items.year.tolist()==[2019,2020,2021,2022,2023] and data.items.ring.tolist()[:4]==['01','1','1.0','x'] and np.isnan(data.items.mass[1]) and data.items.mass.sum()==10.5
+    assert (data.items.year.tolist()==[2019,2020,2021,2022,2023] and data.items.ring.tolist()[:4]==['01','1','1.0','x'] and np.isnan(data.items.mass[1])
+        and data.items.mass.sum()==10.5)
 
 bad_csv = {'is_valid nan': ('path,label,is_valid\n0.jpg,a,1\n1.jpg,b,\n', 'Row 1 says is_valid=nan'), 'is_valid word': ('path,label,is_valid\n0.jpg,a,maybe\n', 'is_valid=maybe'),
     'contradiction': ('path,label,split,is_valid\n0.jpg,a,train,True\n', 'Row 0: the columns split and is_valid contradict'),

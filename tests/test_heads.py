@@ -70,7 +70,8 @@ def test_cosine_and_its_gradients_against_pytorch():
     def slow(x): return head.log_scale.detach().exp()*F.cosine_similarity(head.norm(x)[:,None], head.weight[None], dim=2)
     w = torch.randn(9, 5).double()
     torch.testing.assert_close(head(x), slow(x), rtol=1e-10, atol=1e-10)
-    for got,ref in zip(torch.autograd.grad((head(x)*w).sum(), (x,head.weight)), torch.autograd.grad((slow(x)*w).sum(), (x,head.weight))): torch.testing.assert_close(got, ref, rtol=1e-8, atol=1e-10)
+    for got,ref in zip(torch.autograd.grad((head(x)*w).sum(), (x,head.weight)), torch.autograd.grad((slow(x)*w).sum(), (x,head.weight))):
+        torch.testing.assert_close(got, ref, rtol=1e-8, atol=1e-10)
     head.eval()
     assert torch.autograd.gradcheck(head, x)
 

@@ -98,8 +98,10 @@ picture = pictures.but([])
 rows = Kind([10**6], [-1], ['x'], [1.5], [None], [nan], 'x', 1.5, thing, None, words='row rows')
 frame = Kind(None, 5, 'x', [], {}, thing, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1]))), words='table column columns pairs')
 pixels = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('zeros(2,3)', lambda w: torch.zeros(2, 3)), words='pixels pixel pictures picture')
-unit_pixels = pixels + [Of('300 of pixels', lambda w: torch.full((2,3,8,8), 300.)), Of('NaN pixels', lambda w: torch.full((2,3,8,8), nan)), Of('negative pixels', lambda w: torch.full((2,3,8,8), -1.)), Of('bytes', lambda w: torch.ones(2, 3, 8, 8, dtype=torch.uint8))]
-numbers_of_classes = Kind(None, 5, 'x', [], thing, Of('of floats', lambda w: torch.tensor([.5,.5])), Of('of another length', lambda w: torch.tensor([0,1,0,1,0,1,0])), Of('class 99', lambda w: torch.tensor([99,0])), Of('class -1', lambda w: torch.tensor([-1,0])), words='class classes label labels target targets targs')
+unit_pixels = (pixels + [Of('300 of pixels', lambda w: torch.full((2,3,8,8), 300.)), Of('NaN pixels', lambda w: torch.full((2,3,8,8), nan)), Of('negative pixels', lambda w: torch.full((2,3,8,8), -1.)),
+    Of('bytes', lambda w: torch.ones(2, 3, 8, 8, dtype=torch.uint8))])
+numbers_of_classes = Kind(None, 5, 'x', [], thing, Of('of floats', lambda w: torch.tensor([.5,.5])), Of('of another length', lambda w: torch.tensor([0,1,0,1,0,1,0])),
+    Of('class 99', lambda w: torch.tensor([99,0])), Of('class -1', lambda w: torch.tensor([-1,0])), words='class classes label labels target targets targs')
 matrix = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('of words', lambda w: [['a']]), words='rows shape embeddings scores preds probs')
 device = Kind('nosuch', 5.5, thing, words='device')
 workers = whole(0, none=True)
@@ -177,7 +179,8 @@ class World(SimpleNamespace):
         h.update(self.data.items.to_csv().encode()+self.data.parts.to_csv().encode())
         for o in self.files: h.update(str(o).encode()+o.read_bytes())
         h.update(repr(sorted(self.empty.iterdir())).encode()) # where we stand
-        state = [id(self.learn.dls), self.learn.model.training, len(self.learn.cbs), [p.requires_grad for p in self.model.parameters()], self.learn.dls.train.bs, str(self.learn.dls.device), torch.is_grad_enabled(), self.model.norm.mean.shape, len(self.model.state_dict())]
+        state = [id(self.learn.dls), self.learn.model.training, len(self.learn.cbs), [p.requires_grad for p in self.model.parameters()],
+            self.learn.dls.train.bs, str(self.learn.dls.device), torch.is_grad_enabled(), self.model.norm.mean.shape, len(self.model.state_dict())]
         return h.hexdigest()+repr(state)
 
 # -- data: tables (D)
@@ -188,18 +191,21 @@ call('FineGrainedData', 'D', it(FineGrainedData), lambda w: dict(items=w.data.it
     items=frame, root=Kind(5, [], {}, thing, words='root'), levels=Kind(5, 'x', ['x'], ['nowhere','label'], [5,'label'], [None,'label'], thing, ['label','family'], words='level column'),
     parts=frame.but(None).called('parts'), card=Kind(5, 'x', [1], thing), valid=number(0, below=1), seed=seed, by=by)
 call('FineGrainedData.path', 'D', lambda w: w.data.path, it(dict(row=0)), row=Kind(10**6, -1, 'x', 1.5, nan, None, [], thing, words='row'))
-call('FineGrainedData.picture', 'D', lambda w: w.data.picture, it(dict(row=0)), row=Kind(10**6, -1, 'x', 1.5, nan, None, [], thing, words='row'), size=size_of(none=True).but((8,8,8)) + [5.5, (0,0)])
+call('FineGrainedData.picture', 'D', lambda w: w.data.picture, it(dict(row=0)), row=Kind(10**6, -1, 'x', 1.5, nan, None, [], thing, words='row'),
+    size=size_of(none=True).but((8,8,8)) + [5.5, (0,0)])
 call('FineGrainedData.split', 'D', lambda w: w.plain.split, it(dict(valid=.2)), valid=number(0, below=1), test=number(0, below=1), seed=seed, by=by.but([]))
 call('FineGrainedData.subset', 'D', lambda w: w.data.subset, it(dict(classes=2)), classes=Kind(0, -1, 99, 1.5, 'no such class', ['no such class'], [5], [None], [], {}, thing, nan, words='class label called'),
     per_class=whole(1, none=True), level=choice(), seed=seed)
 call('FineGrainedData.at_level', 'D', lambda w: w.data.at_level, it(dict(level='family')), level=choice())
 call('FineGrainedData.check', 'D', lambda w: w.data.check, it(dict(progress=False)), progress=look)
 call('FineGrainedData.drop', 'D', lambda w: w.data.drop, it(dict(rows=[0])), rows=rows + [Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1])))])
-call('FineGrainedData.show', 'D', lambda w: w.data.show, it(dict(n=1)), rows=rows.but(None) + [[]], n=count, cols=count, boxes=look, parts=look, seed=seed, size=positive, figsize=figsize)
+call('FineGrainedData.show', 'D', lambda w: w.data.show, it(dict(n=1)), rows=rows.but(None) + [[]], n=count, cols=count, boxes=look, parts=look, seed=seed, size=positive,
+    figsize=figsize)
 call('FineGrainedData.long_tail', 'D', lambda w: w.data.long_tail, it(dict(ratio=2)), ratio=number(1), seed=seed)
 call('FineGrainedData.rename', 'D', lambda w: w.data.rename, lambda w: dict(names={w.data.vocab[0]: 'Robin'}), names=Kind(None, 5, 'x', ['x'], {'No such bird': 'Robin'}, thing, {5: 'Robin'}, words='called'), level=choice())
 call('FineGrainedData.merge', 'D', lambda w: w.plain.merge, lambda w: dict(others=w.plain), others=instance(words='data'))
-call('stratified_split', 'D', it(stratified_split), lambda w: dict(items=w.data.items), items=frame.called('column'), share=number(0, below=1), seed=seed, take=choice(), give=choice(), by=by)
+call('stratified_split', 'D', it(stratified_split), lambda w: dict(items=w.data.items), items=frame.called('column'), share=number(0, below=1), seed=seed, take=choice(), give=choice(),
+    by=by)
 call('FineGrainedData.duplicates', 'D', lambda w: w.data.duplicates, it(dict(progress=False)), distance=whole(0, 128), progress=look)
 call('FineGrainedData.show_duplicates', 'D', lambda w: w.data.show_duplicates, lambda w: dict(pairs=w.far_pairs, n=1), pairs=frame, n=count, cols=count, size=positive, figsize=figsize)
 call('FineGrainedData.drop_duplicates', 'D', lambda w: w.data.drop_duplicates, lambda w: dict(pairs=w.pairs), pairs=frame)
@@ -214,7 +220,8 @@ def class_folders(w):
         (w.tmp/'classes'/'ab'[i%2]).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(w.data.path(i), w.tmp/'classes'/'ab'[i%2]/f'{i}.png')
     return w.tmp/'classes'
-call('read_table', 'D', it(read_table), lambda w: dict(df=w.data.items, root=w.data.root), df=old_file.called('table DataFrame') + [a_text, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1])))],
+call('read_table', 'D', it(read_table), lambda w: dict(df=w.data.items, root=w.data.root), df=old_file.called('table DataFrame')
+    + [a_text, Of('an empty table', lambda w: pd.DataFrame()), Of('a table of other columns', lambda w: pd.DataFrame(dict(a=[1])))],
     root=Kind(5, [1], {1}, thing), levels=levels, kwargs=options)
 call('read_cub', 'D', it(read_cub), lambda w: dict(root=w.data.root), **reader)
 for f in (read_cars, read_dogs, read_flowers, read_food, read_nabirds, read_pets): call(f.__name__, 'D', it(f), None, **reader)
@@ -225,27 +232,37 @@ call('read_inaturalist', 'D', it(read_inaturalist), None, **reader, year=Kind('x
 call('toy_birds', 'D', it(toy_birds), lambda w: dict(path=w.tmp/'birds', families=2, species=2, per_class=8, size=48), path=Kind(5, [], {}, thing, a_text, below_file, words='folder file'),
     families=whole(1, 8), species=whole(2, 6), per_class=whole(4), size=whole(32, 1024), difficulty=share, seed=seed)
 call('toy_species', 'D', it(toy_species), it(dict(families=2, species=2)), families=whole(1, 8), species=whole(2, 6), difficulty=share, seed=seed)
-call('draw_bird', 'D', it(draw_bird), it(dict(bird=toy_species(2, 2)[0], size=32)), bird=instance(words='toy_species'), seed=Kind('x', 1.5, nan, thing, None), size=whole(1), difficulty=share)
+call('draw_bird', 'D', it(draw_bird), it(dict(bird=toy_species(2, 2)[0], size=32)), bird=instance(words='toy_species'), seed=Kind('x', 1.5, nan, thing, None), size=whole(1),
+    difficulty=share)
 
 # -- data: pictures, cache, loaders (C)
 four = Kind(None, 5, 'x', (), (0,0,5), (0,0,nan,5), (5,5,1,1), ('a','b','c','d'), thing, words='box region')
-call('read_image', 'C', it(read_image), lambda w: dict(fn=w.jpg), fn=Kind(None, 5, [], {}, thing, not_there, a_text, a_folder, words='picture'), region=four.but(None, ()), size=size_of(none=True).called('size'))
-call('CropResize', 'C', it(CropResize), it(dict(size=32)), size=size_of(), crop=choice(none=True), margin=number(0), min_scale=number(high=1, above=0), flip=share, light=number(0, below=1), more=Kind(5, 'x', [], thing),
+call('read_image', 'C', it(read_image), lambda w: dict(fn=w.jpg), fn=Kind(None, 5, [], {}, thing, not_there, a_text, a_folder, words='picture'), region=four.but(None, ()),
+    size=size_of(none=True).called('size'))
+call('CropResize', 'C', it(CropResize), it(dict(size=32)), size=size_of(), crop=choice(none=True), margin=number(0), min_scale=number(high=1, above=0), flip=share,
+    light=number(0, below=1), more=Kind(5, 'x', [], thing),
     cache=Free('made by `block(cache=…)`'), kwargs=theirs)
-call('FineGrainedData.block', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), size=size_of(), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'), item_tfms=Kind(5, 'x', [5], thing),
-    batch_tfms=Kind(5, 'x', [5], thing), valid=choice(), cache=Kind(5, [], {}, thing, a_text, words='folder'), max_gb=number(0).but(inf), parts=Kind('no such', 5, [], thing, None), device=device, kwargs=Free('of `CropResize`, below'))
+call('FineGrainedData.block', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), size=size_of(), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'),
+    item_tfms=Kind(5, 'x', [5], thing),
+    batch_tfms=Kind(5, 'x', [5], thing), valid=choice(), cache=Kind(5, [], {}, thing, a_text, words='folder'), max_gb=number(0).but(inf),
+    parts=Kind('no such', 5, [], thing, None), device=device, kwargs=Free('of `CropResize`, below'))
 for k,v in dict(margin=number(0), min_scale=number(high=1, above=0), flip=share, light=number(0, below=1)).items():
     call(f'FineGrainedData.block, {k}', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), **{k: v})
-call('FineGrainedData.dls', 'C', lambda w: w.data.dls, it(small), size=size_of(), bs=whole(1), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'), block=Kind(5, 'x', [1], thing),
-    valid=choice(), label_level=choice(none=True).but('', [], {}), balanced=flag, per_class=whole(1, none=True) + [3], seed=seed.but(-1), num_workers=workers, device=device, kwargs=Free('of `block`, above'))
-call('FineGrainedLoaders.test_dl', 'C', lambda w: lambda **kw: w.dls.test_dl(**kw).one_batch(), it(dict(test_items=[0])), test_items=pictures.but([]).called('test_items'), rm_type_tfms=theirs, with_labels=flag, kwargs=theirs)
+call('FineGrainedData.dls', 'C', lambda w: w.data.dls, it(small), size=size_of(), bs=whole(1), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'),
+    block=Kind(5, 'x', [1], thing),
+    valid=choice(), label_level=choice(none=True).but('', [], {}), balanced=flag, per_class=whole(1, none=True) + [3], seed=seed.but(-1), num_workers=workers,
+    device=device, kwargs=Free('of `block`, above'))
+call('FineGrainedLoaders.test_dl', 'C', lambda w: lambda **kw: w.dls.test_dl(**kw).one_batch(), it(dict(test_items=[0])), test_items=pictures.but([]).called('test_items'), rm_type_tfms=theirs,
+    with_labels=flag, kwargs=theirs)
 call('FineGrainedLoaders.resized', 'C', lambda w: w.dls.resized, it(dict(size=40)), size=size_of())
 call('FineGrainedLoaders.show_batch', 'C', lambda w: w.dls.show_batch, it(dict(max_n=1)), b=Free('what a loader gave'), max_n=count, boxes=look, kwargs=theirs)
 call('FineGrainedBlock.dataloaders', 'C', lambda w: w.data.block(32, cache=False).dataloaders, it(dict(bs=4, num_workers=0)), source=Kind(5, 'x', thing, words='block data'), kwargs=theirs,
     **{k: Free("fastai writes its loader's arguments into the signature at the first call; `dls` checks them") for k in ('seed','balance','per_class')})
-call('FineGrainedBlock.weighted_dataloaders', 'C', lambda w: w.data.block(32, cache=False).weighted_dataloaders, lambda w: dict(source=None, wgts=np.ones(len(w.data)), bs=4, num_workers=0), source=Kind(5, 'x', thing, words='block data'),
+call('FineGrainedBlock.weighted_dataloaders', 'C', lambda w: w.data.block(32, cache=False).weighted_dataloaders, lambda w: dict(source=None, wgts=np.ones(len(w.data)), bs=4, num_workers=0),
+    source=Kind(5, 'x', thing, words='block data'),
     wgts=Kind(None, 5, 'x', [], [1.], thing, *(Of(f'of {o}', lambda w, o=o: np.full(len(w.data), o)) for o in (0., -1., nan, inf))), bs=count, kwargs=theirs)
-call('to_picture', 'C', it(to_picture), lambda w: dict(o=w.jpg), o=Kind(None, 5, [], {}, thing, b'', b'no picture', 'no/such.jpg', not_there, a_text, a_folder, Of('zeros(3)', lambda w: torch.zeros(3)), Of('zeros(7,8,8)', lambda w: np.zeros((7,8,8))), Of('NaN', lambda w: np.full((8,8), nan)), words='picture'))
+call('to_picture', 'C', it(to_picture), lambda w: dict(o=w.jpg), o=Kind(None, 5, [], {}, thing, b'', b'no picture', 'no/such.jpg', not_there, a_text, a_folder, Of('zeros(3)', lambda w: torch.zeros(3)),
+    Of('zeros(7,8,8)', lambda w: np.zeros((7,8,8))), Of('NaN', lambda w: np.full((8,8), nan)), words='picture'))
 
 # -- download (E)
 call('fetch', 'E', it(fetch), None, url=Kind(None, 5, '', [], thing, 'no url', 'file:///etc/hostname', 'http://', 'http://[bad', 'gopher://x.org/y', words='url'), folder=new_folder, known_hash=Kind(5, 'x', [], thing, 'md5:', 'md5:zz', 'crc:00', words='hash checksum'), tries=count)
@@ -265,10 +282,12 @@ stats = Kind(5, 'x', (1,), ([0]*3,), ([0]*3,[0]*3), ([0]*2,[1]*2), ([nan]*3,[1]*
 blocks = Kind(5, 'x', {99: 'se'}, {-1: 'no such'}, {'no such': 'se'}, {-1: 5}, [1], thing, words='attention stage depth')
 stage = Kind(99, -99, 'no such', 1.5, [], {}, thing, words='stage stages')
 made = dict(arch=arch, pool=pool, head=head, drop=share, pretrained=flag, weights=weights, stats=stats, blocks=blocks, branch=stage.but([], {}), zoom=flag)
-call('fine_grained_model', 'F', it(fine_grained_model), it(dict(arch='toy_resnet', n_out=4)), **made, n_out=whole(1), img_size=size_of(none=True).called('size'), parents=Kind(5, 'x', [5], [[0]], thing, words='parents'), kwargs=Free("timm's own"))
+call('fine_grained_model', 'F', it(fine_grained_model), it(dict(arch='toy_resnet', n_out=4)), **made, n_out=whole(1), img_size=size_of(none=True).called('size'),
+    parents=Kind(5, 'x', [5], [[0]], thing, words='parents'), kwargs=Free("timm's own"))
 call('fine_grained_learner', 'F', it(fine_grained_learner), lambda w: dict(dls=w.dls, arch='toy_resnet'), dls=instance(words='loaders DataLoaders'), **made, channels_last=flag, amp=choice(none=True), kwargs=Free("fastai's and timm's own, below"))
 call('fine_grained_learner, of Learner', 'B', it(fine_grained_learner), lambda w: dict(dls=w.dls, arch='toy_resnet'), loss_func=Kind(5, 'x', [], thing, words='loss'), opt_func=Kind(5, 'x', [], thing, None, words='optimizer optimiser'),
-    lr=Kind('x', nan, -1, 0, [], thing, None), splitter=Kind(5, 'x', [], thing), metrics=Kind(5, 'accuracy', [5], thing, words='metric'), cbs=callbacks, wd=Kind('x', nan, -1, [], thing), path=theirs, moms=Kind(5, 'x', (1,), thing, None),
+    lr=Kind('x', nan, -1, 0, [], thing, None), splitter=Kind(5, 'x', [], thing), metrics=Kind(5, 'accuracy', [5], thing, words='metric'), cbs=callbacks, wd=Kind('x', nan, -1, [], thing),
+    path=theirs, moms=Kind(5, 'x', (1,), thing, None),
     train_bn=theirs, wd_bn_bias=theirs, model_dir=theirs, default_cbs=theirs)
 call('Body', 'F', it(Body), it(dict(arch='toy_resnet')), arch=arch, pretrained=flag, weights=weights, img_size=size_of(none=True).called('size'), kwargs=Free("timm's own"))
 call('Body.reinit', 'F', lambda w: deepcopy(w.body).reinit, it(dict(n=1)), n=whole(0, 99))
@@ -278,7 +297,8 @@ call('Body.stage_index', 'F', lambda w: w.body.stage_index, it(dict(o=-1)), o=st
 call('Body.put_after', 'F', lambda w: deepcopy(w.body).put_after, it(dict(stage=-1, block=nn.Identity())), stage=stage, block=instance())
 call('FineGrainedModel.reinit', 'F', lambda w: deepcopy(w.model).reinit, it(dict(n=1)), n=whole(0, 99))
 call('FineGrainedModel.resize', 'F', lambda w: deepcopy(w.model).resize, it(dict(size=32)), size=size_of())
-call('NormalizeInput', 'F', it(NormalizeInput), it(dict(mean=[0]*3, std=[1]*3)), mean=Kind(None, 'x', [], [nan]*3, ['a']*3, thing), std=Kind(None, 'x', [], [nan]*3, ['a']*3, [0]*3, [-1]*3, thing))
+call('NormalizeInput', 'F', it(NormalizeInput), it(dict(mean=[0]*3, std=[1]*3)), mean=Kind(None, 'x', [], [nan]*3, ['a']*3, thing),
+    std=Kind(None, 'x', [], [nan]*3, ['a']*3, [0]*3, [-1]*3, thing))
 call('read_weights', 'F', it(read_weights), None, path=Kind(None, 5, [], thing, not_there, a_text, a_folder, words='file weights'))
 call('TwoStreams', 'F', it(TwoStreams), it(dict(arch=('toy_resnet','toy_resnet'))), arch=Kind(None, 5, 'x', [], ('toy_resnet',), ('toy_resnet',None), ('toy_resnet','no_such_model'), thing, words='architecture architectures model'), pretrained=flag,
     weights=Kind(5, [1], 'x', thing, words='files'), img_size=size_of(none=True).called('size'), kwargs=Free("timm's own"))
@@ -298,10 +318,12 @@ call('signed_sqrt', 'F', it(signed_sqrt), it(dict(x=torch.ones(3, 2))), x=by_tor
 call('PartPool', 'F', it(PartPool), it(dict(nf=8, parts=2)), nf=channels, parts=whole(1, 8), dim=whole(1, none=True), pull=number(0), beta=share)
 call('AnnotatedPartPool', 'F', it(AnnotatedPartPool), it(dict(nf=8, parts=2)), nf=channels, parts=count, dim=whole(1, none=True), given=share, sigma=positive, weight=number(0))
 call('part_targets', 'F', it(part_targets), lambda w: dict(places=torch.rand(2, 3, 2), h=4, w=4), places=by_torch, h=by_torch, w=by_torch, sigma=positive)
-call('ZoomIn', 'F', it(ZoomIn), it({}), crop=number(0), drop=number(0), crop_at=range_or_number, drop_at=range_or_number, whole_at=number(0, below=1), pad=number(0, below=1))
+call('ZoomIn', 'F', it(ZoomIn), it({}), crop=number(0), drop=number(0), crop_at=range_or_number, drop_at=range_or_number, whole_at=number(0, below=1),
+    pad=number(0, below=1))
 attention = pixels.called('attention shape')
 call('attention_drop', 'F', it(attention_drop), lambda w: dict(x=w.x, attention=torch.rand(2, 4, 4)), x=pixels, attention=attention, thresh=range_or_number)
-call('attention_crop', 'F', it(attention_crop), lambda w: dict(x=w.x, attention=torch.rand(2, 4, 4)), x=pixels, attention=attention, thresh=range_or_number, pad=number(0, below=1))
+call('attention_crop', 'F', it(attention_crop), lambda w: dict(x=w.x, attention=torch.rand(2, 4, 4)), x=pixels, attention=attention, thresh=range_or_number,
+    pad=number(0, below=1))
 call('part_hits', 'F', it(part_hits), lambda w: dict(attention=torch.rand(2, 3, 4, 4), points=torch.rand(2, 5, 2)), attention=by_torch, points=by_torch, near=positive)
 call('Attended', 'F', it(Attended), it(dict(nf=8, kind='se')), nf=channels, kind=choice())
 call('AttentionPool', 'F', it(AttentionPool), it(dict(nf=8)), nf=channels, heads=count)
@@ -319,7 +341,8 @@ call('EmbeddingNorm', 'F', it(EmbeddingNorm), it(dict(nf=8)), nf=channels)
 call('LinearHead', 'F', it(LinearHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=share)
 call('FastaiHead', 'F', it(FastaiHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=share, hidden=count)
 call('CosineHead', 'F', it(CosineHead), it(dict(nf=8, n_out=2)), nf=channels, n_out=count, drop=share, scale=number(above=0, none=True))
-call('LevelHead', 'F', it(LevelHead), it(dict(nf=8, n_out=2, parents=[[0,1]])), nf=channels, n_out=count, drop=share, parents=Kind(None, 5, 'x', [], [5], [[0]], [[0,2]], [[0,nan]], thing, words='parents'), weight=number(0))
+call('LevelHead', 'F', it(LevelHead), it(dict(nf=8, n_out=2, parents=[[0,1]])), nf=channels, n_out=count, drop=share,
+    parents=Kind(None, 5, 'x', [], [5], [[0]], [[0,2]], [[0,nan]], thing, words='parents'), weight=number(0))
 
 # -- losses, metric learning, metrics, levels (F)
 call('Focal', 'F', it(Focal), it({}), gamma=number(0), weight=Kind('x', 5, [-1.,1.], [nan], thing, words='weight weights'), reduction=choice())
@@ -332,7 +355,8 @@ call('MetricLoss', 'F', it(MetricLoss), it(dict(loss=nn.Identity())), loss=Kind(
 ref = Kind(5, 'x', Of('zeros(3)', lambda w: torch.zeros(3)), Of('of another width', lambda w: torch.zeros(3, 9)), thing, words='embeddings rows')
 def rows_and(**kw): return lambda w: dict(embeddings=torch.eye(4), **{k: torch.tensor([0,0,1,1]) for k in ('targs',)}, **kw)
 call('nearest', 'F', it(lambda **kw: list(nearest(**kw))), it(dict(embeddings=torch.eye(4))), embeddings=matrix, k=count, ref=ref, chunk=count)
-own_classes = Kind(None, 5, 'x', [], thing, Of('of floats', lambda w: torch.tensor([.5]*4)), Of('of another length', lambda w: torch.tensor([0,1])), Of('class -1', lambda w: torch.tensor([-1,0,0,1])), words='class classes label labels')
+own_classes = Kind(None, 5, 'x', [], thing, Of('of floats', lambda w: torch.tensor([.5]*4)), Of('of another length', lambda w: torch.tensor([0,1])), Of('class -1', lambda w: torch.tensor([-1,0,0,1])),
+    words='class classes label labels')
 other_classes = Free('goes with `ref`, checked like `targs`')
 call('recall_at_k', 'F', it(recall_at_k), rows_and(), embeddings=matrix, targs=own_classes, k=count, ref=ref, ref_targs=other_classes)
 call('r_precision', 'F', it(r_precision), rows_and(), embeddings=matrix, targs=own_classes, ref=ref, ref_targs=other_classes)
@@ -358,12 +382,14 @@ call('Cutout', 'F', it(Cutout), it({}), size=number(high=1, above=0), p=share, f
 call('square_boxes', 'F', it(square_boxes), it(dict(n=2, h=8, w=8, size=.5)), n=by_torch, h=by_torch, w=by_torch, size=number(high=1, above=0), device=by_torch)
 call('random_boxes', 'F', it(random_boxes), it(dict(n=2, h=8, w=8)), n=by_torch, h=by_torch, w=by_torch, area=pair_of(0, 1), aspect=pair_of(1, 3), device=by_torch)
 call('erase', 'F', it(erase), lambda w: dict(x=w.x, boxes=torch.tensor([[0,2,0,2]]*2)), x=by_torch, boxes=by_torch, fill=Kind('no such', None, {}, thing, ['a']))
-call('evidence', 'F', it(evidence), lambda w: dict(model=w.model, x=w.x, y=w.y), model=by_torch, x=by_torch, y=Kind(Of('of floats', lambda w: torch.tensor([.5,.5])), Of('of another length', lambda w: torch.tensor([0,1,0])), words='label targets'))
+call('evidence', 'F', it(evidence), lambda w: dict(model=w.model, x=w.x, y=w.y), model=by_torch, x=by_torch, y=Kind(Of('of floats', lambda w: torch.tensor([.5,.5])),
+    Of('of another length', lambda w: torch.tensor([0,1,0])), words='label targets'))
 two_pictures = lambda w: dict(x=w.x, perm=torch.tensor([1,0]))
 call('mixup', 'F', it(mixup), lambda w: two_pictures(w)|dict(lam=.5), x=by_torch, perm=by_torch, lam=share)
 call('cut_box', 'F', it(cut_box), it(dict(h=8, w=8, lam=.5)), h=by_torch, w=by_torch, lam=share, center=Kind(5, 'x', (1,), ('a','b'), thing))
 call('cutmix', 'F', it(cutmix), lambda w: two_pictures(w)|dict(lam=.5), x=by_torch, perm=by_torch, lam=share, center=Kind(5, 'x', (1,), ('a','b'), thing))
-call('snapmix', 'F', it(snapmix), lambda w: two_pictures(w)|dict(seen=torch.rand(2, 32, 32), lams=(.5,.5)), x=by_torch, perm=by_torch, seen=by_torch, lams=pair_of(0, 1).but((1,-1)) + [(2.,.5)], centers=Kind(5, 'x', (1,), thing, None))
+call('snapmix', 'F', it(snapmix), lambda w: two_pictures(w)|dict(seen=torch.rand(2, 32, 32), lams=(.5,.5)), x=by_torch, perm=by_torch, seen=by_torch,
+    lams=pair_of(0, 1).but((1,-1)) + [(2.,.5)], centers=Kind(5, 'x', (1,), thing, None))
 alpha = number(above=0, none=True)
 call('Mix', 'F', it(Mix), it(dict(mixup=.4)), mixup=alpha, cutmix=alpha, snapmix=alpha, p=share, weights=Kind(5, 'x', (1,2,3), (-1,), (nan,), ('a',), thing))
 for f in (MixUp, CutMix, SnapMix): call(f.__name__, 'F', it(f), it({}), alpha=number(above=0, words='Mix'), p=share)
@@ -372,16 +398,21 @@ for f in (MixUp, CutMix, SnapMix): call(f.__name__, 'F', it(f), it({}), alpha=nu
 rate = number(above=0, none=True)
 plan = Kind(None, 0, -1, 1.5, 'x', nan, [], {}, thing, [1], True, words='plan epochs Phase')
 depth = Kind(99, -99, 1.5, 'no such', None, [], {}, thing, words='depth')
-call('Learner.fit_phases', 'B', lambda w: w.learn.fit_phases, None, plan=plan, lr=rate, wd=number(0, none=True), cbs=callbacks, resume=Kind(5, thing, not_there, a_folder, a_text, [1], words='resume snapshot folder'), folder=new_folder.but(None))
-call('Learner.fit_phases, a phase', 'B', lambda w: lambda **kw: w.learn.fit_phases([Phase(**dict(to='head', epochs=1)|kw)]), None, to=depth, epochs=count, lr=rate.but([]), ratio=positive, decay=number(high=1, above=0, none=True), size=size_of(none=True),
+call('Learner.fit_phases', 'B', lambda w: w.learn.fit_phases, None, plan=plan, lr=rate, wd=number(0, none=True), cbs=callbacks,
+    resume=Kind(5, thing, not_there, a_folder, a_text, [1], words='resume snapshot folder'), folder=new_folder.but(None))
+call('Learner.fit_phases, a phase', 'B', lambda w: lambda **kw: w.learn.fit_phases([Phase(**dict(to='head', epochs=1)|kw)]), None, to=depth, epochs=count, lr=rate.but([]), ratio=positive,
+    decay=number(high=1, above=0, none=True), size=size_of(none=True),
     cached_views=whole(0, none=True), reinit=whole(0, 99), patience=whole(1, none=True), freeze_bn=flag, pct_start=number(above=0, below=1), div=positive)
-call('Phase', 'B', it(Phase), it(dict(to='head', epochs=1)), to=Kind(None, 1.5, [], {}, thing, nan), epochs=count, lr=rate + [slice(None), slice('a'), slice(-1,1), slice(nan), slice(1,2,3)], ratio=positive, decay=number(high=1, above=0, none=True),
-    size=size_of(none=True), cached_views=whole(0, none=True), reinit=whole(0), patience=whole(1, none=True), freeze_bn=flag, pct_start=number(above=0, below=1), div=positive)
+call('Phase', 'B', it(Phase), it(dict(to='head', epochs=1)), to=Kind(None, 1.5, [], {}, thing, nan), epochs=count,
+    lr=rate + [slice(None), slice('a'), slice(-1,1), slice(nan), slice(1,2,3)], ratio=positive, decay=number(high=1, above=0, none=True),
+    size=size_of(none=True), cached_views=whole(0, none=True), reinit=whole(0), patience=whole(1, none=True), freeze_bn=flag,
+    pct_start=number(above=0, below=1), div=positive)
 call('Plan', 'B', it(Plan), it(dict(phases=[Phase('all', 1)])), phases=Kind(5, 'x', [5], [None], thing, words='plan Phase'))
 call('default_plan', 'B', it(default_plan), it(dict(epochs=3)), epochs=count, lr=positive, drop=positive, ratio=positive, pretrained=flag)
 call('phase_rates', 'B', it(phase_rates), lambda w: dict(learn=w.learn, plan=2), learn=Free("a learner or its model, from the calls that take one"), plan=plan, lr=rate)
 call('Learner.plan', 'B', lambda w: w.learn.plan, it(dict(name='default', epochs=3)), name=choice(), epochs=count, lr=rate, kwargs=options)
-for k in ('fastai','gradual','reinit','layers'): call(f'{k}_plan', 'B', lambda w, k=k: partial(globals()[f'{k}_plan'], w.learn), it(dict(epochs=12)), learn=Free('given by `learn.plan`'), epochs=count, lr=positive, **(dict(n=whole(1)) if k=='reinit' else {}))
+for k in ('fastai','gradual','reinit','layers'):
+    call(f'{k}_plan', 'B', lambda w, k=k: partial(globals()[f'{k}_plan'], w.learn), it(dict(epochs=12)), learn=Free('given by `learn.plan`'), epochs=count, lr=positive, **(dict(n=whole(1)) if k=='reinit' else {}))
 call('blocks_plan', 'B', lambda w: partial(blocks_plan, w.learn), None, learn=Free('given by `learn.plan`'), epochs=Kind(3, words='blocks'), lr=Free('as in the other plans'))
 call('Learner.plot_phases', 'B', lambda w: w.learn.plot_phases, it(dict(plan=2)), plan=plan.but(None), lr=rate, figsize=figsize)
 call('Learner.lr_find_phase', 'B', lambda w: w.learn.lr_find_phase, None, phase=Kind(None, 5, 'x', [], thing), **{k: theirs for k in ('start_lr','end_lr','num_it','stop_div','show_plot','suggest_funcs')})
@@ -391,7 +422,8 @@ call('group_names', 'B', it(group_names), lambda w: dict(learn=w.learn), learn=F
 call('group_index', 'B', it(group_index), lambda w: dict(learn=w.learn, to='head'), learn=Free("a learner or its model, from the calls that take one"), to=depth)
 call('depth_name', 'B', it(depth_name), lambda w: dict(learn=w.learn, to='head'), learn=Free("a learner or its model, from the calls that take one"), to=depth)
 call('spread', 'B', it(spread), it(dict(lr=1., n=2)), lr=positive, n=count, ratio=positive)
-call('group_rates', 'B', it(group_rates), it(dict(lr=1., n=2)), lr=positive + [slice(None), slice('a'), slice(-1,1)], n=count, ratio=positive, decay=number(high=1, above=0, none=True))
+call('group_rates', 'B', it(group_rates), it(dict(lr=1., n=2)), lr=positive + [slice(None), slice('a'), slice(-1,1)], n=count, ratio=positive,
+    decay=number(high=1, above=0, none=True))
 def entered(f):
     def g(**kw):
         with f(**kw): pass
@@ -404,17 +436,20 @@ call('frozen_features', 'B', it(in_frozen), lambda w: dict(learn=w.learn), learn
 call('Accumulate', 'B', it(Accumulate), it(dict(n=2)), n=count)
 call('EMA', 'B', it(EMA), it({}), decay=number(0, below=1))
 call('L2SP', 'B', it(L2SP), it(dict(alpha=.1)), alpha=number(0), beta=number(0, none=True))
-call('AddLoss', 'B', it(AddLoss), it(dict(loss='center')), loss=Kind(None, 5, 'no such', [], {}, thing), weight=number(above=0, none=True), on=choice(none=True), name=Kind(5, 'a.b', [1], thing), alone=flag)
+call('AddLoss', 'B', it(AddLoss), it(dict(loss='center')), loss=Kind(None, 5, 'no such', [], {}, thing), weight=number(above=0, none=True), on=choice(none=True),
+    name=Kind(5, 'a.b', [1], thing), alone=flag)
 call('undecayed', 'B', it(undecayed), lambda w: dict(model=w.model), model=Free("a learner or its model, from the calls that take one"))
 call('write_snapshot', 'B', it(write_snapshot), lambda w: dict(folder=w.tmp/'snap', o=[1]), folder=new_folder, o=Kind(thing, [thing], {'a': thing}, {thing: 1}, words='Thing'))
 call('read_snapshot', 'B', it(read_snapshot), lambda w: dict(folder=write_snapshot(w.tmp/'snap', [1]).parent), folder=old_folder.called('snapshot'))
 call('FineGrainedLearner.distrib_ctx', 'B', lambda w: lambda **kw: entered(w.learn.distrib_ctx)(**kw), None, sync_bn=flag, in_notebook=look, kwargs=Free("Accelerate's own"))
-call('Learner.mix_report', 'B', lambda w: w.learn.mix_report, None, settings=Kind(5, 'x', None, [], [5], thing, words='mix_report'), epochs=count, seeds=Kind(0, 2, -1, 1.5, 'x', [], [0,1], [0,0,0], ['a']*3, thing, None), kwargs=Free('of `fit_phases`'))
+call('Learner.mix_report', 'B', lambda w: w.learn.mix_report, None, settings=Kind(5, 'x', None, [], [5], thing, words='mix_report'), epochs=count,
+    seeds=Kind(0, 2, -1, 1.5, 'x', [], [0,1], [0,0,0], ['a']*3, thing, None), kwargs=Free('of `fit_phases`'))
 call('CSVLog', 'B', it(CSVLog), it({}), fname=Kind(None, 5, [], thing, ''))
 call('tensorboard_log', 'B', it(tensorboard_log), None, folder=Kind(None, 5, [], thing, ''))
 
 # -- learner, interpretation, numbers (A)
-call('FineGrainedInterpretation.from_learner', 'A', it(FineGrainedInterpretation.from_learner), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=Kind(99, 'x', 1.5, None, [], thing), dl=loader, act=theirs)
+call('FineGrainedInterpretation.from_learner', 'A', it(FineGrainedInterpretation.from_learner), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=Kind(99, 'x', 1.5, None, [], thing), dl=loader,
+    act=theirs)
 interp = lambda k: lambda w: getattr(w.interp, k)
 method = Kind(None, 5, 'no such', [], {}, thing, words='method')
 against = Kind('no such', 10**6, -1, 1.5, nan, [], {}, thing, (0,1), words='against')
@@ -422,13 +457,15 @@ call('FineGrainedInterpretation.most_confused', 'A', interp('most_confused'), it
 call('FineGrainedInterpretation.plot_per_class', 'A', interp('plot_per_class'), it({}), most=count, ax=axes)
 call('FineGrainedInterpretation.plot_confusion_matrix', 'A', interp('plot_confusion_matrix'), it({}), most=whole(1), ax=axes)
 call('FineGrainedInterpretation.plot_confused_pairs', 'A', interp('plot_confused_pairs'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against, figsize=figsize)
-call('FineGrainedInterpretation.plot_pair', 'A', interp('plot_pair'), lambda w: dict(one=w.dls.vocab[0], other=w.dls.vocab[1], k=1), one=name_of('pair'), other=name_of('pair'), k=count, method=method, against=against, figsize=figsize)
+call('FineGrainedInterpretation.plot_pair', 'A', interp('plot_pair'), lambda w: dict(one=w.dls.vocab[0], other=w.dls.vocab[1], k=1), one=name_of('pair'), other=name_of('pair'), k=count, method=method, against=against,
+    figsize=figsize)
 call('FineGrainedInterpretation.top_losses', 'A', interp('top_losses'), it({}), k=whole(1, none=True), largest=look, items=look)
 call('FineGrainedInterpretation.plot_top_losses', 'A', interp('plot_top_losses'), it(dict(k=1)), k=count, largest=look, method=method, ncols=count, against=against, figsize=figsize)
 call('FineGrainedInterpretation.calibration', 'A', interp('calibration'), it({}), bins=count)
 call('FineGrainedInterpretation.ece', 'A', interp('ece'), it({}), bins=count)
 call('FineGrainedInterpretation.plot_calibration', 'A', interp('plot_calibration'), it({}), bins=count, ax=axes)
-call('FineGrainedInterpretation.plot_errors', 'A', interp('plot_errors'), it(dict(n=1)), n=count, idxs=Kind([99], [-1], ['x'], [1.5], 'x', [], thing, [None], words='Pictures picture number'), method=method, layer=Kind('no such', 99, 1.5, {}, thing), against=against, figsize=figsize)
+call('FineGrainedInterpretation.plot_errors', 'A', interp('plot_errors'), it(dict(n=1)), n=count, idxs=Kind([99], [-1], ['x'], [1.5], 'x', [], thing, [None], words='Pictures picture number'), method=method, layer=Kind('no such', 99, 1.5, {}, thing),
+    against=against, figsize=figsize)
 call('FineGrainedInterpretation.label_issues', 'A', interp('label_issues'), it({}), least=share)
 call('FineGrainedInterpretation.walk', 'A', interp('walk'), it(dict(n=1, k=1)), n=count, k=count, method=method, against=against)
 call('FineGrainedInterpretation.to_html', 'A', interp('to_html'), lambda w: dict(path=w.tmp/'pairs.html', n=1, k=1), path=new_file, n=count, k=count, method=method, side=count, title=text, against=against)
@@ -451,7 +488,8 @@ call('Prototypes.predict', 'A', lambda w: w.prototypes.predict, it(dict(items=[0
 call('measure', 'A', it(measure), lambda w: dict(learn=w.learn), learn=instance(), most=count)
 runs = Kind(0, -1, 1.5, 'x', [], [1.5], [0,0], ['a'], None, thing, {})
 study_name = Kind(None, 5, '', 'a/b', '..', [], thing)
-call('Study', 'A', it(Study), lambda w: dict(name='mine', train=a_run, settings=dict(a=[1]), folder=w.tmp/'studies'), name=study_name, train=func, settings=Kind(None, 5, 'x', {'a': 5}, {'a': []}, {'a': 'xy'}, {'no such': [1]}, {5: [1]}, [5], [], {'seed': [1]}, thing),
+call('Study', 'A', it(Study), lambda w: dict(name='mine', train=a_run, settings=dict(a=[1]), folder=w.tmp/'studies'), name=study_name, train=func,
+    settings=Kind(None, 5, 'x', {'a': 5}, {'a': []}, {'a': 'xy'}, {'no such': [1]}, {5: [1]}, [5], [], {'seed': [1]}, thing),
     seeds=runs, folder=new_folder)
 call('Study.left', 'A', lambda w: w.study.left, it({}), now=number(0))
 call('Study.run', 'A', lambda w: w.study.run, it(dict(progress=False)), progress=look)
@@ -463,7 +501,8 @@ call('value_name', 'A', it(value_name), it(dict(o=1)), o=Kind(thing, lambda: 1, 
 given = dict(name=study_name, seeds=runs, folder=new_folder, kwargs=options)
 some_data = Kind(None, 5, 'no such data', [], thing)
 quick = lambda w: dict(data=w.data, folder=w.tmp/'studies')
-call('train_one', 'A', it(train_one), None, seed=seed, data=some_data, arch=Free('as `fine_grained_learner`'), epochs=plan, lr=rate, plan=Kind(5, 'x', {'name': 'no such'}, thing), size=Free('as `dls`'), bs=Free('as `dls`'), aug=Free('as `dls`'), crop=Free('as `dls`'), dls=Kind(5, 'x', thing),
+call('train_one', 'A', it(train_one), None, seed=seed, data=some_data, arch=Free('as `fine_grained_learner`'), epochs=plan, lr=rate, plan=Kind(5, 'x', {'name': 'no such'}, thing), size=Free('as `dls`'), bs=Free('as `dls`'), aug=Free('as `dls`'),
+    crop=Free('as `dls`'), dls=Kind(5, 'x', thing),
     cbs=Kind(5, [5], thing), smooth=share, kwargs=options)
 archs = Kind(None, 5, [], thing, words='arch model architecture')
 in_its_row = Free('of each run: one that fails keeps its error as its row')
@@ -475,16 +514,21 @@ call('training_tricks', 'A', it(training_tricks), it({}), alpha=number(0), smoot
 call('tricks_study', 'A', it(tricks_study), quick, data=some_data, arch=in_its_row, tricks=Kind(5, 'x', [1], {'a': 5}, thing, words='settings'), aug=in_its_row, **given)
 call('all_that_help', 'A', it(all_that_help), None, study=instance(), by=choice())
 call('vit_study', 'A', it(vit_study), quick, data=some_data, archs=archs, blocks=Kind(None, 5, 'x', [0], [-1], ['a'], thing), epochs=count, **given)
-call('reinit_study', 'A', it(reinit_study), quick, data=some_data, bodies=Kind(5, 'x', [1], {'a': 5}, thing, words='settings'), stages=Kind(None, 5, 'x', [], [-1], ['a'], thing), epochs=in_its_row, **given)
-call('transfer_study', 'A', it(transfer_study), lambda w: quick(w)|dict(source=w.data), data=some_data, source=some_data.called('data'), arch=in_its_row, epochs=in_its_row, source_epochs=in_its_row, **given)
+call('reinit_study', 'A', it(reinit_study), quick, data=some_data, bodies=Kind(5, 'x', [1], {'a': 5}, thing, words='settings'), stages=Kind(None, 5, 'x', [], [-1], ['a'], thing), epochs=in_its_row,
+    **given)
+call('transfer_study', 'A', it(transfer_study), lambda w: quick(w)|dict(source=w.data), data=some_data, source=some_data.called('data'), arch=in_its_row, epochs=in_its_row,
+    source_epochs=in_its_row, **given)
 
 # -- explanations (G)
 target = Kind('No such bird', 10**6, -1, 1.5, nan, [], {}, thing, (0,0), ('x','y'), (0,1,2), [0,1,2,3,4,5,6], words='target targets class')
 layer = Kind('no such', 99, 1.5, {}, thing, [], ['no such'], nn.Linear(1, 1), words='layer stage stages Linear')
 call('cam', 'G', it(cam), lambda w: dict(learn=w.learn, items=[0]), learn=instance(), items=pictures, method=method, target=target, layer=layer, against=against)
-call('Learner.show_cam', 'G', lambda w: w.learn.show_cam, it(dict(n=1)), items=pictures.but(None), n=count, method=method, target=target.but([0,1,2,3,4,5,6]), layer=layer, ncols=count, against=against, figsize=figsize)
-call('spotlight', 'G', it(spotlight), lambda w: dict(im=w.x[0], cam=torch.rand(32, 32)), im=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))), cam=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('of another size', lambda w: torch.zeros(7, 9))))
-call('draw_cam', 'G', it(draw_cam), lambda w: dict(ax=plt.subplots()[1], im=w.x[0], cam=torch.rand(32, 32)), ax=axes, im=Kind(None, 5, 'x', [], thing), cam=Kind(None, 5, 'x', [], thing), title=Free("matplotlib's own"), right=Kind('no', 7, [1], thing))
+call('Learner.show_cam', 'G', lambda w: w.learn.show_cam, it(dict(n=1)), items=pictures.but(None), n=count, method=method, target=target.but([0,1,2,3,4,5,6]), layer=layer,
+    ncols=count, against=against, figsize=figsize)
+call('spotlight', 'G', it(spotlight), lambda w: dict(im=w.x[0], cam=torch.rand(32, 32)), im=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))),
+    cam=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), Of('of another size', lambda w: torch.zeros(7, 9))))
+call('draw_cam', 'G', it(draw_cam), lambda w: dict(ax=plt.subplots()[1], im=w.x[0], cam=torch.rand(32, 32)), ax=axes, im=Kind(None, 5, 'x', [], thing),
+    cam=Kind(None, 5, 'x', [], thing), title=Free("matplotlib's own"), right=Kind('no', 7, [1], thing))
 call('find_layer', 'G', it(find_layer), lambda w: dict(model=w.model), model=Free("a learner or its model, from the calls that take one"), layer=layer.but([], ['no such']), x=Free('of `view_layers`'))
 call('find_method', 'G', it(find_method), it(dict(method='gradcam')), method=method)
 call('view_layers', 'G', it(view_layers), lambda w: dict(model=w.model, x=w.x), model=Free('a learner or its model, from the calls that take one'), x=by_torch, logit_weights=by_torch, layers=Kind(5, 'x', ['no such'], thing, words='layer'))
@@ -502,19 +546,24 @@ call('FeatureHierarchy.plot_linear_probes', 'A', fh('plot_linear_probes'), lambd
 call('FeatureHierarchy.top_activations', 'G', fh('top_activations'), it(dict(stage=-1, channel=0, n=1)), stage=stage, channel=whole(0, 10**6), items=pictures.but(None), n=count)
 call('FeatureHierarchy.receptive_fields', 'G', fh('receptive_fields'), it(dict(items=[0])), items=pictures.but(None))
 call('FeatureHierarchy.plot_receptive_fields', 'G', fh('plot_receptive_fields'), it(dict(items=[0])), items=pictures.but(None), figsize=figsize)
-call('FineGrainedInterpretation.cam_report', 'G', lambda w: w.interp.cam_report, it(dict(methods=['gradcam'], n=1, steps=0)), methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layers=Kind(5, ['no such'], [99], thing, [], words='layer stage stages'),
+call('FineGrainedInterpretation.cam_report', 'G', lambda w: w.interp.cam_report, it(dict(methods=['gradcam'], n=1, steps=0)), methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'),
+    layers=Kind(5, ['no such'], [99], thing, [], words='layer stage stages'),
     asked=Kind(None, 5, 'x', [], ['x'], [5], thing), part=Kind('no such part', 5, [], thing), n=whole(1, none=True), steps=whole(0), tolerance=number(0))
 call('CamReport.beats', 'G', lambda w: w.report.beats, it({}), base=choice())
 call('CamReport.plot', 'G', lambda w: w.report.plot, it({}), score=choice(), ax=axes)
-call('Learner.cam_sanity_check', 'G', lambda w: w.learn.cam_sanity_check, it(dict(items=[0])), items=pictures, methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layer=layer.but([], ['no such']), seed=seed, against=against)
+call('Learner.cam_sanity_check', 'G', lambda w: w.learn.cam_sanity_check, it(dict(items=[0])), items=pictures, methods=Kind(None, 5, 'no such', [], ['no such'], [5], thing, words='method'), layer=layer.but([], ['no such']),
+    seed=seed, against=against)
 maps = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), words='maps shape')
 masks = Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3)), words='masks shape')
 two_maps = lambda w: dict(maps=torch.rand(2, 8, 8), masks=torch.ones(2, 8, 8, dtype=torch.bool))
 call('pointing_game', 'G', it(pointing_game), two_maps, maps=maps, masks=masks, tolerance=number(0))
 call('energy_inside', 'G', it(energy_inside), two_maps, maps=maps, masks=masks)
-call('box_masks', 'G', it(box_masks), it(dict(boxes=torch.tensor([[0.,0,2,2]]), size=(8,8))), boxes=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))), size=Kind(None, 'x', 0, (8,), thing, (nan,8)))
-call('disc_masks', 'G', it(disc_masks), it(dict(discs=torch.tensor([[1.,1,2]]), size=(8,8))), discs=Kind(None, 5, 'x', [], thing, Of('zeros(2)', lambda w: torch.zeros(2))), size=Kind(None, 'x', 0, (8,), thing, (nan,8)))
-call('deletion_insertion', 'G', it(deletion_insertion), lambda w: dict(f=w.model, x=w.x, maps=torch.rand(2, 32, 32), classes=w.y, steps=1), f=func, x=pixels, maps=maps, classes=numbers_of_classes, steps=count)
+call('box_masks', 'G', it(box_masks), it(dict(boxes=torch.tensor([[0.,0,2,2]]), size=(8,8))), boxes=Kind(None, 5, 'x', [], thing, Of('zeros(3)', lambda w: torch.zeros(3))),
+    size=Kind(None, 'x', 0, (8,), thing, (nan,8)))
+call('disc_masks', 'G', it(disc_masks), it(dict(discs=torch.tensor([[1.,1,2]]), size=(8,8))), discs=Kind(None, 5, 'x', [], thing, Of('zeros(2)', lambda w: torch.zeros(2))),
+    size=Kind(None, 'x', 0, (8,), thing, (nan,8)))
+call('deletion_insertion', 'G', it(deletion_insertion), lambda w: dict(f=w.model, x=w.x, maps=torch.rand(2, 32, 32), classes=w.y, steps=1), f=func, x=pixels, maps=maps,
+    classes=numbers_of_classes, steps=count)
 
 # -- robustness (F)
 attack = dict(model=func, x=unit_pixels, y=numbers_of_classes.called('y'), eps=number(0), norm=choice(), targeted=flag)
@@ -525,7 +574,8 @@ call('pgd', 'F', it(pgd), pictured, **attack, steps=count, alpha=number(above=0,
 call('corrupt', 'F', it(corrupt), lambda w: dict(x=w.x, kind='dark', strength=1), x=unit_pixels, kind=choice(), strength=whole(1, 5))
 call('hide', 'F', it(hide), lambda w: dict(x=w.x, discs=torch.tensor([[1.,1,2]]*2)), x=pixels, discs=Kind(None, 5, 'x', [], thing, Of('zeros(2)', lambda w: torch.zeros(2))))
 attacks_of = Kind(None, 5, 'no such', ['no such'], [5], thing, words='attack')
-call('FineGrainedInterpretation.robustness', 'F', lambda w: w.interp.robustness, it(dict(eps=(.1,), corrupted=False, attack='fgsm', n=1, steps=1)), attack=attacks_of, eps=Kind(None, 'x', [-1], [nan], ['a'], thing, [inf]), norm=choice(), corrupted=flag, n=whole(1, none=True), keep=whole(0), seed=seed, kwargs=Free('of the attacks, above'))
+call('FineGrainedInterpretation.robustness', 'F', lambda w: w.interp.robustness, it(dict(eps=(.1,), corrupted=False, attack='fgsm', n=1, steps=1)), attack=attacks_of,
+    eps=Kind(None, 'x', [-1], [nan], ['a'], thing, [inf]), norm=choice(), corrupted=flag, n=whole(1, none=True), keep=whole(0), seed=seed, kwargs=Free('of the attacks, above'))
 call('Robustness.wide', 'F', lambda w: w.robustness.wide, it({}), corrupted=flag)
 call('Robustness.gallery', 'F', lambda w: w.robustness.gallery, lambda w: dict(kind='pgd') if any(w.robustness.shown) else None, kind=choice(), n=count, figsize=Free('asked for once there are pictures to draw'))
 call('Robustness.plot', 'F', lambda w: w.robustness.plot, it({}), figsize=figsize)
@@ -537,12 +587,16 @@ call('AdversarialTraining', 'F', it(AdversarialTraining), it({}), eps=positive, 
 # -- bundles (E)
 call('load_bundle', 'E', it(load_bundle), lambda w: dict(folder=w.tmp/'bundle'), folder=old_folder, device=device)
 call('Learner.save_bundle', 'E', lambda w: w.learn.save_bundle, lambda w: dict(folder=w.tmp/'again'), folder=new_folder)
-call('Bundle.predict', 'E', lambda w: w.bundle.predict, lambda w: dict(images=w.jpg, progress=False), images=pictures.but(['no/such.jpg'], [a_text], Of('zeros(2,7,8,8)', None)), k=count, flip=flag, bs=count, num_workers=workers, boxes=Kind(5, 'x', [1], thing, [0,0,5,5]), progress=look)
+call('Bundle.predict', 'E', lambda w: w.bundle.predict, lambda w: dict(images=w.jpg, progress=False), images=pictures.but(['no/such.jpg'], [a_text], Of('zeros(2,7,8,8)', None)), k=count, flip=flag, bs=count,
+    num_workers=workers, boxes=Kind(5, 'x', [1], thing, [0,0,5,5]), progress=look)
 call('Bundle.save_onnx', 'E', lambda w: w.bundle.save_onnx, None, path=new_file, images=Free('as `predict`'))
-call('Bundle', 'E', it(Bundle), None, model=instance(), labels=Kind(None, 5, 'x', [], [1], thing), levels=Kind(5, 'x', thing), transforms=Kind(None, 5, 'x', {}, thing), device=device)
+call('Bundle', 'E', it(Bundle), None, model=instance(), labels=Kind(None, 5, 'x', [], [1], thing), levels=Kind(5, 'x', thing), transforms=Kind(None, 5, 'x', {}, thing),
+    device=device)
 call('recipe', 'E', it(recipe), lambda w: dict(model=w.model), model=instance())
-call('check_same', 'E', it(check_same), lambda w: dict(want=torch.ones(2, 2), got=torch.ones(2, 2)), want=instance(words='logits'), got=instance(words='logits') + [Of('another shape', lambda w: torch.ones(3, 3)), Of('other numbers', lambda w: torch.zeros(2, 2))], most=number(0))
-call('write_bundle', 'E', it(write_bundle), lambda w: dict(folder=w.tmp/'third', model=w.model, labels=list(w.dls.vocab), size=(32,32)), folder=new_folder, model=instance(), labels=Kind(None, 5, 'x', [], ['a'], ['a']*4, thing), size=size_of(none=True), crop=choice(none=True), margin=number(0),
+call('check_same', 'E', it(check_same), lambda w: dict(want=torch.ones(2, 2), got=torch.ones(2, 2)), want=instance(words='logits'),
+    got=instance(words='logits') + [Of('another shape', lambda w: torch.ones(3, 3)), Of('other numbers', lambda w: torch.zeros(2, 2))], most=number(0))
+call('write_bundle', 'E', it(write_bundle), lambda w: dict(folder=w.tmp/'third', model=w.model, labels=list(w.dls.vocab), size=(32,32)), folder=new_folder, model=instance(),
+    labels=Kind(None, 5, 'x', [], ['a'], ['a']*4, thing), size=size_of(none=True), crop=choice(none=True), margin=number(0),
     levels=Kind(5, 'x', {'a': 5}, thing), stats=stats, facts=Kind(5, 'x', thing), verify=Kind(5, 'x', thing))
 
 # ---- What is not in the table, and why ------------------------------------------------------------------------------------------------
@@ -576,7 +630,9 @@ exceptions = { # 'Class.*': what is written under it
         'target_weights from_grad_cam ',
     'a script, whose arguments go to calls of the table': 'main three_ways fresh_process true_parts show_parts part_scores Report Report.*'}
 
-def patched(cls): return {k: f for k in dir(cls) if callable(f := getattr(inspect.getattr_static(cls, k), '__func__', inspect.getattr_static(cls, k))) and str(getattr(f, '__module__', '')).startswith('fgvc_fast') and k[0]!='_'}
+def patched(cls):
+    return {k: f for k in dir(cls) if callable(f := getattr(inspect.getattr_static(cls, k), '__func__', inspect.getattr_static(cls, k)))
+        and str(getattr(f, '__module__', '')).startswith('fgvc_fast') and k[0]!='_'}
 
 def arguments(f):
     try: return [k for k in inspect.signature(f).parameters if k not in ('self','cls')]
@@ -649,7 +705,8 @@ base_of = { # what goes with the one wrong argument, where a right call would ta
     'Learner.fit_phases': it(dict(plan=1)), 'Learner.lr_find_phase': lambda w: dict(phase=Phase('all', 1), show_plot=False),
     'Learner.mix_report': lambda w: dict(settings=MixUp(), epochs=1), 'tensorboard_log': it({}), 'all_that_help': lambda w: dict(study=tricks_study(w.data, 'toy_resnet', folder=w.tmp/'studies')),
     'train_one': lambda w: dict(seed=0, data=w.data, arch='toy_resnet', epochs=1, size=32, bs=4, dls=dict(num_workers=0, cache=False)),
-    'Bundle.save_onnx': lambda w: dict(path=w.tmp/'a.onnx', images=w.jpg), 'Bundle': lambda w: dict(model=w.model, labels=list(w.dls.vocab), levels={}, transforms=dict(size=(32,32), crop=None, margin=.1), device='cpu'),
+    'Bundle.save_onnx': lambda w: dict(path=w.tmp/'a.onnx', images=w.jpg), 'Bundle': lambda w: dict(model=w.model, labels=list(w.dls.vocab), levels={},
+    transforms=dict(size=(32,32), crop=None, margin=.1), device='cpu'),
     'read_inaturalist': lambda w: dict(root=w.empty), 'read_aircraft': lambda w: dict(root=w.empty)}
 
 def cases(c): return [(k, v) for k,o in c.args.items() if isinstance(o, Kind) for v in o.wrong]
@@ -776,7 +833,8 @@ def pictures_shown_and_loaded(w):
     for o in spoilt_pictures(w)[::7]:
         yield f'data.show: {o.name}',lambda o=o: spoilt_data(w, [o]).show([0]),[o.name]
         yield f'test_dl: {o.name}',lambda o=o: w.dls.test_dl([o], num_workers=0).one_batch(),[o.name]
-        yield f'dls: {o.name}',lambda o=o: FineGrainedData(pd.DataFrame(dict(path=[f'bird/{o.name}']*4, label=list('abab'), split=['train','train','valid','valid'])), w.tmp/'spoilt').dls(32, bs=2, num_workers=0, cache=w.tmp/'cache').valid.one_batch(),[o.name]
+        yield f'dls: {o.name}',lambda o=o: FineGrainedData(pd.DataFrame(dict(path=[f'bird/{o.name}']*4, label=list('abab'), split=['train','train','valid','valid'])), w.tmp/'spoilt').dls(32, bs=2, num_workers=0,
+            cache=w.tmp/'cache').valid.one_batch(),[o.name]
 
 @spoilt('G', may_pass=True)
 def pictures_explained(w):
@@ -794,7 +852,8 @@ def table_of(w, **cells):
     return items
 
 def a_row(w): return w.data['train'].index[2]
-wrong_cells = dict(path=[None, nan, ''], label=[None, nan], family=[None, nan], split=['no such', 5, nan, None, ['train']], x0=['x', None, nan, inf, '1,5', '10px', 10**6, thing], y1=['x', None, nan, -inf, 0, -1, [], '']) | {'x1': [0, -5, 'wide'], 'y0': [10**6, 'x', None]}
+wrong_cells = (dict(path=[None, nan, ''], label=[None, nan], family=[None, nan], split=['no such', 5, nan, None, ['train']], x0=['x', None, nan, inf, '1,5', '10px', 10**6, thing],
+    y1=['x', None, nan, -inf, 0, -1, [], '']) | {'x1': [0, -5, 'wide'], 'y0': [10**6, 'x', None]})
 
 @spoilt('D')
 def rows_of_a_table(w):
@@ -805,7 +864,8 @@ def rows_of_a_table(w):
 
 @spoilt('D')
 def rows_of_parts(w):
-    for k,vs in dict(item=[-1, 10**6, 'x', None, nan, 1.5, thing], part=[None, nan, ''], x=['x', None, inf, thing, '1,5'], y=['x', None, -inf, []], visible=['x', None, nan, -1, thing]).items():
+    for k,vs in dict(item=[-1, 10**6, 'x', None, nan, 1.5, thing], part=[None, nan, ''], x=['x', None, inf, thing, '1,5'], y=['x', None, -inf, []],
+        visible=['x', None, nan, -1, thing]).items():
         for v in vs:
             parts = w.data.parts.astype(object).copy()
             parts[k] = [v if i==5 else o for i,o in enumerate(parts[k])]
@@ -938,7 +998,8 @@ def bundles_with_other_weights(w):
     ts,cfg = load_file(w.tmp/'bundle'/'model.safetensors'),json.loads((w.tmp/'bundle'/'config.json').read_text())
     def tried(ts):
         b = save(ts)
-        return lambda: loaded(bundle_with(w, 'x', {'model.safetensors': b, 'config.json': json.dumps(signed(cfg|dict(files={'model.safetensors': dict(bytes=len(b), sha256=hashlib.sha256(b).hexdigest())}))).encode()}), w)
+        return lambda: loaded(bundle_with(w, 'x', {'model.safetensors': b, 'config.json': json.dumps(signed(cfg|dict(files={'model.safetensors': dict(bytes=len(b),
+            sha256=hashlib.sha256(b).hexdigest())}))).encode()}), w)
     names = list(ts)[::20]
     for k in names: yield f'without {k}',tried({a: b for a,b in ts.items() if a!=k}),[k, 'model.safetensors']
     for k in names: yield f'another shape of {k}',tried(ts | {k: torch.zeros(3, 3, 3)}),[k, 'model.safetensors']
@@ -1038,7 +1099,8 @@ def tables_of_studies(w):
     for how,b in mutations(text, rng, 36): yield how,lambda b=b: read(b),['runs.jsonl']
     lines = [json.loads(o) for o in text.splitlines()]
     for i in range(2):
-        for at,v,new in json_mutations(lines[i], rng, 2): yield f'line {i}: {at}={v!r}',lambda new=new, i=i: read('\n'.join(json.dumps(new if j==i else o) for j,o in enumerate(lines)).encode()),['runs.jsonl']
+        for at,v,new in json_mutations(lines[i], rng, 2):
+            yield f'line {i}: {at}={v!r}',lambda new=new, i=i: read('\n'.join(json.dumps(new if j==i else o) for j,o in enumerate(lines)).encode()),['runs.jsonl']
 
 def tried_malformed(name, w):
     owner,f,may_pass = malformed[name]

@@ -134,7 +134,8 @@ def test_damaged_files(suffix, tmp_path):
         warnings.simplefilter('ignore')
         for b in damaged(kinds[suffix], 90):
             fn.write_bytes(b)
-            for f in (lambda: read_image(fn), lambda: LazyImage(fn).pixels((0,0,20,20), (16,16)), lambda: LazyImage(fn, (1,2,9,9)).box, lambda: read_image(fn, (2,2,9,9), (4,4))):
+            for f in (lambda: read_image(fn), lambda: LazyImage(fn).pixels((0,0,20,20), (16,16)), lambda: LazyImage(fn, (1,2,9,9)).box,
+                lambda: read_image(fn, (2,2,9,9), (4,4))):
                 try: f()
                 except FineGrainedError as e:
                     assert f'wren.{suffix}' in str(e) and e.why
@@ -290,14 +291,17 @@ def test_transparent_is_white():
     grey = Image.new('P', (4,4), 3)
     grey.putpalette([0,0,0]*256)
     grey.info['transparency'] = 3
-    for im in (grey, Image.new('LA', (4,4), (0,0)), Image.new('RGBA', (4,4), (9,9,9,0)), Image.new('La', (4,4)), Image.new('RGBa', (4,4))): assert (np.asarray(to_rgb(im))==255).all()
+    for im in (grey, Image.new('LA', (4,4), (0,0)), Image.new('RGBA', (4,4), (9,9,9,0)), Image.new('La', (4,4)), Image.new('RGBa', (4,4))):
+        assert (np.asarray(to_rgb(im))==255).all()
 
 # No files
 
 x = np.array(scene())
 pixels = {'uint8': x, 'float': x/255, 'float32': (x/255).astype(np.float32), 'bytes as float': x.astype(float), 'int64': x.astype(np.int64), 'uint16': x.astype(np.uint16)*257, 'chw': x.transpose(2,0,1), 'batch of one': x[None],
-    'rgba': np.dstack([x, np.full(x.shape[:2], 255, np.uint8)]), 'swapped bytes': (x.astype(np.uint16)*257).astype('>u2'), 'view': np.flip(np.flip(x, 0).copy(), 0), 'tensor': torch.from_numpy(x).permute(2,0,1), 'tensor hwc': torch.from_numpy(x),
-    'float tensor': torch.from_numpy(x).permute(2,0,1)/255, 'batch tensor': (torch.from_numpy(x).permute(2,0,1)/255)[None], 'grad': (torch.from_numpy(x).permute(2,0,1)/255).requires_grad_(), 'picture': Image.fromarray(x), 'png': stored(Image.fromarray(x), 'PNG'),
+    'rgba': np.dstack([x, np.full(x.shape[:2], 255, np.uint8)]), 'swapped bytes': (x.astype(np.uint16)*257).astype('>u2'), 'view': np.flip(np.flip(x, 0).copy(), 0),
+    'tensor': torch.from_numpy(x).permute(2,0,1), 'tensor hwc': torch.from_numpy(x),
+    'float tensor': torch.from_numpy(x).permute(2,0,1)/255, 'batch tensor': (torch.from_numpy(x).permute(2,0,1)/255)[None], 'grad': (torch.from_numpy(x).permute(2,0,1)/255).requires_grad_(),
+    'picture': Image.fromarray(x), 'png': stored(Image.fromarray(x), 'PNG'),
     'bytearray': bytearray(stored(Image.fromarray(x), 'PNG')), 'open file': io.BytesIO(stored(Image.fromarray(x), 'PNG')), 'just over': x/255*1.0000005}
 
 @pytest.mark.parametrize('kind', pixels)
@@ -305,7 +309,8 @@ def test_pixels_are_pictures(kind):
     assert apart(to_picture(pixels[kind]), x)==0
     assert apart(open_lazily(pixels[kind]), x)==0 and is_one_picture(pixels[kind])==(kind not in ('bytearray','batch of one','batch tensor'))
 
-@pytest.mark.parametrize('grey', [x[...,0], x[...,:1], x[None,...,0], x[...,0]/255, torch.from_numpy(x[...,0].copy()), torch.from_numpy(x[...,0].copy())[None], torch.from_numpy(x[...,0].copy())[None,None]/255, x[...,0].astype(np.uint16)*257])
+@pytest.mark.parametrize('grey', [x[...,0], x[...,:1], x[None,...,0], x[...,0]/255, torch.from_numpy(x[...,0].copy()), torch.from_numpy(x[...,0].copy())[None],
+    torch.from_numpy(x[...,0].copy())[None,None]/255, x[...,0].astype(np.uint16)*257])
 def test_grey(grey): assert apart(to_picture(grey), np.repeat(x[...,:1], 3, 2))==0
 
 @pytest.mark.parametrize('over', [1.0009, 1.002, 1.02, 1.09])
@@ -326,8 +331,11 @@ def test_half_precision():
     for o in (t.half(), t.bfloat16()): assert apart(to_picture(o), x)<=1
     assert apart(to_picture(x>127), (x>127)*255)==0
 
-wrong = [None, b'', b'no picture', [], [1,2], {}, 5, 2.5, object(), np.array('a'), np.array(3), np.zeros(7), np.zeros((0,4,3)), np.zeros((4,0)), np.zeros((8,8,2)), np.zeros((8,8,7)), np.zeros((2,4,4,3)), np.zeros((4,4,3), complex),
-    np.zeros((4,4,3), object), np.zeros((4,4,3), 'M8[s]'), np.full((4,4,3), np.nan), np.full((4,4), np.inf), np.full((4,4,3), -1), np.full((4,4,3), 1e300), np.full((4,4,3), 70_000), x/255-.5, torch.randn(3,8,8), np.linspace(0, 1.2, 48).reshape(4,4,3), np.linspace(0, 15, 48).reshape(4,4,3), (torch.rand(3,16,16)*.3+.2)/.225, torch.zeros(0), torch.zeros(5,8,8), torch.zeros(3,4,4).to_sparse(), '/no/such.jpg', 'a\0b.jpg', 'x'*5000]
+wrong = [None, b'', b'no picture', [], [1,2], {}, 5, 2.5, object(), np.array('a'), np.array(3), np.zeros(7), np.zeros((0,4,3)), np.zeros((4,0)), np.zeros((8,8,2)),
+    np.zeros((8,8,7)), np.zeros((2,4,4,3)), np.zeros((4,4,3), complex),
+    np.zeros((4,4,3), object), np.zeros((4,4,3), 'M8[s]'), np.full((4,4,3), np.nan), np.full((4,4), np.inf), np.full((4,4,3), -1), np.full((4,4,3), 1e300),
+    np.full((4,4,3), 70_000), x/255-.5, torch.randn(3,8,8), np.linspace(0, 1.2, 48).reshape(4,4,3), np.linspace(0, 15, 48).reshape(4,4,3),
+    (torch.rand(3,16,16)*.3+.2)/.225, torch.zeros(0), torch.zeros(5,8,8), torch.zeros(3,4,4).to_sparse(), '/no/such.jpg', 'a\0b.jpg', 'x'*5000]
 
 @pytest.mark.parametrize('i', range(len(wrong)))
 def test_no_pictures(i):

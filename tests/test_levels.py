@@ -17,7 +17,8 @@ from fgvc_fast.interpret import levels # chkstyle: ignore (now learners can `ans
 from fgvc_fast.learner import fine_grained_learner
 from fgvc_fast.levels import Levels, level_metrics
 
-def data_of(rows, levels, **kwargs): return FineGrainedData(pd.DataFrame(rows, columns=levels).assign(path=[f'{i}.jpg' for i in range(len(rows))]), levels=levels, **kwargs)
+def data_of(rows, levels, **kwargs):
+    return FineGrainedData(pd.DataFrame(rows, columns=levels).assign(path=[f'{i}.jpg' for i in range(len(rows))]), levels=levels, **kwargs)
 
 def random_data(seed, shape=(3,7,20)):
     "A tree whose coarse, middle and fine names are in no particular order"

@@ -13,8 +13,10 @@ def data(tmp_path_factory): return toy_birds(tmp_path_factory.mktemp('birds'), f
 def loaders(data, **kwargs): return data.dls(**{**dict(size=32, bs=6, num_workers=0, cache=False, device='cpu'), **kwargs})
 
 nan = float('nan')
-wrong = dict(size=[0, -1, '64', None, 2.5, (64,), (64,0), True, nan, [], {}], bs=[0, -1, 'x', None, 2.5, True, nan], crop=['part', 1, True, []], aug=[None, 5, 'wild', ['light','strong'], [None], {}], valid=['val', None, 'train', 1], label_level=['genus', 5, []],
-    balanced=['yes', 2, None], per_class=[0, -1, 4, 'x', 2.5], seed=['x', 1.5, nan], num_workers=[-1, 'x', 1.5], device=['gpu', 'cuda:x', 2.5], block=[3, 'x', {}], margin=[-5, '1', None, nan, 99], min_scale=[0, 2, -1, 'x', None, nan], flip=[7, -1, 'x', None, nan],
+wrong = dict(size=[0, -1, '64', None, 2.5, (64,), (64,0), True, nan, [], {}], bs=[0, -1, 'x', None, 2.5, True, nan], crop=['part', 1, True, []],
+    aug=[None, 5, 'wild', ['light','strong'], [None], {}], valid=['val', None, 'train', 1], label_level=['genus', 5, []],
+    balanced=['yes', 2, None], per_class=[0, -1, 4, 'x', 2.5], seed=['x', 1.5, nan], num_workers=[-1, 'x', 1.5], device=['gpu', 'cuda:x', 2.5], block=[3, 'x', {}],
+    margin=[-5, '1', None, nan, 99], min_scale=[0, 2, -1, 'x', None, nan], flip=[7, -1, 'x', None, nan],
     light=[1, -1, 'x', None], cache=[5, 2.5, ['x']], max_gb=[-1, 'x', None, nan], parts=['points', 3, None], batch_tfms=[5, ['x']], item_tfms=[5, 'x'], mragin=[.1])
 
 @pytest.mark.parametrize('name,value', [(k,v) for k,vs in wrong.items() for v in vs], ids=str)
@@ -26,9 +28,12 @@ def test_wrong_options_of_dls(data, name, value):
 def test_wrong_options_of_others(data, tmp_path):
     dls = loaders(data)
     (tmp_path/'file').write_text('x')
-    for f,said in ((lambda: loaders(data, cache=tmp_path/'file'), 'is a file'), (lambda: dls.test_dl([0], bs=0), 'bs=0'), (lambda: dls.test_dl([0], num_workers=-1), 'num_workers=-1'), (lambda: dls.resized(0), 'size=0'), (lambda: dls.show_batch(max_n=0), 'max_n=0'),
-        (lambda: balanced_order([0,1], np.random.default_rng(0), 0), 'per_class=0'), (lambda: shard_indices(10, 4, 2, 2), 'rank=2'), (lambda: shard_indices(10, 0, 0, 2), 'bs=0'), (lambda: dls.train.share(0, 0), 'ranks=0'), (lambda: data.duplicates(distance='x'), 'distance='),
-        (lambda: data.drop_duplicates(None), 'NoneType'), (lambda: data.show_duplicates([1]), 'list'), (lambda: toy_birds(tmp_path/'file'/'x', per_class=4), 'file/x'), (lambda: toy_birds(tmp_path, size='x'), 'size='), (lambda: toy_birds(tmp_path, seed=-1), 'seed=-1'), (lambda: toy_birds(tmp_path, families=2.5), 'families=2.5')):
+    for f,said in ((lambda: loaders(data, cache=tmp_path/'file'), 'is a file'), (lambda: dls.test_dl([0], bs=0), 'bs=0'), (lambda: dls.test_dl([0], num_workers=-1), 'num_workers=-1'),
+        (lambda: dls.resized(0), 'size=0'), (lambda: dls.show_batch(max_n=0), 'max_n=0'),
+        (lambda: balanced_order([0,1], np.random.default_rng(0), 0), 'per_class=0'), (lambda: shard_indices(10, 4, 2, 2), 'rank=2'), (lambda: shard_indices(10, 0, 0, 2), 'bs=0'),
+        (lambda: dls.train.share(0, 0), 'ranks=0'), (lambda: data.duplicates(distance='x'), 'distance='),
+        (lambda: data.drop_duplicates(None), 'NoneType'), (lambda: data.show_duplicates([1]), 'list'), (lambda: toy_birds(tmp_path/'file'/'x', per_class=4), 'file/x'),
+        (lambda: toy_birds(tmp_path, size='x'), 'size='), (lambda: toy_birds(tmp_path, seed=-1), 'seed=-1'), (lambda: toy_birds(tmp_path, families=2.5), 'families=2.5')):
         with pytest.raises(FineGrainedError, match=said): f()
 
 @pytest.mark.parametrize('bs', [1, 2, 1000])
@@ -59,7 +64,9 @@ def test_labels_of_paths(data, tmp_path):
     rows = [0, 9, 20]
     def labels(items): return [dls.vocab[o] for o in dls.test_dl(items, with_labels=True).one_batch()[1]]
     want = data.items.label[rows].tolist()
-    for items in (rows, [data.path(o) for o in rows], [str(data.path(o)) for o in rows], [os.path.relpath(data.path(o)) for o in rows], np.array(rows), pd.Index(rows), torch.tensor(rows)): assert labels(items)==want
+    for items in (rows, [data.path(o) for o in rows], [str(data.path(o)) for o in rows], [os.path.relpath(data.path(o)) for o in rows], np.array(rows),
+        pd.Index(rows), torch.tensor(rows)):
+        assert labels(items)==want
     (tmp_path/want[0]).mkdir()
     Image.new('RGB', (40,40)).save(tmp_path/want[0]/'new.jpg')
     assert labels([tmp_path/want[0]/'new.jpg'])==want[:1]
@@ -89,7 +96,8 @@ def test_one_picture_in_many_forms(data):
     dls = loaders(data, size=48) # at half the size a JPEG would be decoded more coarsely than an array can be
     learn = fine_grained_learner(dls, 'toy_resnet')
     x = np.array(data.picture(0))
-    want,same = dls.test_dl([0]).one_batch()[0],[x, x/255, x.astype(np.uint16)*257, x.transpose(2,0,1), torch.from_numpy(x).permute(2,0,1)/255, np.dstack([x, np.full(x.shape[:2], 255, np.uint8)]), x[None], Image.fromarray(x), data.path(0).read_bytes()]
+    want,same = dls.test_dl([0]).one_batch()[0],[x, x/255, x.astype(np.uint16)*257, x.transpose(2,0,1), torch.from_numpy(x).permute(2,0,1)/255,
+        np.dstack([x, np.full(x.shape[:2], 255, np.uint8)]), x[None], Image.fromarray(x), data.path(0).read_bytes()]
     got = dls.test_dl(same).one_batch()[0]
     assert all((o-want[0]).abs().max()<=1/255+1e-6 for o in got)
     with learn.no_bar():
@@ -146,7 +154,8 @@ def test_a_path_of_several_rows(data, tmp_path):
     for link in (False,True):
         for other,kw in ((named, dict(labels=1)), (moved, dict(box=1)), (named, dict(labels=1, box=1))):
             with pytest.raises(FineGrainedError, match='stands in the rows 0, 6 of the table, which differ in'): asked(other, link, **kw)
-        for other,kw in ((named, {}), (named, dict(box=1)), (moved, dict(labels=1)), (it, dict(labels=1, box=1))): assert asked(other, link, **kw)[0].shape==(1,3,32,32)
+        for other,kw in ((named, {}), (named, dict(box=1)), (moved, dict(labels=1)), (it, dict(labels=1, box=1))):
+            assert asked(other, link, **kw)[0].shape==(1,3,32,32)
     boxed = loaders(data, crop='box')
     assert torch.equal(boxed.test_dl([tmp_path/'link'/data.items.path[3]]).one_batch()[0], boxed.test_dl([3]).one_batch()[0]), 'cut to its box, by whatever way'
 
@@ -166,7 +175,8 @@ def test_another_size_keeps_what_was_set_by_hand(data):
     cut.flip,cut.min_scale,dls.train.drop_last = 0.,.5,False
     new = dls.resized(48).resized(40)
     other = new.train.after_item.fs[0]
-    assert (other.size,other.flip,other.min_scale)==((40,40),0.,.5) and new.train.drop_last is False and [o.bs for o in new.loaders]==[4,4] and new.train.seed==3
+    assert ((other.size,other.flip,other.min_scale)==((40,40),0.,.5) and new.train.drop_last is False and [o.bs for o in new.loaders]==[4,4]
+        and new.train.seed==3)
     assert [[type(t) for t in o.after_batch.fs] for o in new.loaders]==[[type(t) for t in o.after_batch.fs] for o in dls.loaders]
     x = new.valid.one_batch()[0]
     assert x.shape[-1]==40 and x.min()<-.5, 'normalized'
@@ -175,7 +185,9 @@ def test_another_size_keeps_what_was_set_by_hand(data):
 @pytest.mark.parametrize('way', ['pictures','size','cut'])
 def test_another_size_that_cannot_be(data, way):
     dls = loaders(data)
-    if way=='pictures': dls.loaders[0] = dls.train.new(dls.train.dataset.__class__(dls.train.dataset.items[:6], tls=[o.__class__(o.items[:6], o.tfms, do_setup=False) for o in dls.train.dataset.tls], n_inp=1))
+    if way=='pictures':
+        dls.loaders[0] = dls.train.new(dls.train.dataset.__class__(dls.train.dataset.items[:6],
+            tls=[o.__class__(o.items[:6], o.tfms, do_setup=False) for o in dls.train.dataset.tls], n_inp=1))
     if way=='size': dls.add_tfms([RandomResizedCropGPU(32)], 'after_batch')
     if way=='cut': dls.train.after_item.fs = dls.train.after_item.fs[1:]
     with pytest.raises(FineGrainedError, match='another size|has a size of its own'): dls.resized(48)

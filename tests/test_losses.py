@@ -4,8 +4,8 @@ from functools import partial
 import numpy as np, pytest, torch
 from fastai.basics import Callback, CancelFitException, OptimWrapper
 from fastai.callback.training import GradientAccumulation
-from fgvc_fast.all import (AddLoss, CenterLoss, Focal, Mix, MixUp, MutualChannel, PairwiseConfusion, PartPool, Phase, class_weights, fine_grained_data, fine_grained_learner,
-    load_bundle, losses)
+from fgvc_fast.all import (AddLoss, CenterLoss, Focal, Mix, MixUp, MutualChannel, PairwiseConfusion, PartPool, Phase, class_weights, fine_grained_data,
+    fine_grained_learner, load_bundle, losses)
 from fgvc_fast.core import FineGrainedError
 from torch import nn
 from torchvision.ops import sigmoid_focal_loss
@@ -122,7 +122,8 @@ class Before(Callback):
     def before_batch(self): self.asked = self.learn.model.trace('embeddings', 'maps').__enter__()
     def after_batch(self): self.asked.__exit__()
     def after_pred(self):
-        self.embeddings,self.y_,self.mixed = dict(embeddings=self.asked.embeddings, maps=self.asked.maps),self.yb[0],next((cb.mixed for cb in self.learn.cbs if isinstance(cb, Mix)), None)
+        self.embeddings,self.y_,self.mixed = dict(embeddings=self.asked.embeddings, maps=self.asked.maps),self.yb[0],next((cb.mixed
+            for cb in self.learn.cbs if isinstance(cb, Mix)), None)
     def after_loss(self): self.plain = self.learn.loss_grad
 
 class After(Callback):
@@ -131,7 +132,8 @@ class After(Callback):
     def before_fit(self): self.batches = []
     def after_loss(self):
         b = self.learn.before
-        self.batches.append(dict(got=self.learn.loss_grad.detach(), shown=self.learn.loss.detach(), plain=b.plain.detach(), embeddings=b.embeddings, y=b.y_.as_subclass(torch.Tensor), mixed=b.mixed))
+        self.batches.append(dict(got=self.learn.loss_grad.detach(), shown=self.learn.loss.detach(), plain=b.plain.detach(), embeddings=b.embeddings,
+            y=b.y_.as_subclass(torch.Tensor), mixed=b.mixed))
 
 @pytest.mark.parametrize('mix,amp', ((None, None), (partial(Mix, mixup=.4, cutmix=1.), None), (MixUp, 'bf16')), ids=('plain','mixed','half'))
 def test_learned_is_the_weighted_sum_and_shown_are_the_means(dls, mix, amp):
@@ -280,10 +282,14 @@ def test_diversity_is_a_share_of_what_is_possible():
             return a-b
         assert abs(div(list(range(nf)))-1)<1e-5 and abs(div([3]*nf)-n/nf)<1e-5
 
-@pytest.mark.parametrize('call,what', [(lambda: Focal('x'), 'gamma='), (lambda: Focal(float('nan')), 'gamma='), (lambda: Focal(weight='x'), 'weight='), (lambda: Focal(weight=[]), 'weight='), (lambda: Focal(weight=[-1.,2]), 'weight='),
-    (lambda: Focal(weight=[float('nan'),1]), 'weight='), (lambda: Focal(reduction=None), 'reduction='), (lambda: PairwiseConfusion(reduction=3), 'reduction='), (lambda: MutualChannel(0, 3), 'nf='), (lambda: MutualChannel(3, 2, div='x'), 'div='),
-    (lambda: MutualChannel(3, 2.5), 'n_out='), (lambda: CenterLoss(-1, 2), 'nf='), (lambda: CenterLoss(3, None), 'n_out='), (lambda: class_weights([]), 'counts='), (lambda: class_weights('x'), 'counts='), (lambda: class_weights([[1,2]]), 'counts='),
-    (lambda: class_weights([-1,2]), 'counts='), (lambda: class_weights([1,float('nan')]), 'counts='), (lambda: class_weights([1,2], 'x'), 'beta='), (lambda: class_weights([1,2], float('nan')), 'beta='), (lambda: class_weights(None), 'counts='),
+@pytest.mark.parametrize('call,what', [(lambda: Focal('x'), 'gamma='), (lambda: Focal(float('nan')), 'gamma='), (lambda: Focal(weight='x'), 'weight='), (lambda: Focal(weight=[]), 'weight='),
+    (lambda: Focal(weight=[-1.,2]), 'weight='),
+    (lambda: Focal(weight=[float('nan'),1]), 'weight='), (lambda: Focal(reduction=None), 'reduction='), (lambda: PairwiseConfusion(reduction=3), 'reduction='), (lambda: MutualChannel(0, 3), 'nf='),
+    (lambda: MutualChannel(3, 2, div='x'), 'div='),
+    (lambda: MutualChannel(3, 2.5), 'n_out='), (lambda: CenterLoss(-1, 2), 'nf='), (lambda: CenterLoss(3, None), 'n_out='), (lambda: class_weights([]), 'counts='),
+    (lambda: class_weights('x'), 'counts='), (lambda: class_weights([[1,2]]), 'counts='),
+    (lambda: class_weights([-1,2]), 'counts='), (lambda: class_weights([1,float('nan')]), 'counts='), (lambda: class_weights([1,2], 'x'), 'beta='), (lambda: class_weights([1,2], float('nan')), 'beta='),
+    (lambda: class_weights(None), 'counts='),
     (lambda: AddLoss('center', 'x'), 'weight='), (lambda: AddLoss('center', float('nan')), 'weight='), (lambda: AddLoss('center', -1), 'weight='), (lambda: AddLoss('center', alone='yes'), 'alone='), (lambda: AddLoss('center', on=3), 'on='),
     (lambda: AddLoss('center', name=3), 'name='), (lambda: AddLoss(None), 'None')])
 def test_what_is_no_option_of_a_loss(call, what):

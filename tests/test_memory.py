@@ -64,8 +64,10 @@ def _set(get, f):
         with torch.no_grad(): f(get(m))
     return change
 
-changes = {'one element': _set(lambda m: m.a.weight, lambda t: t[0,0].add_(1e-6)), 'through .data': lambda m: m.conv.weight.data[3,2,2,2].mul_(1.001), 'bf16': _set(lambda m: m.bf16, lambda t: t[6].mul_(-1)),
-    'a view': _set(lambda m: m.part, lambda t: t[2,1].add_(1)), 'column-major': _set(lambda m: m.wide, lambda t: t[5,3].add_(1)), 'a buffer': lambda m: m.n.add_(1), 'not in the state dict': lambda m: m.hidden.neg_(),
+changes = {'one element': _set(lambda m: m.a.weight, lambda t: t[0,0].add_(1e-6)), 'through .data': lambda m: m.conv.weight.data[3,2,2,2].mul_(1.001),
+    'bf16': _set(lambda m: m.bf16, lambda t: t[6].mul_(-1)),
+    'a view': _set(lambda m: m.part, lambda t: t[2,1].add_(1)), 'column-major': _set(lambda m: m.wide, lambda t: t[5,3].add_(1)), 'a buffer': lambda m: m.n.add_(1),
+    'not in the state dict': lambda m: m.hidden.neg_(),
     'a zero of another sign': _set(lambda m: m.a.bias, lambda t: t.copy_(torch.tensor([-0.,0,0]))), 'another type': lambda m: m.bf16.__setattr__('data', m.bf16.data.half()),
     'another shape': lambda m: m.a.weight.__setattr__('data', m.a.weight.data.reshape(9, 1)), 'two swapped': _set(lambda m: m.conv.bias, lambda t: t[:2].copy_(t[:2].flip(0).clone())),
     'a parameter more': lambda m: m.register_parameter('more', nn.Parameter(torch.zeros(1)))}
@@ -142,9 +144,11 @@ def other_families(data):
 def another(data):
     "Other pictures of the same classes"
     new = fine_grained_data('toy_birds', families=2, species=2, per_class=4, size=32, seed=3)
-    return fine_grained_data(new.items.assign(label=new.items.label.astype(str).replace(dict(zip(new.vocab, data.vocab)))), root=new.root, levels=list(new.levels))
+    return fine_grained_data(new.items.assign(label=new.items.label.astype(str).replace(dict(zip(new.vocab, data.vocab)))), root=new.root,
+        levels=list(new.levels))
 
-others = {'size': lambda d: d.dls(**kw | dict(size=40)), 'shape': lambda d: d.dls(**kw | dict(size=(32,40))), 'crop': lambda d: d.dls(**kw, crop='box'), 'margin': lambda d: d.dls(**kw, crop='box', margin=.5),
+others = {'size': lambda d: d.dls(**kw | dict(size=40)), 'shape': lambda d: d.dls(**kw | dict(size=(32,40))), 'crop': lambda d: d.dls(**kw, crop='box'),
+    'margin': lambda d: d.dls(**kw, crop='box', margin=.5),
     'cleaned': lambda d: cleaned(d).dls(**kw), 'relabeled': lambda d: relabeled(d).dls(**kw), 'boxes': lambda d: moved(d).dls(**kw, crop='box'), 'families': lambda d: other_families(d).dls(**kw),
     'normalized': lambda d: d.dls(**kw, batch_tfms=Normalize.from_stats([.4]*3, [.2]*3, cuda=False)), 'another set': lambda d: another(d).dls(**kw)}
 
@@ -293,7 +297,8 @@ class ActHead(nn.Module):
 def upside(m): m.pool.forward = lambda x, **k: -x.amax((2,3))
 acts = {'callback before a batch': lambda l: l.add_cb(Turned()), 'callback after a prediction': lambda l: l.add_cb(Negated()), 'function callback': lambda l: l.add_cb(Callback(after_pred=lambda cb: setattr(cb.learn, 'pred', -cb.pred))),
     'hook': lambda l: l.model.head.register_forward_hook(lambda m, i, o: -o), 'hook before': lambda l: l.model.head.register_forward_pre_hook(lambda m, i: (-i[0],)),
-    'function': lambda l: setattr(l.model.head.act, 'f', torch.sign), 'dict': lambda l: l.model.head.act.o.update(k=-1.), 'tensor': lambda l: l.model.head.act.scale.neg_(), 'private': lambda l: setattr(l.model.head.act, '_sign', -1.),
+    'function': lambda l: setattr(l.model.head.act, 'f', torch.sign), 'dict': lambda l: l.model.head.act.o.update(k=-1.), 'tensor': lambda l: l.model.head.act.scale.neg_(),
+    'private': lambda l: setattr(l.model.head.act, '_sign', -1.),
     'value of the class': lambda l: setattr(Act, 'times', -1.), 'method': lambda l: setattr(Act, 'sign', lambda self: -1.), 'forward': lambda l: upside(l.model)}
 
 @pytest.mark.parametrize('how', acts)
@@ -375,7 +380,8 @@ def of_module(k):
     return looks('m.k', m=m)
 def classed(k): return type('Made', (), dict(k=k, __call__=lambda self, x: x*self.k))()
 
-@pytest.mark.parametrize('make,a,b', [(keyed, 1, 2), (bound, 'x*2', 'x*3'), (Slots, 1, 2), (lambda k: reads(k=k), 1, 2), (lambda k: reads(k=torch.tensor(k)), 1, 2), (of_space, 1, 2), (of_object, 1, 2), (of_class, 1, 2), (of_table, 1, 2), (of_module, 1, 2), (classed, 1, 2), (helped, None, 'x+1')],
+@pytest.mark.parametrize('make,a,b', [(keyed, 1, 2), (bound, 'x*2', 'x*3'), (Slots, 1, 2), (lambda k: reads(k=k), 1, 2), (lambda k: reads(k=torch.tensor(k)), 1, 2),
+    (of_space, 1, 2), (of_object, 1, 2), (of_class, 1, 2), (of_table, 1, 2), (of_module, 1, 2), (classed, 1, 2), (helped, None, 'x+1')],
     ids=['default by name','code of a method','slots','a name around','a tensor around','a namespace around','an object around','a class around','a table around','a module around','a value of its class','a helper'])
 def test_functions_tell_themselves_apart(make, a, b): assert digest(_says(make(a)))==digest(_says(make(a)))!=digest(_says(make(b)))
 
@@ -390,7 +396,8 @@ def of_packages(k):
     return looks('outer.inner.k', outer=around)
 def cells(k): return pd.DataFrame(dict(v=[np.r_[np.zeros(5000), k], torch.full((3000,), float(k))], w=['a',k]), index=pd.MultiIndex.from_tuples([('a',1),('b',k)]))
 
-@pytest.mark.parametrize('make', [nested, of_packages, cells, lambda k: slice(0, k), lambda k: range(k), lambda k: deque([k]), lambda k: re.compile(f'a{k}'), lambda k: date(2026, 1, k), lambda k: torch.eye(3).mul(k).to_sparse(), lambda k: {1: {k}}.get, lambda k: pd.Index([k,'a'])],
+@pytest.mark.parametrize('make', [nested, of_packages, cells, lambda k: slice(0, k), lambda k: range(k), lambda k: deque([k]), lambda k: re.compile(f'a{k}'),
+    lambda k: date(2026, 1, k), lambda k: torch.eye(3).mul(k).to_sparse(), lambda k: {1: {k}}.get, lambda k: pd.Index([k,'a'])],
     ids=['depth','packages','cells','slice','range','deque','pattern','date','sparse','a method in C','index'])
 def test_objects_tell_themselves_apart(make): assert digest(_says(make(1)))==digest(_says(make(1)))!=digest(_says(make(2)))
 
@@ -445,9 +452,11 @@ wrong = dict(order=(lambda birds: (lambda b: setattr(b, 'vocab', b.vocab[::-1]) 
     coarser=(lambda birds: birds.at_level('family').dls(**kw), 'class 0 was'))
 
 def renamed(birds): return fine_grained_data(birds.items.assign(label=birds.items.label.replace(birds.vocab[0], 'Another')), root=birds.root, levels=birds.levels)
-asked = dict(predict=lambda learn, tmp: learn.predict(learn.dls.data.path(0)), test=lambda learn, tmp: learn.test(), validate=lambda learn, tmp: learn.validate(),
+asked = dict(predict=lambda learn, tmp: learn.predict(learn.dls.data.path(0)), test=lambda learn, tmp: learn.test(),
+    validate=lambda learn, tmp: learn.validate(),
     save_bundle=lambda learn, tmp: learn.save_bundle(tmp/'b'), interpretation=lambda learn, tmp: FineGrainedInterpretation.from_learner(learn),
-    embeddings=lambda learn, tmp: learn.embeddings(), retrieve=lambda learn, tmp: learn.retrieve(0, 2), cam=lambda learn, tmp: cam(learn, [learn.dls.data.path(0)]), fit=lambda learn, tmp: learn.fit(1))
+    embeddings=lambda learn, tmp: learn.embeddings(), retrieve=lambda learn, tmp: learn.retrieve(0, 2),
+    cam=lambda learn, tmp: cam(learn, [learn.dls.data.path(0)]), fit=lambda learn, tmp: learn.fit(1))
 
 @pytest.mark.parametrize('how', wrong)
 def test_a_learner_answers_for_its_own_classes(birds, how, tmp_path):
@@ -494,7 +503,8 @@ def test_an_interpretation_does_not_explain_other_answers(birds, how, tmp_path):
     if how=='weights': learn.model.head.fc.weight.data.neg_()
     else: learn.dls = birds.dls(**kw | dict(size=48))
     a,b = interp.vocab[:2]
-    for f in (lambda: interp.plot_top_losses(2), lambda: interp.plot_confused_pairs(1), lambda: interp.plot_pair(a, b), lambda: interp.to_html(tmp_path/'a.html'), lambda: interp.plot_errors(1)):
+    for f in (lambda: interp.plot_top_losses(2), lambda: interp.plot_confused_pairs(1), lambda: interp.plot_pair(a, b), lambda: interp.to_html(tmp_path/'a.html'),
+        lambda: interp.plot_errors(1)):
         with pytest.raises(FineGrainedError, match='make the interpretation anew'): f()
     assert len(interp.most_confused())==n and len(interp.per_class()) # what was counted stays
 

@@ -3,7 +3,8 @@ import math
 import pytest, torch
 from contextlib import contextmanager
 from fastai.callback.core import Callback
-from fgvc_fast.all import (FeatureHierarchy, FineGrainedInterpretation, fine_grained_data, fine_grained_learner, fine_grained_model, knn_accuracy, load_bundle, map_at_r, nearest, r_precision, recall_at_k)
+from fgvc_fast.all import (FeatureHierarchy, FineGrainedInterpretation, fine_grained_data, fine_grained_learner, fine_grained_model, knn_accuracy, load_bundle,
+    map_at_r, nearest, r_precision, recall_at_k)
 from fgvc_fast.core import FineGrainedError
 from fgvc_fast.study.all import measure
 
@@ -25,10 +26,13 @@ def spoilt(weight, v):
     try: yield
     finally: weight.data.copy_(was)
 
-asked = dict(test=lambda l: l.test(), interpretation=FineGrainedInterpretation.from_learner, embeddings=lambda l: l.embeddings(), retrieve=lambda l: l.retrieve(0), retrieval_metrics=lambda l: l.retrieval_metrics(),
-    prototypes=lambda l: l.prototypes(), calibrate=lambda l: l.calibrate(), robustness=lambda l: interp_of(l).robustness(eps=.1, corrupted=False), occlusion=lambda l: interp_of(l).occlusion(), predict=lambda l: l.predict(0), measure=measure,
+asked = dict(test=lambda l: l.test(), interpretation=FineGrainedInterpretation.from_learner, embeddings=lambda l: l.embeddings(),
+    retrieve=lambda l: l.retrieve(0), retrieval_metrics=lambda l: l.retrieval_metrics(),
+    prototypes=lambda l: l.prototypes(), calibrate=lambda l: l.calibrate(), robustness=lambda l: interp_of(l).robustness(eps=.1, corrupted=False),
+    occlusion=lambda l: interp_of(l).occlusion(), predict=lambda l: l.predict(0), measure=measure,
     answer_level=lambda l: l.answer_level([0]), level_coverage=lambda l: interp_of(l).level_coverage(), plot_embeddings=lambda l: l.plot_embeddings())
-of_body = dict(maps=lambda f, o: f.maps(o), top_activations=lambda f, o: f.top_activations(-1, 0), receptive_fields=lambda f, o: f.receptive_fields(o), linear_probes=lambda f, o: f.linear_probes(tuple(f.learn.dls.vocab[:2])))
+of_body = dict(maps=lambda f, o: f.maps(o), top_activations=lambda f, o: f.top_activations(-1, 0), receptive_fields=lambda f, o: f.receptive_fields(o),
+    linear_probes=lambda f, o: f.linear_probes(tuple(f.learn.dls.vocab[:2])))
 
 @pytest.mark.parametrize('what', asked)
 def test_of_all(learn, what):

@@ -301,10 +301,14 @@ def test_an_export_carries_no_snapshots(tmp_path):
 
 nan = float('nan')
 
-@pytest.mark.parametrize('kwargs', [dict(to=None), dict(to=True), dict(to=1.5), dict(to=['head']), dict(epochs=-1), dict(epochs=0), dict(epochs='x'), dict(epochs=1.5), dict(epochs=None), dict(epochs=True), dict(lr='x'), dict(lr=0), dict(lr=-1), dict(lr=nan),
-    dict(lr=float('inf')), dict(lr=slice('x',1)), dict(lr=slice(1e-3,None)), dict(lr=slice(None,nan)), dict(lr=slice(1e-4,1e-3,2)), dict(lr=[1e-3]), dict(ratio=0), dict(ratio='x'), dict(ratio=nan), dict(ratio=None), dict(decay=0), dict(decay=1.1), dict(decay='x'),
-    dict(decay=nan), dict(size='x'), dict(size=0), dict(size=(64,)), dict(size=-32), dict(cached_views='x'), dict(cached_views=-1), dict(cached_views=1.5), dict(reinit=-1), dict(reinit='x'), dict(reinit=None), dict(patience=-1), dict(patience=0), dict(patience='x'),
-    dict(freeze_bn='yes'), dict(freeze_bn=None), dict(pct_start=0), dict(pct_start=1), dict(pct_start='x'), dict(pct_start=nan), dict(div=0), dict(div='x'), dict(div=nan), dict(div=float('inf'))], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(to=None), dict(to=True), dict(to=1.5), dict(to=['head']), dict(epochs=-1), dict(epochs=0), dict(epochs='x'), dict(epochs=1.5),
+    dict(epochs=None), dict(epochs=True), dict(lr='x'), dict(lr=0), dict(lr=-1), dict(lr=nan),
+    dict(lr=float('inf')), dict(lr=slice('x',1)), dict(lr=slice(1e-3,None)), dict(lr=slice(None,nan)), dict(lr=slice(1e-4,1e-3,2)), dict(lr=[1e-3]), dict(ratio=0),
+    dict(ratio='x'), dict(ratio=nan), dict(ratio=None), dict(decay=0), dict(decay=1.1), dict(decay='x'),
+    dict(decay=nan), dict(size='x'), dict(size=0), dict(size=(64,)), dict(size=-32), dict(cached_views='x'), dict(cached_views=-1), dict(cached_views=1.5),
+    dict(reinit=-1), dict(reinit='x'), dict(reinit=None), dict(patience=-1), dict(patience=0), dict(patience='x'),
+    dict(freeze_bn='yes'), dict(freeze_bn=None), dict(pct_start=0), dict(pct_start=1), dict(pct_start='x'), dict(pct_start=nan), dict(div=0), dict(div='x'),
+    dict(div=nan), dict(div=float('inf'))], ids=str)
 def test_what_no_phase_may_say(kwargs):
     with pytest.raises(FineGrainedError, match=f'{next(iter(kwargs))}='): Phase(**dict(to='all', epochs=2) | kwargs)
 

@@ -19,12 +19,18 @@ def interp(tmp_path_factory):
     learn = fine_grained_learner(data.dls(32, bs=8, num_workers=0, cache=False, device='cpu'), 'toy_resnet')
     with learn.no_bar(): yield FineGrainedInterpretation.from_learner(learn)
 
-grids = dict(show=lambda i: i.dls.data.show(n=5, cols=3), show_small=lambda i: i.dls.data.show(n=4, size=1.2), show_batch=lambda i: i.dls.show_batch(max_n=4), show_boxes=lambda i: i.dls.show_batch(max_n=3, boxes=True),
-    valid_batch=lambda i: i.dls.valid.show_batch(max_n=5, nrows=1), show_results=lambda i: i.dls.valid.show_results(i.dls.valid.one_batch(), i.dls.valid.one_batch()[1], max_n=3),
-    show_cam=lambda i: i.learn.show_cam(n=4), contrast=lambda i: i.learn.show_cam(n=3, target=(names[0],names[2])), losses=lambda i: i.plot_top_losses(4, ncols=3),
-    pairs=lambda i: i.plot_confused_pairs(2, 2), pair=lambda i: i.plot_pair(*names[:2], k=2, against=None), narrow=lambda i: i.plot_pair(*names[:2], k=1), errors=lambda i: i.plot_errors(2),
-    neighbors=lambda i: i.learn.retrieve(0, 4).show(), stages=lambda i: FeatureHierarchy.from_learner(i.learn).show(0, 2), fields=lambda i: FeatureHierarchy.from_learner(i.learn).plot_receptive_fields([0]))
-single = dict(per_class=lambda i, ax: i.plot_per_class(ax=ax), matrix=lambda i, ax: i.plot_confusion_matrix(ax=ax), calibration=lambda i, ax: i.plot_calibration(ax=ax), coverage=lambda i, ax: i.plot_level_coverage(ax=ax))
+grids = dict(show=lambda i: i.dls.data.show(n=5, cols=3), show_small=lambda i: i.dls.data.show(n=4, size=1.2), show_batch=lambda i: i.dls.show_batch(max_n=4),
+    show_boxes=lambda i: i.dls.show_batch(max_n=3, boxes=True),
+    valid_batch=lambda i: i.dls.valid.show_batch(max_n=5, nrows=1), show_results=lambda i: i.dls.valid.show_results(i.dls.valid.one_batch(),
+    i.dls.valid.one_batch()[1], max_n=3),
+    show_cam=lambda i: i.learn.show_cam(n=4), contrast=lambda i: i.learn.show_cam(n=3, target=(names[0],names[2])),
+    losses=lambda i: i.plot_top_losses(4, ncols=3),
+    pairs=lambda i: i.plot_confused_pairs(2, 2), pair=lambda i: i.plot_pair(*names[:2], k=2, against=None), narrow=lambda i: i.plot_pair(*names[:2], k=1),
+    errors=lambda i: i.plot_errors(2),
+    neighbors=lambda i: i.learn.retrieve(0, 4).show(), stages=lambda i: FeatureHierarchy.from_learner(i.learn).show(0, 2),
+    fields=lambda i: FeatureHierarchy.from_learner(i.learn).plot_receptive_fields([0]))
+single = dict(per_class=lambda i, ax: i.plot_per_class(ax=ax), matrix=lambda i, ax: i.plot_confusion_matrix(ax=ax),
+    calibration=lambda i, ax: i.plot_calibration(ax=ax), coverage=lambda i, ax: i.plot_level_coverage(ax=ax))
 
 def texts(fig): return [o for o in fig.findobj(plt.Text) if o.get_visible() and o.get_text().strip()]
 

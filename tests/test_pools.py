@@ -13,8 +13,10 @@ from fgvc_fast.models.pools import pools
 tv = torchvision.models
 bodies = ['toy_resnet', 'resnet10t', tv.mobilenet_v3_small, 'mobilenetv2_100', 'convnext_atto', 'hrnet_w18_small', # maps
     'swin_tiny_patch4_window7_224', 'deit_tiny_patch16_224', 'vit_wee_patch16_reg1_gap_256'] # maps with channels last, tokens
-options = dict(annotated_parts=dict(parts=3), parts=dict(parts=4), bilinear=dict(dim=32), cov=dict(dim=32), compact=dict(dim=256), class_attention=dict(width=32), pyramid=dict(width=32))
-shallow = dict(swin_tiny_patch4_window7_224=dict(depths=(1,1,2,1), embed_dim=32, num_heads=(1,2,2,4)), deit_tiny_patch16_224=dict(depth=5), vit_wee_patch16_reg1_gap_256=dict(depth=5))
+options = dict(annotated_parts=dict(parts=3), parts=dict(parts=4), bilinear=dict(dim=32), cov=dict(dim=32), compact=dict(dim=256),
+    class_attention=dict(width=32), pyramid=dict(width=32))
+shallow = dict(swin_tiny_patch4_window7_224=dict(depths=(1,1,2,1), embed_dim=32, num_heads=(1,2,2,4)), deit_tiny_patch16_224=dict(depth=5),
+    vit_wee_patch16_reg1_gap_256=dict(depth=5))
 tokens = 'class_token','tokens','part_tokens'
 def name(o): return ('tv_'*callable(o)) + getattr(o, '__name__', str(o))
 

@@ -14,7 +14,8 @@ from fgvc_fast.learner import fine_grained_learner
 box = ['x0','y0','x1','y1']
 breeds = ['n02085620-Chihuahua', 'n02089078-black-and-tan_coonhound', 'n02113799-standard_poodle']
 models = ['AM General Hummer SUV 2000', 'Audi S4 Sedan 2012', 'Audi S4 Sedan 2007', 'smart fortwo Convertible 2012']
-sets = dict(aircraft=(read_aircraft, trees.aircraft, ()), cars=(read_cars, trees.cars, (models,)), nabirds=(read_nabirds, trees.nabirds, ()), dogs=(read_dogs, trees.dogs, (breeds,)))
+sets = dict(aircraft=(read_aircraft, trees.aircraft, ()), cars=(read_cars, trees.cars, (models,)), nabirds=(read_nabirds, trees.nabirds, ()),
+    dogs=(read_dogs, trees.dogs, (breeds,)))
 
 @pytest.fixture(params=sets)
 def made(request, tmp_path):
@@ -110,7 +111,8 @@ def test_aircraft_banner_reaches_no_batch(tmp_path):
     trees.aircraft(tmp_path, 4, 6)
     data = read_aircraft(tmp_path)
     (tmp_path/'data'/'images').mkdir()
-    for i in data.items.index: Image.fromarray(np.r_[np.zeros((280,400,3), np.uint8), np.full((20,400,3), 255, np.uint8)]).save(data.path(i), quality=95, subsampling=0)
+    for i in data.items.index:
+        Image.fromarray(np.r_[np.zeros((280,400,3), np.uint8), np.full((20,400,3), 255, np.uint8)]).save(data.path(i), quality=95, subsampling=0)
     data.items[box] = [5., 100., 395., 299.]
     for crop in (None,'box'):
         for size in (31,64,300):

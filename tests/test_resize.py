@@ -30,7 +30,9 @@ def made(arch, kw, size):
         if isinstance(m, nn.BatchNorm2d): m.eval()
     return model
 
-def flags(body): return [(k, m.training, getattr(m, 'grad_checkpointing', None), len(m._forward_pre_hooks)) for k,m in body.model.named_modules()] + [(k, p.requires_grad, p.dtype) for k,p in body.model.named_parameters()]
+def flags(body):
+    return ([(k, m.training, getattr(m, 'grad_checkpointing', None), len(m._forward_pre_hooks)) for k,m in body.model.named_modules()]
+        + [(k, p.requires_grad, p.dtype) for k,p in body.model.named_parameters()])
 
 @pytest.mark.parametrize('arch,kw', free+bound, ids=label)
 def test_what_was_set_acts_after_another_size(arch, kw):

@@ -137,14 +137,17 @@ def given():
     import torch
     from fgvc_fast.all import AddLoss, EMA, SGD, Adam, Focal, Mix, OptimWrapper, CrossEntropyLossFlat, by_layer, partial
     w = torch.tensor([1.,2.,3.,4.])
-    return dict(reversed=('classes', dict(data=changed(label=reversed_classes))), renamed=('classes', dict(data=changed(label=renamed))), labels=('labels', dict(data=changed(label=shuffled))),
+    return dict(reversed=('classes', dict(data=changed(label=reversed_classes))), renamed=('classes', dict(data=changed(label=renamed))),
+        labels=('labels', dict(data=changed(label=shuffled))),
         split=('training pictures; validation pictures', dict(data=changed(split=other_split))), rows=('training pictures', dict(data=changed(path=other_rows))),
         seed=(r'seed of the loaders \(1 then, 2 now\)', dict(dls=dict(seed=2))), unseeded=(r'seed of the loaders \(1 then, None now\)', dict(dls=dict(seed=None))), bs=(r'bs of the loaders \(8 then, 6 now\)', dict(dls=dict(bs=6))),
         aug=('aug of the loaders', dict(dls=dict(aug='strong'))), flip=(r'flip of the loaders \(0.5 then, 0.0 now\)', dict(dls=dict(flip=0.))), scale=('min_scale of the loaders', dict(dls=dict(min_scale=.3))),
         crop=('crop of the loaders', dict(dls=dict(crop='box'))), balanced=('balanced of the loaders', dict(dls=dict(balanced=True))),
         opt=(r'optimiser \(Adam then, SGD now\)', dict(opt_func=SGD)), eps=('optimiser options', dict(opt_func=partial(Adam, eps=.1))), sqr_mom=('optimiser options', dict(opt_func=partial(Adam, sqr_mom=.5))),
-        torch_opt=('optimizer', dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))), wd=('weight decay', dict(wd=.5)), moms=('momentum', dict(moms=(.5,.5,.5))), bn=('weight decay', dict(wd_bn_bias=True)),
-        loss=('loss', dict(loss_func=Focal())), smooth=('loss', dict(loss_func=CrossEntropyLossFlat(label_smoothing=.2))), weights=('loss', dict(loss_func=CrossEntropyLossFlat(weight=w))), own=('loss', dict(loss_func=lambda x, y: x.mean())),
+        torch_opt=('optimizer', dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))), wd=('weight decay', dict(wd=.5)), moms=('momentum', dict(moms=(.5,.5,.5))),
+        bn=('weight decay', dict(wd_bn_bias=True)),
+        loss=('loss', dict(loss_func=Focal())), smooth=('loss', dict(loss_func=CrossEntropyLossFlat(label_smoothing=.2))),
+        weights=('loss', dict(loss_func=CrossEntropyLossFlat(weight=w))), own=('loss', dict(loss_func=lambda x, y: x.mean())),
         head=('model', dict(head='cosine')), drop=('model', dict(drop=.3)), pool=('model', dict(pool='gem')), groups=('parameter groups', dict(splitter=by_layer)), mix=(r'callbacks \(none then, Mix now\)', dict(cbs=Mix(mixup=.4))),
         ema=('callbacks', dict(cbs=EMA())), more=('callbacks', dict(cbs=AddLoss('center'))), amp=('precision', dict(amp='bf16')))
 
@@ -162,7 +165,8 @@ def test_another_training_is_refused_by_name(run):
         learn = small(run, **kwargs)
         was,dls,names = {k: v.clone() for k,v in learn.model.state_dict().items()},learn.dls,[o.name for o in learn.cbs]
         with pytest.raises(FineGrainedError, match=what): fit(learn, resume=run, cbs=cbs)
-        assert all(torch.equal(v, was[n]) for n,v in learn.model.state_dict().items()) and learn.dls is dls and [o.name for o in learn.cbs]==names and not hasattr(learn, '_phase_run'), k
+        assert (all(torch.equal(v, was[n]) for n,v in learn.model.state_dict().items()) and learn.dls is dls and [o.name for o in learn.cbs]==names
+            and not hasattr(learn, '_phase_run')), k
 
 def test_other_weights_of_the_loaders_are_refused(tmp_path):
     from fgvc_fast.all import fine_grained_learner
@@ -183,7 +187,8 @@ def test_rates_are_those_of_the_run(tmp_path):
     with pytest.raises(FineGrainedError, match='wd=0.1 of the run'): fit(small(None), resume=tmp_path/'run', wd=.2)
     fit(small(None), resume=tmp_path/'run', lr=1e-3, wd=.1)
     (tmp_path/'file').write_text('')
-    for bad in (dict(folder=tmp_path/'file'), dict(folder=''), dict(folder=3), dict(resume=''), dict(resume=3), dict(lr='x'), dict(lr=0), dict(lr=float('nan')), dict(wd=float('nan')), dict(wd=-1), dict(cbs='x')):
+    for bad in (dict(folder=tmp_path/'file'), dict(folder=''), dict(folder=3), dict(resume=''), dict(resume=3), dict(lr='x'), dict(lr=0), dict(lr=float('nan')),
+        dict(wd=float('nan')), dict(wd=-1), dict(cbs='x')):
         with pytest.raises(FineGrainedError, match=f'{next(iter(bad))}='): fit(small(None), **dict(plan=None if 'resume' in bad else 1) | bad)
 
 def test_the_same_is_taken(tmp_path):
@@ -195,7 +200,8 @@ def test_the_same_is_taken(tmp_path):
     data = birds()
     shutil.copytree(data.root, tmp_path/'moved')
     moved = FineGrainedData(data.items.copy(), tmp_path/'moved', levels=data.levels, parts=data.parts, card=data.card)
-    makes = [lambda: dict(loss_func=weighted(), opt_func=partial(Adam, eps=1e-3)), lambda: dict(loss_func=scaled(2)), lambda: dict(loss_func=partial(torch.nn.functional.cross_entropy, label_smoothing=.1), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, eps=1e-6)),
+    makes = [lambda: dict(loss_func=weighted(), opt_func=partial(Adam, eps=1e-3)), lambda: dict(loss_func=scaled(2)),
+        lambda: dict(loss_func=partial(torch.nn.functional.cross_entropy, label_smoothing=.1), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, eps=1e-6)),
         lambda: dict(loss_func=Focal(weight=[1.,2,3,4]), opt_func=lambda ps, lr: Adam(ps, lr, eps=1e-4))]
     for i,make in enumerate(makes):
         cbs = (lambda: [AddLoss('center', .01), EMA(.9), Mix(mixup=.4, cutmix=1.)]) if i==0 else lambda: None
@@ -210,7 +216,8 @@ def test_a_run_of_this_kernel_is_looked_at_too():
     from fgvc_fast.all import CrossEntropyLossFlat, SGD
     learn = fit(small(None), 3, cbs=StopAt('before_validate', 2))
     own = learn.dls
-    for k,other,what in (('dls', changed(label=reversed_classes).dls(32, bs=8, num_workers=0, seed=1), 'classes'), ('dls', changed(split=other_split).dls(32, bs=8, num_workers=0, seed=1), 'training pictures'),
+    for k,other,what in (('dls', changed(label=reversed_classes).dls(32, bs=8, num_workers=0, seed=1), 'classes'),
+        ('dls', changed(split=other_split).dls(32, bs=8, num_workers=0, seed=1), 'training pictures'),
             ('loss_func', CrossEntropyLossFlat(label_smoothing=.3), 'loss'), ('opt_func', SGD, 'optimizer'), ('wd', .3, 'weight decay')):
         was = getattr(learn, k)
         setattr(learn, k, other)
@@ -241,7 +248,8 @@ def half_precision(**kwargs):
     torch.manual_seed(0)
     y = torch.arange(32)%2
     ds = TensorDataset(torch.randn(32, 4)+y[:,None], y)
-    learn = Learner(DataLoaders(*[DataLoader(ds, bs=8, num_workers=0) for _ in range(2)]), torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), loss_func=CrossEntropyLossFlat(), lr=.01)
+    learn = Learner(DataLoaders(*[DataLoader(ds, bs=8, num_workers=0) for _ in range(2)]), torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(),
+        torch.nn.Linear(8, 2)), loss_func=CrossEntropyLossFlat(), lr=.01)
     learn.remove_cb(learn.progress)
     learn.add_cb(CPUHalf(AMPMode.BF16))
     return learn
@@ -331,7 +339,8 @@ def reads(x, y): return F.cross_entropy(x, y, label_smoothing=ALPHA)
 def calls(x, y): return F.cross_entropy(scaled(x), y)
 def chooses(x, y): return F.cross_entropy(x, y) if str(x.dtype) not in {'a','b','c','d','e','f'} else x.sum()
 '''
-makes = dict(Module=lambda o: dict(loss_func=o.Module()), Child=lambda o: dict(loss_func=o.Child()), Object=lambda o: dict(loss_func=o.Object()), reads=lambda o: dict(loss_func=o.reads), calls=lambda o: dict(loss_func=o.calls),
+makes = dict(Module=lambda o: dict(loss_func=o.Module()), Child=lambda o: dict(loss_func=o.Child()), Object=lambda o: dict(loss_func=o.Object()),
+    reads=lambda o: dict(loss_func=o.reads), calls=lambda o: dict(loss_func=o.calls),
     chooses=lambda o: dict(loss_func=o.chooses), Flipped=lambda o: dict(dls=dict(batch_tfms=o.Flipped())))
 edits = dict(Module=('F.cross_entropy(x, y)\nclass Object', 'F.cross_entropy(x, y)*2\nclass Object'), Object=('a=0.', 'a=.5'), reads=('ALPHA = 0.', 'ALPHA = .5'), calls=('x*1', 'x*2'), chooses=("'f'}", "'g'}"), Flipped=('1-x', '2-x'))
 edits['Child'] = edits['Module']

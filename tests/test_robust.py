@@ -50,7 +50,8 @@ def test_the_loss_is_the_formula(data, alpha, head):
     np.testing.assert_allclose(loss, (alpha*clean+(1-alpha)*attacked+sides).item(), rtol=1e-4)
     if head=='levels': assert sides>0
 
-@pytest.mark.parametrize('more', [dict(cbs=[lambda: Mix(mixup=.4)]), dict(cbs=[lambda: Mix(cutmix=1.)]), dict(cbs=[lambda: Mix(snapmix=5.)]), dict(cbs=[CPUAutocast]), dict(cbs=[], head='levels'), dict(cbs=[], loss_func=CrossEntropyLossFlat(label_smoothing=.1))],
+@pytest.mark.parametrize('more', [dict(cbs=[lambda: Mix(mixup=.4)]), dict(cbs=[lambda: Mix(cutmix=1.)]), dict(cbs=[lambda: Mix(snapmix=5.)]),
+    dict(cbs=[CPUAutocast]), dict(cbs=[], head='levels'), dict(cbs=[], loss_func=CrossEntropyLossFlat(label_smoothing=.1))],
     ids=['mixup','cutmix','snapmix','bf16','levels','smooth'])
 def test_with_whatever_else_trains(data, more):
     more = dict(more)

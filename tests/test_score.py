@@ -236,7 +236,8 @@ def test_weights_of_before_there_was_a_temperature():
 def test_calibration_error_of_known_answers():
     "Three bins by hand"
     class Known(FineGrainedInterpretation):
-        def __init__(self): self.probs,self.preds,self.targs = torch.tensor([.95,.95,.95,.95,.55,.55,1.]),torch.tensor([0,0,0,0,1,1,2]),torch.tensor([0,0,0,1,1,0,2])
+        def __init__(self):
+            self.probs,self.preds,self.targs = torch.tensor([.95,.95,.95,.95,.55,.55,1.]),torch.tensor([0,0,0,0,1,1,2]),torch.tensor([0,0,0,1,1,0,2])
     k = Known()
     assert k.ece(10)==pytest.approx((abs(4*.95+1-4)+2*abs(.55-.5))/7, abs=1e-6)
     assert list(k.calibration(10).pictures)==[2,5]
@@ -260,7 +261,8 @@ def test_a_share_has_a_width(k, n):
     assert _peak_ci(hits)==pytest.approx((o.high-o.low)/2, abs=1e-6)==_peak_ci(-hits)
 
 def test_tables_of_hits_and_of_differences_of_hits():
-    rows = [dict(method=m, layer='', asked='', item=i, **{'peak in box': float(v[i]), 'energy in box': .5}) for m,v in dict(a=[1]*8, b=[1]*8, c=[1]*4+[0]*4, center=[1]*8).items() for i in range(8)]
+    rows = [dict(method=m, layer='', asked='', item=i, **{'peak in box': float(v[i]), 'energy in box': .5}) for m,v in dict(a=[1]*8, b=[1]*8, c=[1]*4+[0]*4, center=[1]*8).items()
+        for i in range(8)]
     report = CamReport(pd.DataFrame(rows))
     t = report.table()
     assert t['peak in box'].ci['a'].item()>.1 and t['energy in box'].ci['a'].item()<1e-9 # which is no share of pictures

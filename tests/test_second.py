@@ -95,7 +95,8 @@ def test_cov_by_the_smaller_matrix_is_the_same():
 
 # Gradients
 
-@pytest.mark.parametrize('pool', [BilinearPool(4), BilinearPool(4, streams=(1,3)), BilinearPool(4, dim=2), CompactPool(4, 6), CompactPool(4, 6, streams=(2,2)), CovPool(4), CovPool(4, dim=3, iters=3)],
+@pytest.mark.parametrize('pool', [BilinearPool(4), BilinearPool(4, streams=(1,3)), BilinearPool(4, dim=2), CompactPool(4, 6), CompactPool(4, 6, streams=(2,2)),
+    CovPool(4), CovPool(4, dim=3, iters=3)],
     ids=['bilinear','streams','reduced','compact','compact_streams','cov','cov_reduced'])
 @pytest.mark.parametrize('h', [1, 3])
 def test_gradients(pool, h):
@@ -105,8 +106,10 @@ def test_gradients(pool, h):
 # Maps that break careless ones
 
 r = torch.randn(2, 24, 6, 6, generator=torch.Generator().manual_seed(0))
-bad = dict(zero=0*r, one_zero=r*torch.tensor([0.,1.])[:,None,None,None], constant=0*r+3, huge=1e4*r, huge_constant=0*r+1e4, one_place=r[...,:1,:1], rank_one=r[:,:1]*r[:,:,:1,:1], lit_once=r*(torch.arange(36)==7).view(6, 6),
-    ill_conditioned=r*torch.logspace(0, -10, 24)[:,None,None], tiny=1e-12*r, dead_channels=r*(torch.arange(24)<2)[:,None,None], few_places=r[...,:2,:2], many=r.repeat(1, 1, 3, 3))
+bad = dict(zero=0*r, one_zero=r*torch.tensor([0.,1.])[:,None,None,None], constant=0*r+3, huge=1e4*r, huge_constant=0*r+1e4, one_place=r[...,:1,:1],
+    rank_one=r[:,:1]*r[:,:,:1,:1], lit_once=r*(torch.arange(36)==7).view(6, 6),
+    ill_conditioned=r*torch.logspace(0, -10, 24)[:,None,None], tiny=1e-12*r, dead_channels=r*(torch.arange(24)<2)[:,None,None], few_places=r[...,:2,:2],
+    many=r.repeat(1, 1, 3, 3))
 
 @pytest.mark.parametrize('name', names)
 @pytest.mark.parametrize('m', bad)
@@ -161,8 +164,10 @@ def test_seeds():
     assert torch.equal(CompactPool(24)(r), CompactPool(24)(r))
     assert not torch.allclose(CompactPool(24)(r), CompactPool(24, seed=1)(r), atol=1e-3)
 
-@pytest.mark.parametrize('make,said', [(lambda: BilinearPool(8, dim=0), 'dim=0'), (lambda: BilinearPool(8, dim=2.5), 'dim=2.5'), (lambda: CompactPool(8, dim=-1), 'dim=-1'), (lambda: CovPool(8, dim='all'), "dim='all'"),
-    (lambda: CovPool(8, iters=0), 'iters=0'), (lambda: BilinearPool(8, streams=(4,5)), r'streams=\(4, 5\).*together the 8'), (lambda: CompactPool(8, streams=(8,)), 'streams'), (lambda: BilinearPool(8, streams=(8,0)), 'streams')])
+@pytest.mark.parametrize('make,said', [(lambda: BilinearPool(8, dim=0), 'dim=0'), (lambda: BilinearPool(8, dim=2.5), 'dim=2.5'), (lambda: CompactPool(8, dim=-1), 'dim=-1'),
+    (lambda: CovPool(8, dim='all'), "dim='all'"),
+    (lambda: CovPool(8, iters=0), 'iters=0'), (lambda: BilinearPool(8, streams=(4,5)), r'streams=\(4, 5\).*together the 8'), (lambda: CompactPool(8, streams=(8,)), 'streams'),
+    (lambda: BilinearPool(8, streams=(8,0)), 'streams')])
 def test_options_that_cannot_be(make, said):
     with pytest.raises(FineGrainedError, match=said): make()
 

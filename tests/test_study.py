@@ -207,7 +207,8 @@ def fake(study, values, column='valid_top1'):
     for (lr,seed),v in values.items():
         o = next(o for o in study.settings if o.shown['lr']==lr)
         k = study._key(o, seed)
-        study.rows[k] = dict(key=k, setting=o.shown, seed=seed, error=None, valid_pictures=100, device=study._here, seconds=10.*(1+9*(lr==.1)), date='2026-01-01T00:00:00+00:00') | {column: v} | dict.fromkeys(['fgvc_fast','torch','fastai','timm'], '1')
+        study.rows[k] = (dict(key=k, setting=o.shown, seed=seed, error=None, valid_pictures=100, device=study._here, seconds=10.*(1+9*(lr==.1)), date='2026-01-01T00:00:00+00:00')
+            | {column: v} | dict.fromkeys(['fgvc_fast','torch','fastai','timm'], '1'))
 
 def test_best_is_chosen_by_validation(study):
     fake(study, {(lr,s): v for lr,v in ((.01,.8),(.1,.7)) for s in range(2)})
@@ -446,7 +447,8 @@ def test_boxes_and_levels_are_part_of_the_data(birds):
     def name(**cols): return value_name(fine_grained_data(birds.items.assign(**cols), root=birds.root, levels=list(birds.levels)))
     same = name()
     assert name()==same
-    assert len({same, name(x0=birds.items.x0+1), name(family=birds.items.family.astype(str).str.upper()), name(split=birds.items.split.iloc[::-1].to_numpy())})==4
+    assert (len({same, name(x0=birds.items.x0+1), name(family=birds.items.family.astype(str).str.upper()),
+        name(split=birds.items.split.iloc[::-1].to_numpy())})==4)
 
 def test_seeds_that_agree_by_chance_are_no_find():
     "Differences are whole pictures, so two seeds are often equally far apart, and their spread is nothing"

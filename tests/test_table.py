@@ -224,7 +224,9 @@ def test_groups_stay_whole(seed, capsys):
     data = FineGrainedData(items, by='who', seed=seed)
     new = data.split(.15, test=.15, seed=seed)
     said = capsys.readouterr().out
-    for o in (data, new, new.split(.3), new.subset(classes=3), new.subset(per_class=20), new.long_tail(5), new.drop(range(50)), FineGrainedData(items, by='who').merge(FineGrainedData(items, by='who'))): assert whole(o, 'who') and o.by=='who'
+    for o in (data, new, new.split(.3), new.subset(classes=3), new.subset(per_class=20), new.long_tail(5), new.drop(range(50)),
+        FineGrainedData(items, by='who').merge(FineGrainedData(items, by='who'))):
+        assert whole(o, 'who') and o.by=='who'
     for s,share in dict(train=.7, valid=.15, test=.15).items():
         got = new.items.label[new.items.split==s].value_counts()/items.label.value_counts()
         assert (got-share).abs().max()<.12 and (got>0).all() # of each class about as much as was asked for
@@ -319,7 +321,8 @@ def test_columns_in_another_case(new):
     df = df.assign(is_valid=[False,True,False]) if 'is_valid' in new else df.assign(split=['train','valid','test'])
     want = FineGrainedData(df, valid=0).items
     pd.testing.assert_frame_equal(FineGrainedData(df.rename(columns=new), valid=0).items[want.columns], want)
-    with pytest.raises(FineGrainedError, match='drop one'): FineGrainedData(pd.concat([df.rename(columns=new), df[[*new]].rename(columns=str.upper).rename(columns=lambda o: f'{o}  ')], axis=1), valid=0)
+    with pytest.raises(FineGrainedError, match='drop one'):
+        FineGrainedData(pd.concat([df.rename(columns=new), df[[*new]].rename(columns=str.upper).rename(columns=lambda o: f'{o}  ')], axis=1), valid=0)
 
 @pytest.mark.parametrize('values,wrong', [(['train','train','test'], True), (['Training','val',None], True), (['dev','dev','dev'], False), (['train']*3, False), (['train','test','tree'], True), (['valid','valid',''], False), ([0,1,2], False), ([None]*3, False)])
 def test_a_split_by_another_name(values, wrong):
@@ -361,12 +364,15 @@ d3 = table([3,3], 2, 2)
 fam = FineGrainedData(d3.items.assign(family='f'), 'photos', ['family','label'])
 calls = {f: (o, args) for f,o,args in [
     ('drop', d3, [dict(rows=o) for o in ([999], [-1], [0,.5], ['x'], [None], [True,False], 'x', None, 3.5, range(14), [[1]])]),
-    ('split', d3, [dict(valid=o) for o in (-.1, 1, 2, None, 'x', True, np.nan)]+[dict(test=-1), dict(valid=.5, test=.5), dict(seed='x'), dict(seed=-1), dict(seed=.5), dict(by='nix')]),
-    ('subset', d3, [dict(classes=o) for o in (0, 99, -1, .5, True, [], ['nix'], [5], 'nix', {}, object())]+[dict(per_class=o) for o in (0, -1, .5, 'x', True)]+[dict(level='nix'), dict(level=None), dict(seed=-1), dict(seed='x'), dict(classes=1, level=5)]),
+    ('split', d3, [dict(valid=o) for o in (-.1, 1, 2, None, 'x', True, np.nan)]+[dict(test=-1), dict(valid=.5, test=.5), dict(seed='x'), dict(seed=-1), dict(seed=.5),
+    dict(by='nix')]),
+    ('subset', d3, [dict(classes=o) for o in (0, 99, -1, .5, True, [], ['nix'], [5], 'nix', {}, object())]+[dict(per_class=o) for o in (0, -1, .5, 'x', True)]+[dict(level='nix'),
+    dict(level=None), dict(seed=-1), dict(seed='x'), dict(classes=1, level=5)]),
     ('at_level', fam, [dict(level=o) for o in ('nix', None, 5, ['family'])]),
     ('rename', d3, [dict(names=o) for o in (None, 5, 'x', ['a'], {'nix':'x'}, {5:'x'}, {'class 000':None}, {'class 000':''}, {'class 000':7}, lambda o: None, lambda o: 5)]+[dict(names={}, level='nix')]),
     ('long_tail', d3, [dict(ratio=o) for o in (0, -1, .5, np.nan, np.inf, 'x', None)]+[dict(seed='x'), dict(seed=-1)]),
-    ('path', d3, [dict(row=o) for o in (-1, 99, None, 'x', .5, True)]), ('picture', d3, [dict(row=o) for o in (-1, 99, None)]+[dict(row=0, size=o) for o in (0, 'x', (1,), (0,5), (1,2,3))]),
+    ('path', d3, [dict(row=o) for o in (-1, 99, None, 'x', .5, True)]), ('picture', d3,
+    [dict(row=o) for o in (-1, 99, None)]+[dict(row=0, size=o) for o in (0, 'x', (1,), (0,5), (1,2,3))]),
     ('show', d3, [dict(n=0), dict(n='x'), dict(cols=0), dict(size=0), dict(size='x'), dict(rows=[]), dict(rows=5), dict(rows=[99]), dict(rows=['x']), dict(seed='x')]),
     ('__getitem__', d3, [dict(split=o) for o in ('val', None, 5, [0])])]}
 @pytest.mark.parametrize('call,i', [(f,i) for f,(_,a) in calls.items() for i in range(len(a))])
@@ -377,7 +383,8 @@ def test_wrong_arguments(call, i):
     assert any(str(o) in str(e.value) for o in (*args[i], 'rows', 'row', 'class', 'level', 'name')), e.value
     pd.testing.assert_frame_equal(data.items, before)
 
-@pytest.mark.parametrize('kwargs', [dict(items=o) for o in (None, [], {}, 'x')]+[dict(root=o) for o in (None, 5, b'x')]+[dict(levels=o) for o in ('family', [], ['label','family'], ['family'], [5,'label'], ['label','label'], ['path','label'], ['nix','label'])]
+@pytest.mark.parametrize('kwargs', [dict(items=o) for o in (None, [], {}, 'x')]+[dict(root=o) for o in (None, 5, b'x')]+[dict(levels=o)
+    for o in ('family', [], ['label','family'], ['family'], [5,'label'], ['label','label'], ['path','label'], ['nix','label'])]
     +[dict(card=o) for o in (5, 'x', [])]+[dict(valid=o) for o in (None, 'x', -1, 1, np.nan, True)]+[dict(seed=o) for o in ('x', -1, .5, None)]+[dict(parts=5)])
 def test_wrong_data_sets(kwargs):
     with pytest.raises(FineGrainedError): FineGrainedData(**{**dict(items=table([3,3], 0, 0).items.assign(split='train', family='f')), **kwargs})

@@ -44,7 +44,8 @@ def test_what_is_no_weights(sd, tmp_path, monkeypatch):
     net = torch.nn.Linear(2, 2)
     opt = torch.optim.Adam(net.parameters())
     net(torch.ones(1, 2)).sum().backward(), opt.step()
-    made = dict(learner=dict(model=Learnt()), optimizer=opt.state_dict(), fastai_opt=dict(opt=opt.state_dict()), tensor=torch.zeros(3), lists=[torch.zeros(3)], empty={}, numbers={1: torch.zeros(3)}, nested=dict(a=dict(b=torch.zeros(3))), text='x', none=None)
+    made = dict(learner=dict(model=Learnt()), optimizer=opt.state_dict(), fastai_opt=dict(opt=opt.state_dict()), tensor=torch.zeros(3), lists=[torch.zeros(3)],
+        empty={}, numbers={1: torch.zeros(3)}, nested=dict(a=dict(b=torch.zeros(3))), text='x', none=None)
     for k,v in made.items(): torch.save(v, tmp_path/f'{k}.pth')
     raw = {'pickle.pkl': pickle.dumps(Learnt()), 'html.pth': b'<html>404</html>', 'nothing.pth': b'', 'cut.pth': cut(good), 'cut.safetensors': cut(safe), 'cut_old.pth': cut(old), 'zeros.pth': bytes(1000), 'zip.pth': b'PK\x03\x04'+bytes(99),
         'npy.npy': b'\x93NUMPY'+bytes(99), 'hdf.h5': b'\x89HDF\r\n\x1a\n'+bytes(99), 'head.safetensors': safe[:8]+b'{'*90, 'pointer.safetensors': b'version https://git-lfs.github.com/spec/v1\n'}

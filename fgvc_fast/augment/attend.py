@@ -10,7 +10,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from .evidence import evidence_of
-from ..core import check, check_number
+from ..core import FineGrainedError, check_number
 from ..models.split import can_split
 from ..models.parts import check_pad, threshold_range, attention_crop, attention_drop
 
@@ -25,18 +25,23 @@ class AttentionCrop(Callback):
         drop_at:float|tuple=(.2,.5), # Hidden is what is above it; a number, or a range to draw from
         pad:float=.1 # Room round a crop, of the picture's side
         ):
-        check(check_number('crop', crop, 0)+check_number('drop', drop, 0)>0 and crop+drop<=1, f"crop={crop} and drop={drop} are parts of the pictures: each 0 to 1, together above 0 and up to 1")
+        if not (check_number('crop', crop, 0)+check_number('drop', drop, 0)>0 and crop+drop<=1):
+            raise FineGrainedError(f"crop={crop} and drop={drop} are parts of the pictures: each 0 to 1, together above 0 and up to 1")
         for k,o in dict(crop_at=crop_at, drop_at=drop_at).items(): threshold_range(k, o)
         check_pad(pad)
-        self.crop,self.drop,self.crop_at,self.drop_at,self.pad = crop,drop,crop_at,drop_at,pad
+        self.crop,self.drop,self.crop_at = crop,drop,crop_at
+        self.drop_at,self.pad = drop_at,pad
     def before_fit(self): can_split(get_model(self.model))
     def before_batch(self):
-        check(len(self.xb)==1 and len(self.yb)==1, f"Attend looks for one label in one picture, and this batch has {len(self.xb)} inputs and {len(self.yb)} targets. (Points of parts would not follow a crop: make the loaders without `parts`)")
+        if not (len(self.xb)==1 and len(self.yb)==1):
+            raise FineGrainedError(f"Attend looks for one label in one picture, and this batch has {len(self.xb)} inputs and {len(self.yb)} targets. (Points "
+                "of parts would not follow a crop: make the loaders without `parts`)")
         x, = self.xb
         draw = torch.rand(len(x)) # on the CPU, so that nothing waits for the GPU
         crop,drop = (draw<self.crop).nonzero()[:,0],((draw>=self.crop)&(draw<self.crop+self.drop)).nonzero()[:,0]
         if not len(crop)+len(drop): return
         at = torch.cat([crop,drop]).to(x.device)
-        seen,few,n,res = evidence_of(self.learn, at),x[at],len(crop),x.clone()
+        seen,few,n = evidence_of(self.learn, at),x[at],len(crop)
+        res = x.clone()
         res[at] = torch.cat([attention_crop(few[:n], seen[:n], self.crop_at, self.pad), attention_drop(few[n:], seen[n:], self.drop_at)])
         self.learn.xb = res,

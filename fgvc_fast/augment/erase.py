@@ -9,7 +9,7 @@ __all__ = ['square_boxes', 'random_boxes', 'erase', 'Erase', 'Cutout']
 import math, torch
 from fastai.callback.core import Callback
 from numbers import Real
-from ..core import check, check_number
+from ..core import FineGrainedError, check_number
 
 # %% ../../nbs/api/300_augment.erase.ipynb #5be1a7c3
 def _number(o): return isinstance(o, Real) and not isinstance(o, bool) and math.isfinite(o)
@@ -17,11 +17,14 @@ def _pair_of(o): return isinstance(o, (tuple,list)) and len(o)==2 and all(map(_n
 
 def _shape(area, aspect):
     "Stop unless these are ranges of a hole's share of the picture and of its height over its width"
-    check(_pair_of(area) and 0<area[0]<=area[1]<=1, f"area={area}: give the range of the hole's share of the picture, such as (.02, .4)")
-    check(_pair_of(aspect) and 0<aspect[0]<=aspect[1], f"aspect={aspect}: give the range of the hole's height over its width, such as (.3, 3.3)")
+    if not (_pair_of(area) and 0<area[0]<=area[1]<=1):
+        raise FineGrainedError(f"area={area}: give the range of the hole's share of the picture, such as (.02, .4)")
+    if not (_pair_of(aspect) and 0<aspect[0]<=aspect[1]):
+        raise FineGrainedError(f"aspect={aspect}: give the range of the hole's height over its width, such as (.3, 3.3)")
 
 # %% ../../nbs/api/300_augment.erase.ipynb #e86c3f2e
-def _side(size): check(check_number('size', size, 0, 1), f"size={size} is the side of the hole, of the picture's shorter side, above 0 and up to 1")
+def _side(size):
+    if not check_number('size', size, 0, 1): raise FineGrainedError(f"size={size} is the side of the hole, of the picture's shorter side, above 0 and up to 1")
 
 def square_boxes(n:int, h:int, w:int, # How many; size of the pictures
     size:float, # Side of the squares, of the picture's shorter side, (0,1]
@@ -52,8 +55,9 @@ def random_boxes(n:int, h:int, w:int, # How many; size of the pictures
 # %% ../../nbs/api/300_augment.erase.ipynb #b512abf9
 def _fill(fill):
     "Stop unless `fill` is one"
-    ok = fill in ('mean','noise') if isinstance(fill, str) else _number(fill) or isinstance(fill, (tuple,list)) and len(fill)>0 and all(map(_number, fill))
-    check(ok, f"fill={fill!r} is unknown: use 'mean', 'noise', a number, or one for each channel")
+    ok = (fill in ('mean','noise') if isinstance(fill, str) else _number(fill) or isinstance(fill, (tuple,list)) and len(fill)>0
+        and all(map(_number, fill)))
+    if not ok: raise FineGrainedError(f"fill={fill!r} is unknown: use 'mean', 'noise', a number, or one for each channel")
     return fill
 
 def erase(x:torch.Tensor, # Pictures (B, c, h, w)
@@ -61,13 +65,16 @@ def erase(x:torch.Tensor, # Pictures (B, c, h, w)
     fill:str|float|tuple|list='mean' # 'mean': each picture's own; 'noise'; or a number, or one for each channel
     ):
     "Pictures `x`, each with a hole"
-    check(torch.is_tensor(boxes) and boxes.shape==(len(x),4), f'boxes: give (top, bottom, left, right) for each of {len(x)} pictures, not {tuple(getattr(boxes, "shape", ()))}')
-    check(isinstance(_fill(fill), (str,Real)) or len(fill)==x.shape[1], f"fill={fill} does not go with the {x.shape[1]} channels of these pictures: give a number for each")
+    if not (torch.is_tensor(boxes) and boxes.shape==(len(x),4)):
+        raise FineGrainedError(f'boxes: give (top, bottom, left, right) for each of {len(x)} pictures, not {tuple(getattr(boxes, "shape", ()))}')
+    if not isinstance(_fill(fill), (str,Real)) and len(fill)!=x.shape[1]:
+        raise FineGrainedError(f"fill={fill} does not go with the {x.shape[1]} channels of these pictures: give a number for each")
     rows,cols = [torch.arange(n, device=x.device)[None] for n in x.shape[-2:]]
     t,b,l,r = boxes.T[...,None]
     hole = ((rows>=t)&(rows<b))[:,None,:,None] & ((cols>=l)&(cols<r))[:,None,None]
     if isinstance(fill, str) and fill=='mean': v = x.mean((2,3), keepdim=True)
-    elif isinstance(fill, str): v = x.amin((1,2,3), keepdim=True) + (x.amax((1,2,3), keepdim=True)-x.amin((1,2,3), keepdim=True))*torch.rand_like(x)
+    elif isinstance(fill, str):
+        v = x.amin((1,2,3), keepdim=True) + (x.amax((1,2,3), keepdim=True)-x.amin((1,2,3), keepdim=True))*torch.rand_like(x)
     else: v = torch.as_tensor(fill, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
     return torch.where(hole, v, x)
 
@@ -87,7 +94,9 @@ class Erase(Callback):
     def boxes(self, n:int, h:int, w:int, device:torch.device): return random_boxes(n, h, w, self.area, self.aspect, device)
     def before_batch(self):
         x,*more = self.xb
-        check(isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim==4, f"{type(self).__name__} makes holes in pictures, and the batch has {tuple(getattr(x, 'shape', ()))} of {getattr(x, 'dtype', type(x))}")
+        if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim==4):
+            raise FineGrainedError(f"{type(self).__name__} makes holes in pictures, and the batch has {tuple(getattr(x, 'shape', ()))} of "
+                f"{getattr(x, 'dtype', type(x))}")
         hit = torch.rand(len(x), 1, device=x.device)<self.p
         self.learn.xb = erase(x, self.boxes(len(x), *x.shape[-2:], x.device)*hit, self.fill),*more
 

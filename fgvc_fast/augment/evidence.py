@@ -13,7 +13,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from torch import nn
 from torch.nn import functional as F
-from ..core import check
+from ..core import FineGrainedError
 from ..models.split import eval_mode, split_model
 
 # %% ../../nbs/api/310_augment.evidence.ipynb #b33efd59
@@ -23,11 +23,13 @@ def evidence(
     y:torch.Tensor # The label asked about for each, (B,)
     )->torch.Tensor: # (B, H, W), each sums to 1
     "Where `model` sees what speaks for `y` in each of `x`, as shares of the whole"
-    check(y.shape==(len(x),) and not y.is_floating_point(), f"Evidence is asked for one label of each picture, and these targets have the shape {tuple(y.shape)} and are {y.dtype}")
+    if not (y.shape==(len(x),) and not y.is_floating_point()):
+        raise FineGrainedError(f"Evidence is asked for one label of each picture, and these targets have the shape {tuple(y.shape)} and are {y.dtype}")
     x,y = [o.as_subclass(torch.Tensor) for o in (x, y)] # fastai's types know too much
     with eval_mode(model):
         maps,decide = split_model(model, x)
-        check(torch.is_tensor(maps) and maps.ndim==4, f"the body gives {tuple(getattr(maps, 'shape', ()))}, which is no map (n, channels, height, width)")
+        if not (torch.is_tensor(maps) and maps.ndim==4):
+            raise FineGrainedError(f"the body gives {tuple(getattr(maps, 'shape', ()))}, which is no map (n, channels, height, width)")
         maps = maps.detach().to(torch.promote_types(maps.dtype, torch.float32)).requires_grad_()
         with torch.enable_grad():
             said = decide(maps.clone())

@@ -18,7 +18,7 @@ from functools import partial
 from numbers import Integral, Real
 from torch.nn import functional as F
 from .evidence import evidence_of
-from ..core import check, check_number
+from ..core import FineGrainedError, check, check_number
 from ..models.split import can_split
 
 # %% ../../nbs/api/320_augment.mix.ipynb #cf8c1d46
@@ -34,7 +34,7 @@ def mixup(x:torch.Tensor, # Batch of anything with floating point values
 def _place(name, o):
     "Stop unless `o`, which the user calls `name`, is a place or None"
     ok = o is None or isinstance(o, (tuple,list)) and len(o)==2 and all(isinstance(t, Integral) and not isinstance(t, bool) for t in o)
-    check(ok, f"{name}={o!r}: give a row and a column, whole numbers, or None for anywhere")
+    if not ok: raise FineGrainedError(f"{name}={o!r}: give a row and a column, whole numbers, or None for anywhere")
 
 def cut_box(h:int, w:int, # Size of the picture
     lam:float, # How much of it stays, 0 to 1
@@ -68,8 +68,10 @@ def snapmix(x:torch.Tensor, # Batch of pictures, (B, c, h, w)
     centers:tuple|list=(None,None) # Row and column of the centre of the place for the piece, and of the piece; anywhere if `None`
     )->tuple:
     "Paste a piece of another picture, resized, into a box of each one of `x`; returns the pictures, and for each what its own label counts and what the other's, (B,)"
-    check(isinstance(lams, (tuple,list)) and len(lams)==2, f"lams={lams!r}: give two numbers from 0 to 1, how much of the picture stays and how much of the other is not in the piece")
-    check(isinstance(centers, (tuple,list)) and len(centers)==2, f"centers={centers!r}: give two places (row, column), or (None, None) for anywhere")
+    if not (isinstance(lams, (tuple,list)) and len(lams)==2):
+        raise FineGrainedError(f"lams={lams!r}: give two numbers from 0 to 1, how much of the picture stays and how much of the other is not in the piece")
+    if not (isinstance(centers, (tuple,list)) and len(centers)==2):
+        raise FineGrainedError(f"centers={centers!r}: give two places (row, column), or (None, None) for anywhere")
     h,w = x.shape[-2:]
     (t,b,l,r),(t2,b2,l2,r2) = [cut_box(h, w, lam, c) for lam,c in zip(lams, centers)]
     if min(b-t, r-l, b2-t2, r2-l2)<1: return x,seen.new_ones(len(x)),seen.new_zeros(len(x))
@@ -99,7 +101,9 @@ def picture_losses(loss_func:Callable, pred:torch.Tensor, *yb):
     "The loss of each picture (B,); their mean is `loss_func(pred, *yb)`"
     mean = loss_func(pred, *yb)
     with NoneReduce(loss_func) as f: each = f(pred, *yb)
-    check(each.ndim and each.numel()%len(yb[0])==0, f"{_loss_name(loss_func)} has a `reduction`, but with 'none' it gives {tuple(each.shape)}, no loss for each of {len(yb[0])} pictures: use Mix(mixup=...) or Mix(cutmix=...)")
+    if not (each.ndim and each.numel()%len(yb[0])==0):
+        raise FineGrainedError(f"{_loss_name(loss_func)} has a `reduction`, but with 'none' it gives {tuple(each.shape)}, no loss for each of {len(yb[0])} "
+            "pictures: use Mix(mixup=...) or Mix(cutmix=...)")
     each = each.reshape(len(yb[0]), -1).sum(1)
     return each*(mean/each.mean()).detach().nan_to_num(1., 1., 1.)
 
@@ -124,10 +128,13 @@ class Mix(Callback):
         ):
         given = {k: v for k,v in dict(mixup=mixup, cutmix=cutmix, snapmix=snapmix).items() if v is not None}
         check(given, "Mix needs something to do: Mix(mixup=.4), Mix(cutmix=1.), Mix(snapmix=5.), or several")
-        check(all(check_number(k, a, 0)>0 for k,a in given.items()), f"alpha must be above 0, not {', '.join(f'{k}={v}' for k,v in given.items())}; use None for none of a kind")
+        if not all(check_number(k, a, 0)>0 for k,a in given.items()):
+            raise FineGrainedError(f"alpha must be above 0, not {', '.join(f'{k}={v}' for k,v in given.items())}; use None for none of a kind")
         check_number('p', p, 0, 1)
         weights = [1]*len(given) if weights is None else weights
-        check(isinstance(weights, (tuple,list)) and len(weights)==len(given) and all(isinstance(w, Real) and not isinstance(w, bool) and w<float('inf') for w in weights) and min(weights)>=0 and max(weights)>0, f"weights say how often {' and '.join(given)} are chosen, a number for each kind given such as (1, 3), not {weights}")
+        if not (isinstance(weights, (tuple,list)) and len(weights)==len(given)
+            and all(isinstance(w, Real) and not isinstance(w, bool) and w<float('inf') for w in weights) and min(weights)>=0 and max(weights)>0):
+            raise FineGrainedError(f"weights say how often {' and '.join(given)} are chosen, a number for each kind given such as (1, 3), not {weights}")
         fs = dict(mixup=self._blend, cutmix=self._paste, snapmix=self._snap)
         self.kinds = [(fs[k], w, float(a)) for w,(k,a) in zip(weights, given.items())]
         self.given,self.p,self.mixed = given,p,None
@@ -135,10 +142,13 @@ class Mix(Callback):
     def before_fit(self):
         self.mixed = None
         both = [type(o).__name__ for o in self.learn.cbs if isinstance(o, Mix)]
-        check(len(both)==1, f"{' and '.join(both)} would each mix every batch. Use one callback that chooses between them: Mix(mixup=.4, cutmix=1.)")
+        if len(both)!=1:
+            raise FineGrainedError(f"{' and '.join(both)} would each mix every batch. Use one callback that chooses between them: Mix(mixup=.4, cutmix=1.)")
         if 'snapmix' not in self.given: return
         can_split(get_model(self.model))
-        check(_has_reduction(self.loss_func), f"SnapMix weighs each picture by itself, and {_loss_name(self.loss_func)} gives only one loss for the batch: use a loss with a `reduction`, such as `CrossEntropyLossFlat()`, or Mix(mixup=...) or Mix(cutmix=...)")
+        if not _has_reduction(self.loss_func):
+            raise FineGrainedError(f"SnapMix weighs each picture by itself, and {_loss_name(self.loss_func)} gives only one loss for the batch: use a loss "
+                "with a `reduction`, such as `CrossEntropyLossFlat()`, or Mix(mixup=...) or Mix(cutmix=...)")
     def before_batch(self):
         self.mixed = None
         if torch.rand(()) < self.p: self.learn.xb,self.mixed = self.mix(self.xb)
@@ -161,7 +171,9 @@ def mix(self:Mix, xb:tuple):
     "All of `xb`, mixed alike, and what has to be remembered: who with whom, and how much"
     for i,o in enumerate(xb):
         ok = isinstance(o, torch.Tensor) and o.is_floating_point() and o.ndim>=3 and o.shape[-2:]==xb[0].shape[-2:]
-        check(ok, f"Mix mixes pictures, all of one size, but input {i} of the batch is {tuple(getattr(o, 'shape', ()))} of {getattr(o, 'dtype', type(o))}")
+        if not ok:
+            raise FineGrainedError(f"Mix mixes pictures, all of one size, but input {i} of the batch is {tuple(getattr(o, 'shape', ()))} of "
+                f"{getattr(o, 'dtype', type(o))}")
     i = int(torch.multinomial(torch.tensor([float(w) for _,w,_ in self.kinds]), 1))
     f,_,a = self.kinds[i]
     perm = torch.randperm(len(xb[0]), device=xb[0].device)
@@ -181,7 +193,9 @@ def _paste(self:Mix, xb, perm, lam):
 # %% ../../nbs/api/320_augment.mix.ipynb #2437234f
 @patch
 def _snap(self:Mix, xb, perm, lam):
-    check(len(xb)==1 and len(self.yb)==1, f"SnapMix looks for one label in one picture, and this batch has {len(xb)} inputs and {len(self.yb)} targets: use Mix(mixup=...) or Mix(cutmix=...)")
+    if not (len(xb)==1 and len(self.yb)==1):
+        raise FineGrainedError(f"SnapMix looks for one label in one picture, and this batch has {len(xb)} inputs and {len(self.yb)} targets: use "
+            "Mix(mixup=...) or Mix(cutmix=...)")
     a = self.given['snapmix']
     x,*weights = snapmix(xb[0], perm, evidence_of(self.learn), (lam,float(torch.distributions.Beta(a, a).sample())))
     return (x,),tuple(weights)

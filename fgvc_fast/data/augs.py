@@ -8,7 +8,7 @@ __all__ = ['aug_groups', 'split_augs', 'check_keeps_shape']
 # %% ../../nbs/api/026_data.augs.ipynb #18aeb8ab
 import torch
 from fastcore.foundation import L
-from ..core import check, listing
+from ..core import FineGrainedError, listing
 from torchvision.transforms import v2
 
 # %% ../../nbs/api/026_data.augs.ipynb #441c86a4
@@ -28,12 +28,13 @@ def split_augs(aug:str|v2.Transform|list, levels:list|dict):
     "Which of `levels` the name or list `aug` asks for, and what else as one transform, or None"
     names = aug if isinstance(aug, (tuple,list,L)) else [aug]
     level = [o for o in names if isinstance(o, str) and o in levels]
-    check(len(level)<2, f"aug={list(names)}: {' and '.join(level)} are both levels, use one")
+    if not len(level)<2: raise FineGrainedError(f"aug={list(names)}: {' and '.join(level)} are both levels, use one")
     more = []
     for o in names:
         if isinstance(o, str) and o in levels: continue
-        check(isinstance(o, v2.Transform) or isinstance(o, str) and o in aug_groups,
-            f"aug={o!r} is unknown: use {listing([*levels, *aug_groups], 20)}, or a list of them and of torchvision's v2 transforms (fastai's go to `batch_tfms`)")
+        if not isinstance(o, v2.Transform) and not (isinstance(o, str) and o in aug_groups):
+            raise FineGrainedError(f"aug={o!r} is unknown: use {listing([*levels, *aug_groups], 20)}, or a list of them and of torchvision's v2 transforms "
+                "(fastai's go to `batch_tfms`)")
         more.append(o if isinstance(o, v2.Transform) else aug_groups[o])
     return (level or ['none'])[0],v2.Compose(more) if more else None
 
@@ -44,4 +45,6 @@ def check_keeps_shape(t:v2.Transform, size:tuple):
         try: o = t(torch.zeros(3, h, w, dtype=torch.uint8))
         except Exception as e: o = e
     ok = isinstance(o, torch.Tensor) and o.dtype==torch.uint8 and o.shape==(3,h,w)
-    check(ok, f"aug: of a picture of bytes (3, {h}, {w}) the transforms {listing(type(p).__name__ for p in t.transforms)} make {(tuple(o.shape),o.dtype) if isinstance(o, torch.Tensor) else o!r}. They should make another; sizes and normalising are not their business")
+    if not ok:
+        raise FineGrainedError(f"aug: of a picture of bytes (3, {h}, {w}) the transforms {listing(type(p).__name__ for p in t.transforms)} make "
+            f"{(tuple(o.shape),o.dtype) if isinstance(o, torch.Tensor) else o!r}. They should make another; sizes and normalising are not their business")

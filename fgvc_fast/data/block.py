@@ -22,7 +22,7 @@ from fasttransform import Transform
 from matplotlib.patches import Rectangle
 from pathlib import Path
 from PIL import Image
-from ..core import FineGrainedError, check, check_choice, check_number, check_size, wrap_label, listing
+from ..core import FineGrainedError, check, check_choice, check_number, check_size, listing, wrap_label
 from ..pictures import picture_grid
 from .augs import check_keeps_shape, split_augs
 from .cache import CachedImages, Presized, open_cache
@@ -89,7 +89,7 @@ class CropResize(RandTransform):
         super().__init__(**kwargs)
         store_attr('size,crop,margin,min_scale,flip,light')
         if more is not None:
-            check(callable(more), f"more={more!r}: give a transform of torchvision's v2, or None")
+            if not callable(more): raise FineGrainedError(f"more={more!r}: give a transform of torchvision's v2, or None")
             check_keeps_shape(more, size)
             store_attr('more')
         self.more,self.cache,self.twins,self.last = more,cache,None,None # what is not among the arguments that are printed
@@ -194,7 +194,8 @@ class PictureOf:
     "What a row number of a data set stands for: its file"
     __name__ = 'PictureOf' # fasttransform would wrap what has none in a function that no worker can be sent
     def __init__(self, data:FineGrainedData):
-        self.root,self.paths,self.boxes,self.banner = str(data.root),Strings(data.items.path),data.items[['x0','y0','x1','y1']].to_numpy() if data.has_boxes else None,data.banner
+        self.root,self.paths,self.boxes,self.banner = (str(data.root),Strings(data.items.path),data.items[['x0','y0','x1','y1']].to_numpy()
+            if data.has_boxes else None,data.banner)
         self.known = frozenset(map(str, map(data.path, range(len(data))))) if data.banner else () # a path of the table has a banner, however it is handed in
     def __call__(self, o):
         if isinstance(o, (str, Path)) and str(o) in self.known: return BoxedFile(o, None, self.banner)
@@ -226,7 +227,8 @@ class LabelOf:
     def __call__(self, o):
         if isinstance(o, (int, np.integer)): return self.vocab[self.codes[o]] if self.codes[o]>=0 else np.nan
         name = Path(o).parent.name if isinstance(o, (str,Path)) else None
-        check(name in self.vocab, f"Nobody knows the label of {o}: it is no row of the table, and its folder is not called like a class")
+        if name not in self.vocab:
+            raise FineGrainedError(f"Nobody knows the label of {o}: it is no row of the table, and its folder is not called like a class")
         return name
     def __repr__(self): return 'row → label'
 
@@ -257,30 +259,36 @@ def _rows_of_paths(data, items, cols):
     for i,o in enumerate(real_paths(data.items.path.array, data.root)): rows.setdefault(o, []).append(i)
     def row_of(o):
         own = rows.get(follow_link(o), []) if isinstance(o, (str,Path)) else []
-        check(len(own)<2 or not cols or len(data.items.loc[own, cols].drop_duplicates())==1, f"{o} stands in the rows {listing(own)} of the table, which differ in {listing(cols)}: give the number of the one that is meant")
+        if not len(own)<2 and cols and len(data.items.loc[own, cols].drop_duplicates())!=1:
+            raise FineGrainedError(f"{o} stands in the rows {listing(own)} of the table, which differ in {listing(cols)}: give the number of the one that is "
+                "meant")
         return own[0] if own else o
     return [row_of(o) for o in items]
 
 def _test_items(data, items, labeled, boxed=False):
     "The list of `items` to look at, or one clear error"
-    check(not is_one_picture(items) and hasattr(items, '__iter__') and not isinstance(items, (dict,pd.DataFrame)), f"{type(items).__name__}: give a list of rows, paths or pictures, even of one")
-    items = [int(o) if isinstance(o, (int,np.integer)) or getattr(o, 'ndim', None)==0 and getattr(o.dtype, 'kind', 'f') in 'iuf' and float(o).is_integer() else o for o in items]
+    if not (not is_one_picture(items) and hasattr(items, '__iter__') and not isinstance(items, (dict,pd.DataFrame))):
+        raise FineGrainedError(f"{type(items).__name__}: give a list of rows, paths or pictures, even of one")
+    items = [int(o) if isinstance(o, (int,np.integer)) or getattr(o, 'ndim', None)==0 and getattr(o.dtype, 'kind', 'f') in 'iuf'
+        and float(o).is_integer() else o for o in items]
     if data is None: return items
     if (labeled or boxed or data.banner) and any(isinstance(o, (str,Path)) for o in items):
         items = _rows_of_paths(data, items, ['label']*labeled + ['x0','y0','x1','y1']*boxed)
     bad = [o for o in items if isinstance(o, int) and not 0<=o<len(data)]
-    check(not bad, f"There is no row {listing(bad)}: the table has rows 0 to {len(data)-1}")
+    if bad: raise FineGrainedError(f"There is no row {listing(bad)}: the table has rows 0 to {len(data)-1}")
     bare = [o for o in items if isinstance(o, int) and pd.isna(data.items.label.iat[o])] if labeled else []
-    check(not bare, f"Row {listing(bare)} has no label: leave it, or `with_labels`, out")
+    if bare: raise FineGrainedError(f"Row {listing(bare)} has no label: leave it, or `with_labels`, out")
     return items
 
 # %% ../../nbs/api/030_data.block.ipynb #6ddbc795
 def _put_as(dls, res):
     "Into the new loaders `res` what was put into `dls` by hand since they were made: transforms, batch size, order, device"
     check(len(dls.loaders)==2 and all(type(a) is type(b) and np.array_equal(a.items, b.items) for a,b in zip(dls.loaders, res.loaders)),
-        "These loaders deal other pictures, or in another way, than `data.dls` made them to, so nobody knows how to make others of another size: leave `size` out")
-    sized = sorted({t.name for a in dls.loaders for k in ('after_item','before_batch','after_batch') for t in getattr(a, k).fs if not isinstance(t, CropResize) and getattr(t, 'size', None) is not None})
-    check(not sized, f"{listing(sized)} among the transforms has a size of its own, which would stay: leave it, or `size`, out")
+        "These loaders deal other pictures, or in another way, than `data.dls` made them to, so nobody knows how to make others of another size: leave `size` "
+        "out")
+    sized = sorted({t.name for a in dls.loaders for k in ('after_item','before_batch','after_batch')
+        for t in getattr(a, k).fs if not isinstance(t, CropResize) and getattr(t, 'size', None) is not None})
+    if sized: raise FineGrainedError(f"{listing(sized)} among the transforms has a size of its own, which would stay: leave it, or `size`, out")
     for a,b in zip(dls.loaders, res.loaders):
         was,cut = [next((t for t in o.after_item.fs if isinstance(t, CropResize)), None) for o in (a,b)]
         if was is not None: cut.more = was.more
@@ -335,7 +343,9 @@ class _Quick:
         *parts,label = more
         self.picture,self.parts,self.codes = picture,parts[0] if parts else None,label.codes
         self.own = [[CropResize,ToTensor], ['PictureOf','open_lazily'], *[['PartsOf']]*len(parts), ['LabelOf',Categorize]]
-    def fits(self, dl): return [[t.name if type(t) is Transform else type(t) for t in fs] for fs in (dl.after_item.fs, *[o.tfms.fs for o in dl.dataset.tls])]==self.own
+    def fits(self, dl):
+        return ([[t.name if type(t) is Transform else type(t) for t in fs]
+            for fs in (dl.after_item.fs, *[o.tfms.fs for o in dl.dataset.tls])]==self.own)
     def __call__(self, dl, i):
         row,cut = dl.dataset.items[i],dl.after_item.fs[0]
         cut.train = not dl.after_item.split_idx
@@ -345,25 +355,31 @@ class _Quick:
 # %% ../../nbs/api/030_data.block.ipynb #98a2a369
 def _keep_places(block):
     "Stop where a transform of `block` would move what is in the pictures, and not their parts"
-    check(any(isinstance(t, CropResize) and t.twins is not None for t in block.item_tfms), "parts need the block's own `CropResize`, which moves them with the picture: leave `item_tfms` out, or `parts`")
-    check(not any(isinstance(t, CropResize) and t.more is not None for t in block.item_tfms), "torchvision's transforms would move the pictures and not their parts: leave the groups and transforms out of `aug`, or `parts` out")
+    check(any(isinstance(t, CropResize) and t.twins is not None for t in block.item_tfms),
+        "parts need the block's own `CropResize`, which moves them with the picture: leave `item_tfms` out, or `parts`")
+    check(not any(isinstance(t, CropResize) and t.more is not None for t in block.item_tfms),
+        "torchvision's transforms would move the pictures and not their parts: leave the groups and transforms out of `aug`, or `parts` out")
     moving = [t.name for t in block.batch_tfms if isinstance(t, (AffineCoordTfm, RandomResizedCropGPU))]
-    check(not moving, f"{listing(moving)} would move the pictures of a batch and not their parts: leave it out of `batch_tfms`, or `parts` out (`min_scale`, `flip` and `margin` move both; `aug_transforms(do_flip=False, max_rotate=0., max_zoom=1., max_warp=0.)` moves nothing)")
+    if moving:
+        raise FineGrainedError(f"{listing(moving)} would move the pictures of a batch and not their parts: leave it out of `batch_tfms`, or `parts` out "
+            "(`min_scale`, `flip` and `margin` move both; `aug_transforms(do_flip=False, max_rotate=0., max_zoom=1., max_warp=0.)` moves nothing)")
 
-_options = {o for f in (FilteredBase.dataloaders, DataBlock.dataloaders, TfmdDL.__init__, DataLoader.__init__, FineGrainedDL.__init__) for o in inspect.signature(f).parameters}-{'self','kwargs','source','dataset','balance','per_class'}
+_options = {o for f in (FilteredBase.dataloaders, DataBlock.dataloaders, TfmdDL.__init__, DataLoader.__init__, FineGrainedDL.__init__)
+    for o in inspect.signature(f).parameters}-{'self','kwargs','source','dataset','balance','per_class'}
 
 def _known_options(kwargs):
     "Stop at an option that no loader of fastai's or ours has"
     bad = [o for o in kwargs if o.removeprefix('val_') not in _options]
     ours = " (`data.dls(block=block, balanced=True)`, or `per_class=4`, deals balanced batches)" if {'balance','balanced','per_class'} & {*bad} else ''
-    check(not bad, f"There is no option {listing(bad)} of loaders: use fastai's, such as bs, num_workers, device or drop_last, or `seed`{ours}")
+    if bad: raise FineGrainedError(f"There is no option {listing(bad)} of loaders: use fastai's, such as bs, num_workers, device or drop_last, or `seed`{ours}")
 
 class FineGrainedBlock(DataBlock):
     "A fastai `DataBlock` over the rows of one data set"
     def datasets(self, source:FineGrainedData|None, verbose:bool=False):
         "As fastai's, but the splits may be slices: of three million rows fastai would make lists, many times over"
         self.source,items = source,self.get_items(source)
-        return Datasets(items, tfms=self._combine_type_tfms(), splits=self.splitter(items), dl_type=self.dl_type, n_inp=self.n_inp, verbose=verbose)
+        return Datasets(items, tfms=self._combine_type_tfms(), splits=self.splitter(items), dl_type=self.dl_type, n_inp=self.n_inp,
+            verbose=verbose)
 
     def dataloaders(self, source:FineGrainedData|None=None, **kwargs):
         "The `FineGrainedLoaders` of this block's data set; `kwargs` as fastai's (`bs`, `num_workers`, `device`, ...)"
@@ -378,7 +394,7 @@ class FineGrainedBlock(DataBlock):
         self._may_load(source)
         try: wgts = np.asarray(wgts, float)
         except (TypeError, ValueError) as e: raise FineGrainedError(f"wgts must be numbers, one for each row of the table ({e})") from e
-        check(wgts.shape==(len(self.data),), f"wgts of shape {wgts.shape}: give one number for each of the table's {len(self.data)} rows")
+        if wgts.shape!=(len(self.data),): raise FineGrainedError(f"wgts of shape {wgts.shape}: give one number for each of the table's {len(self.data)} rows")
         rows = self.get_items(None)
         train = wgts[rows[self.splitter(rows)[0]]]
         check(np.isfinite(train).all() and (train>=0).all() and train.any(), "wgts must be finite, not below 0, and not all 0 in train")
@@ -405,14 +421,15 @@ def _check_options(data, size, crop, cache, max_gb, device, item_tfms, batch_tfm
     check_size('size', size)
     check_choice('crop', crop, (None,'box'))
     check_number('max_gb', max_gb, 0)
-    check(isinstance(cache, (bool,str,os.PathLike,type(None))), f"cache={cache!r}: give True, False, or a folder")
-    check(isinstance(cache, (bool,type(None))) or not os.path.isfile(cache), f"cache='{cache}' is a file: give a folder")
+    if not isinstance(cache, (bool,str,os.PathLike,type(None))): raise FineGrainedError(f"cache={cache!r}: give True, False, or a folder")
+    if not isinstance(cache, (bool,type(None))) and os.path.isfile(cache): raise FineGrainedError(f"cache='{cache}' is a file: give a folder")
     try: torch.device(device or 'cpu')
     except (RuntimeError, TypeError) as e: raise FineGrainedError(f"device={device!r} is unknown to torch: use 'cpu', 'cuda' or 'mps'") from e
-    for k,v in (('item_tfms',item_tfms), ('batch_tfms',batch_tfms)): check(all(callable(o) for o in L(v)), f"{k}={v!r}: give fastai transforms, or functions")
+    for k,v in (('item_tfms',item_tfms), ('batch_tfms',batch_tfms)):
+        if not all(callable(o) for o in L(v)): raise FineGrainedError(f"{k}={v!r}: give fastai transforms, or functions")
     unknown = [o for o in kwargs if o not in ('margin','min_scale','flip','light')]
-    check(not unknown, f"There is no option {listing(unknown)}: `data.block` and `data.dls` list theirs")
-    check(item_tfms is None or not kwargs, f"{listing(kwargs)}: an option of the block's own `CropResize`, which `item_tfms` replaces")
+    if unknown: raise FineGrainedError(f"There is no option {listing(unknown)}: `data.block` and `data.dls` list theirs")
+    if item_tfms is not None and kwargs: raise FineGrainedError(f"{listing(kwargs)}: an option of the block's own `CropResize`, which `item_tfms` replaces")
 
 @patch
 def block(self:FineGrainedData,
@@ -430,24 +447,30 @@ def block(self:FineGrainedData,
     )->DataBlock:
     "A fastai `DataBlock` over this data set"
     _check_options(self, size, crop, cache, max_gb, device, item_tfms, batch_tfms, kwargs)
-    check(crop is None or self.has_boxes, f"crop='{crop}' needs boxes, and {self.card.get('title') or self.root} has none: leave `crop` out")
+    if crop is not None and not self.has_boxes:
+        raise FineGrainedError(f"crop='{crop}' needs boxes, and {self.card.get('title') or self.root} has none: leave `crop` out")
     check_choice('parts', parts, (False,True,'box'))
     check_choice('valid', valid, ('valid','test'))
-    check(not parts or (self.has_boxes if parts=='box' else self.parts is not None and len(self.parts)),
-        f"parts={parts!r} needs {'boxes' if parts=='box' else 'the places of parts'}, and {self.card.get('title') or self.root} has none: leave `parts` out")
+    if parts and not (self.has_boxes if parts=='box' else self.parts is not None and len(self.parts)):
+        raise FineGrainedError(f"parts={parts!r} needs {'boxes' if parts=='box' else 'the places of parts'}, and {self.card.get('title') or self.root} has "
+            "none: leave `parts` out")
     for s in ('train', valid): self._must_be_labelled(s)
     rows = [np.flatnonzero(self.items.split==s) for s in ('train', valid)]
     places = [PartsOf(self, parts=='box')] if parts else []
     to_item,to_batch = _augment(aug, device or default_device())
-    check(item_tfms is None or 'more' not in to_item, f"aug={aug} works in the block's own `CropResize`: leave `item_tfms` out, or put fastai's transforms there and in `batch_tfms` instead of groups")
+    if item_tfms is not None and 'more' in to_item:
+        raise FineGrainedError(f"aug={aug} works in the block's own `CropResize`: leave `item_tfms` out, or put fastai's transforms there and in `batch_tfms` "
+            "instead of groups")
     if item_tfms is None:
         item_tfms = CropResize(size, crop, **{**to_item, **kwargs})
         for o in places: item_tfms.twins = _twins(o.names)
         if cache: item_tfms.cache = self._cache(item_tfms, rows, cache, max_gb)
     res = FineGrainedBlock(
-        blocks=(TransformBlock(type_tfms=open_lazily, batch_tfms=ToFloat, dl_type=FineGrainedDL), *[TransformBlock()]*len(places), CategoryBlock(vocab=self.vocab, sort=False)),
+        blocks=(TransformBlock(type_tfms=open_lazily, batch_tfms=ToFloat, dl_type=FineGrainedDL), *[TransformBlock()]*len(places),
+        CategoryBlock(vocab=self.vocab, sort=False)),
         get_items=lambda _: np.concatenate(rows), splitter=lambda o: [slice(len(rows[0])), slice(len(rows[0]), len(o))],
-        n_inp=1+len(places), get_x=[PictureOf(self), *places], get_y=LabelOf(self), item_tfms=item_tfms, batch_tfms=to_batch + list(L(batch_tfms)))
+        n_inp=1+len(places), get_x=[PictureOf(self), *places], get_y=LabelOf(self), item_tfms=item_tfms,
+        batch_tfms=to_batch + list(L(batch_tfms)))
     res.data = self
     return res
 
@@ -513,12 +536,16 @@ def dls(self:FineGrainedData,
     check_number('num_workers', num_workers, 0, whole=True, none=True)
     check_number('seed', seed, whole=True, none=True)
     for k,v,known in (('valid',valid,('valid','test')), ('balanced',balanced,(False,True))): check_choice(k, v, known)
-    check(block is None or isinstance(block, FineGrainedBlock), f"block={type(block).__name__}: give what `data.block(...)` made")
-    check(per_class is None or isinstance(per_class, int) and per_class>0 and bs%per_class==0, f"per_class={per_class!r} does not divide a batch of {bs}: use a whole number that does, such as 4")
+    if block is not None and not isinstance(block, FineGrainedBlock): raise FineGrainedError(f"block={type(block).__name__}: give what `data.block(...)` made")
+    if per_class is not None and not (isinstance(per_class, int) and per_class>0 and bs%per_class==0):
+        raise FineGrainedError(f"per_class={per_class!r} does not divide a batch of {bs}: use a whole number that does, such as 4")
     check(label_level is None or block is None, "label_level makes a block of its own: give it, or `block`")
     data = self if label_level is None else self.at_level(label_level)
-    for s in ('train', valid): check(len(data[s]), f"There are no rows with split='{s}' in {data.card.get('title') or data.root}: `data.split(valid=.1)` makes some")
-    made = None if block or kwargs.get('item_tfms') is not None else dict(bs=bs, crop=crop, aug=aug, valid=valid, balanced=balanced, per_class=per_class, seed=seed, num_workers=num_workers, device=device, **kwargs)
+    for s in ('train', valid):
+        if not len(data[s]):
+            raise FineGrainedError(f"There are no rows with split='{s}' in {data.card.get('title') or data.root}: `data.split(valid=.1)` makes some")
+    made = (None if block or kwargs.get('item_tfms') is not None else dict(bs=bs, crop=crop, aug=aug, valid=valid, balanced=balanced,
+        per_class=per_class, seed=seed, num_workers=num_workers, device=device, **kwargs))
     if block is None: block = data.block(size, crop=crop, aug=aug, valid=valid, device=device, **kwargs)
     dls = block.dataloaders(bs=min(bs, len(data['train'])), num_workers=num_workers, device=device, seed=seed)
     if balanced or per_class: dls.train.balance,dls.train.per_class = LabelOf(data).codes[dls.train_ds.items],per_class or 1

@@ -27,7 +27,8 @@ class Presized:
         size:tuple, # Its width and height
         box:tuple|np.ndarray|None=None, # In its pixels
         turned:tuple|None=None): # Width, height and EXIF orientation of the file as stored
-        self.kept,self.base,self.size,self.box,self.turned = kept,base,size,box,turned
+        self.kept,self.base,self.size = kept,base,size
+        self.box,self.turned = box,turned
 
     def pixels(self, region:tuple, size:tuple):
         "`region` of the picture, resized to `size`: uint8 (3, height, width)"
@@ -171,7 +172,9 @@ def _keep(self:CachedImages, i, kept, entry):
 @patch
 def _stop(self:CachedImages, why):
     "Keep nothing more, and say so once"
-    if not self.full: warnings.warn(f'The cache in {self.folder} {why}: what is not in it yet is decoded anew in every epoch. Give `data.dls(max_gb=...)` more, or `cache=` a folder on a larger disk.')
+    if not self.full:
+        warnings.warn(f'The cache in {self.folder} {why}: what is not in it yet is decoded anew in every epoch. Give `data.dls(max_gb=...)` more, or `cache=` '
+            'a folder on a larger disk.')
     self.full = True
 
 # %% ../../nbs/api/022_data.cache.ipynb #46a77c44
@@ -197,13 +200,17 @@ def _open_in(home, about, need, max_gb):
     "As `open_cache`, below the folder `home`"
     limit = min(max_gb*1e9, shutil.disk_usage(home).free*.9+sum(_bytes(o.parent) for o in home.glob('*/about.json')))
     small = need[0]*_jpeg_share+need[1]
-    if small>limit: return print(f'No cache: the presized pictures would take {small/1e9:,.1f} GB even as JPEG, more than the {limit/1e9:,.1f} GB that they may (max_gb={max_gb:g}, free disk). Every epoch decodes them anew.')
+    if small>limit:
+        return print(f'No cache: the presized pictures would take {small/1e9:,.1f} GB even as JPEG, more than the {limit/1e9:,.1f} GB that they may '
+            f'(max_gb={max_gb:g}, free disk). Every epoch decodes them anew.')
     compress = sum(need)>limit
     about = {**about, 'compress': compress, 'version': 3}
     text,name = json.dumps(about, indent=1, default=str),Path(about['root']).name.encode('utf-8', 'replace').decode()
     folder = home/f"{name}-{blake2b(text.encode(), digest_size=6).hexdigest()}"
     _make_room(home, folder, limit-max(small if compress else sum(need), _bytes(folder) if folder.exists() else 0))
-    if compress: print(f'The presized pictures would take {sum(need)/1e9:,.1f} GB, more than the {limit/1e9:,.1f} GB that they may (max_gb={max_gb:g}, free disk): those for training are kept as JPEG, about {small/1e9:,.1f} GB.')
+    if compress:
+        print(f'The presized pictures would take {sum(need)/1e9:,.1f} GB, more than the {limit/1e9:,.1f} GB that they may (max_gb={max_gb:g}, free disk): '
+            f'those for training are kept as JPEG, about {small/1e9:,.1f} GB.')
     elif not folder.exists() and sum(need)>2e8: print(f'Presized pictures will be kept in {folder}: about {sum(need)/1e9:,.1f} GB (max_gb={max_gb:g}).')
     res = CachedImages(folder, compress, limit)
     (folder/'about.json').write_text(text) # also the date of last use
@@ -223,7 +230,8 @@ def open_cache(
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home/'lock'): return _open_in(home, about, need, max_gb)
     except (OSError, RuntimeError) as e: # RuntimeError: nobody knows where home is, or the disk has no locks
-        warnings.warn(f'No cache: {home or "the home of caches"} cannot be written ({e}). Every epoch decodes its pictures anew. Give `cache=` a folder that can be written, or False.')
+        warnings.warn(f'No cache: {home or "the home of caches"} cannot be written ({e}). Every epoch decodes its pictures anew. Give `cache=` a folder that '
+            'can be written, or False.')
 
 # %% ../../nbs/api/022_data.cache.ipynb #4857ec23
 @patch

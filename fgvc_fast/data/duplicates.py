@@ -10,7 +10,7 @@ import numpy as np, os, pandas as pd, warnings
 from fastcore.basics import patch
 from fastcore.parallel import parallel
 from PIL import ImageOps
-from ..core import FineGrainedError, check, check_number, wrap_label, listing
+from ..core import FineGrainedError, check, check_number, listing, wrap_label
 from ..pictures import caption, figure_size
 from .table import FineGrainedData
 
@@ -46,7 +46,8 @@ def duplicates(self:FineGrainedData,
     check_number('distance', distance, 0, 128, whole=True)
     found = parallel(_fingerprints, [(self, i) for i in range(len(self))], n_workers=os.cpu_count(), threadpool=True, progress=progress)
     bad = [i for i,o in enumerate(found) if isinstance(o, str)]
-    if bad: warnings.warn(f'{len(bad)} of {len(self)} files give no picture and were not compared: {listing(self.items.path.iloc[bad])} (`data.check()` says why)')
+    if bad:
+        warnings.warn(f'{len(bad)} of {len(self)} files give no picture and were not compared: {listing(self.items.path.iloc[bad])} (`data.check()` says why)')
     rows = np.array([i for i,o in enumerate(found) if not isinstance(o, str)], int)
     if not len(rows): return _told(self, np.zeros((4,0), int))
     straight,mirrored = np.stack([found[i] for i in rows], 1)*np.float32(2)-1
@@ -55,7 +56,9 @@ def duplicates(self:FineGrainedData,
         for o in _near(straight, other, distance):
             res.append(np.vstack([rows[o[:2]], o[2:], np.full((1,o.shape[1]), flag)]))
             n += o.shape[1]
-            if n>_most: raise FineGrainedError(f'More than {_most:,} pairs differ in at most {distance} bits: choose a smaller distance, or leave out what is there so often (`data.drop`), such as {self.items.path[_commonest(res)]}')
+            if n>_most:
+                raise FineGrainedError(f'More than {_most:,} pairs differ in at most {distance} bits: choose a smaller distance, or leave out what is there so '
+                    f'often (`data.drop`), such as {self.items.path[_commonest(res)]}')
     return _told(self, np.concatenate(res, 1))
 
 def _commonest(blocks): return np.bincount(np.concatenate(blocks, 1)[0]).argmax()
@@ -69,8 +72,10 @@ def _told(data, pairs):
     it = data.items
     rank = it.split.map(_order).to_numpy()
     a,b = np.where(rank[a]>rank[b], (b,a), (a,b))
-    df = pd.DataFrame({f'{c}_{s}': (o if c=='row' else it[c].astype(object).to_numpy()[o]) for c in ('row','path','label','split') for s,o in (('a',a),('b',b))})
-    df = df.assign(distance=dist, mirrored=flag==1, leak=df.split_a!=df.split_b, labels_differ=(df.label_a!=df.label_b) & df.label_a.notna() & df.label_b.notna())
+    df = pd.DataFrame({f'{c}_{s}': (o if c=='row' else it[c].astype(object).to_numpy()[o]) for c in ('row','path','label','split')
+        for s,o in (('a',a),('b',b))})
+    df = df.assign(distance=dist, mirrored=flag==1, leak=df.split_a!=df.split_b,
+        labels_differ=(df.label_a!=df.label_b) & df.label_a.notna() & df.label_b.notna())
     df = df.sort_values(['distance','mirrored']).drop_duplicates(['row_a','row_b']) # what looks the same in a mirror is found twice
     worst = [-(df.leak & (df.split_b=='test')).astype(int), -df.leak.astype(int), -df.labels_differ.astype(int), df.distance, df.row_a, df.row_b]
     return df.iloc[np.lexsort(worst[::-1])].reset_index(drop=True)
@@ -92,10 +97,13 @@ def show_duplicates(self:FineGrainedData,
     check(len(pairs), 'There is no pair to show')
     cols = min(cols, len(pairs))
     lines = -(-len(pairs)//cols)
-    def names(o): return [f"{split}\n{wrap_label('no label' if pd.isna(label) else label, max(8, int(size*12)), 3)}" for split,label in ((o.split_a,o.label_a), (o.split_b,o.label_b))]
+    def names(o):
+        return [f"{split}\n{wrap_label('no label' if pd.isna(label) else label, max(8, int(size*12)), 3)}"
+            for split,label in ((o.split_a,o.label_a), (o.split_b,o.label_b))]
     said = [names(o) for o in pairs.itertuples()]
     high = size+.16*max(len(o.splitlines()) for pair in said for o in pair)
-    _,axs = plt.subplots(lines, 3*cols, figsize=figure_size(figsize, 2.5*size*cols, high*lines), gridspec_kw=dict(width_ratios=[1,.5,1]*cols), squeeze=False, layout='compressed')
+    _,axs = plt.subplots(lines, 3*cols, figsize=figure_size(figsize, 2.5*size*cols, high*lines),
+        gridspec_kw=dict(width_ratios=[1,.5,1]*cols), squeeze=False, layout='compressed')
     for ax in axs.flat: ax.axis('off')
     axs = axs.reshape(-1, 3)[:len(pairs)]
     for (a,between,b),titles,p in zip(axs, said, pairs.itertuples()):
@@ -107,8 +115,9 @@ def show_duplicates(self:FineGrainedData,
 
 def _same_table(data, pairs):
     "Stop if `pairs` were found in another table: its rows are others"
-    check(isinstance(pairs, pd.DataFrame), f'Not a table of pairs, but {type(pairs).__name__}: `data.duplicates()` makes one')
-    check({'row_a','row_b','path_a','path_b'} <= set(pairs), f'Not a table of pairs (it has {listing(pairs.columns)}): `data.duplicates()` makes one')
+    if not isinstance(pairs, pd.DataFrame): raise FineGrainedError(f'Not a table of pairs, but {type(pairs).__name__}: `data.duplicates()` makes one')
+    if not {'row_a','row_b','path_a','path_b'} <= set(pairs):
+        raise FineGrainedError(f'Not a table of pairs (it has {listing(pairs.columns)}): `data.duplicates()` makes one')
     path = data.items.path.astype(object)
     same = all((path.reindex(pairs[f'row_{o}']).to_numpy()==pairs[f'path_{o}'].astype(object).to_numpy()).all() for o in 'ab')
     check(same, 'These pairs were found in another table, whose rows have other numbers: call `duplicates` again')

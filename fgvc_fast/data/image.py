@@ -32,11 +32,11 @@ def _to_8bit(x, holes=True):
     if some is not x: x = np.nan_to_num(x, nan=lo, posinf=hi, neginf=lo)
     if x.dtype.kind=='f': top = 1 if hi<=1.1 else 255 if 16<=hi<=1.1*255 else 0 # resizing by splines goes over, and under 0
     else: top = 255 if hi<=255 else 65535 if hi<65536 else 0
-    check(top and hi>=0 and lo>=-.1*top, f'values from {lo:.4g} to {hi:.4g}, where 0 to 1 or 0 to 255 are needed')
-    if x.dtype.kind=='f' and top==255 and (few := some[some<=1.1]).size>.99*some.size: check((few%1==0).mean()>.5, f'nearly all values lie between 0 and 1, and {some.size-few.size:,} reach up to {hi:.4g}')
+    if not (top and hi>=0 and lo>=-.1*top): raise FineGrainedError(f'values from {lo:.4g} to {hi:.4g}, where 0 to 1 or 0 to 255 are needed')
+    if x.dtype.kind=='f' and top==255 and (few := some[some<=1.1]).size>.99*some.size and not (few%1==0).mean()>.5:
+        raise FineGrainedError(f'nearly all values lie between 0 and 1, and {some.size-few.size:,} reach up to {hi:.4g}')
     x = x*np.float32(255) if top==1 else x/257 if top==65535 else x
     return x.round().clip(0, 255).astype(np.uint8)
-
 
 # %% ../../nbs/api/010_data.image.ipynb #bbcd3cdb
 def to_rgb(im:Image.Image # Any mode that Pillow can open
@@ -129,19 +129,23 @@ _largest = 2**27 # pixels
 def _decoded(im, fn):
     "The opened `im` as RGB, its pixels read"
     try:
-        check(im.format in ('JPEG','MPO') or math.prod(im.size)<=_largest, f'{im.size[0]} × {im.size[1]} pixels, more than {_largest:,}')
+        if im.format not in ('JPEG','MPO') and not math.prod(im.size)<=_largest:
+            raise FineGrainedError(f'{im.size[0]} × {im.size[1]} pixels, more than {_largest:,}')
         res = to_rgb(im)
         res.load()
         return res
     except Exception as e: # plug-ins raise whatever they like
         large,ours = math.prod(im.size)>_largest,isinstance(e, FineGrainedError)
-        raise _unreadable(fn, f"is {'too large' if large else 'no picture as it stands' if ours else 'damaged'} ({e})", 'rewrite' if ours and not large else 'replace') from e
+        raise _unreadable(fn, f"is {'too large' if large else 'no picture as it stands' if ours else 'damaged'} ({e})",
+            'rewrite' if ours and not large else 'replace') from e
 
-_turns = dict(zip(range(2, 9), [getattr(Image.Transpose, o) for o in 'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split()]))
+_turns = dict(zip(range(2, 9),
+    [getattr(Image.Transpose, o) for o in 'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split()]))
 
 def _check_region(o):
-    ok = isinstance(o, (tuple,list,np.ndarray)) and len(o)==4 and all(isinstance(v, Real) for v in o) and -math.inf<o[0]<o[2]<math.inf and -math.inf<o[1]<o[3]<math.inf
-    check(ok, f"region={o!r}: give the box x0, y0, x1, y1 in pixels, with x0<x1 and y0<y1")
+    ok = (isinstance(o, (tuple,list,np.ndarray)) and len(o)==4 and all(isinstance(v, Real) for v in o) and -math.inf<o[0]<o[2]<math.inf
+        and -math.inf<o[1]<o[3]<math.inf)
+    if not ok: raise FineGrainedError(f"region={o!r}: give the box x0, y0, x1, y1 in pixels, with x0<x1 and y0<y1")
 
 def read_image(fn:str|os.PathLike|BinaryIO, # Path or open binary file
     region:tuple|None=None, # x0, y0, x1, y1 in pixels of the upright picture; None: all of it
@@ -160,7 +164,9 @@ def read_image(fn:str|os.PathLike|BinaryIO, # Path or open binary file
         res = _decoded(im, fn)
         sx,sy = res.size[0]/stored[0],res.size[1]/stored[1]
         box = x0*sx,y0*sy,x1*sx,y1*sy
-        if size:     res = res.resize(turned, Image.Resampling.BILINEAR, box=(max(box[0],0), max(box[1],0), min(box[2],res.size[0]), min(box[3],res.size[1])))
+        if size:
+            res = res.resize(turned, Image.Resampling.BILINEAR, box=(max(box[0],0), max(box[1],0), min(box[2],res.size[0]),
+                min(box[3],res.size[1])))
         elif region is not None: res = res.crop(tuple(round(b) for b in box))
     return res if o==1 else res.transpose(_turns[o])
 
@@ -172,11 +178,11 @@ def _array_pixels(o):
     x = np.asarray(o)
     while x.ndim>3 and len(x)==1: x = x[0]
     shape = 'x'.join(map(str, x.shape))
-    check(x.dtype.kind in 'buif', f'an array of {x.dtype}, which holds no pixels')
-    check(x.size and x.ndim in (2,3), f'an array of {shape or "one number"}, which is no picture (height, width, channels)')
+    if x.dtype.kind not in 'buif': raise FineGrainedError(f'an array of {x.dtype}, which holds no pixels')
+    if not (x.size and x.ndim in (2,3)): raise FineGrainedError(f'an array of {shape or "one number"}, which is no picture (height, width, channels)')
     if x.ndim==2: return _to_8bit(x, False)
     axis = next((a for a in axes if x.shape[a] in (1,3,4)), None)
-    check(axis is not None, f'an array of {shape}, which has not 1, 3 or 4 channels')
+    if axis is None: raise FineGrainedError(f'an array of {shape}, which has not 1, 3 or 4 channels')
     return np.ascontiguousarray(np.moveaxis(_to_8bit(x, False), axis, -1))
 
 def is_one_picture(o:object # Anything
@@ -195,9 +201,12 @@ def to_picture(
     if isinstance(o, (bytes, bytearray, memoryview)): return read_image(io.BytesIO(o))
     if isinstance(o, (str, os.PathLike)) or hasattr(o, 'read'): return read_image(o)
     kind = type(o).__name__
-    check(hasattr(o, '__array__'), f"A picture was expected, and this is {'None' if o is None else f'a {kind}'}: give a path, a PIL picture, an array or a tensor")
+    if not hasattr(o, '__array__'):
+        raise FineGrainedError(f"A picture was expected, and this is {'None' if o is None else f'a {kind}'}: give a path, a PIL picture, an array or a tensor")
     try: x = _array_pixels(o)
-    except Exception as e: raise FineGrainedError(f'A picture was expected, and this {kind} is none ({e}): give bytes from 0 to 255 or floats from 0 to 1, (height, width) or (height, width, channels)') from e
+    except Exception as e:
+        raise FineGrainedError(f'A picture was expected, and this {kind} is none ({e}): give bytes from 0 to 255 or floats from 0 to 1, (height, width) or '
+            '(height, width, channels)') from e
     return to_rgb(Image.fromarray(x[...,0] if x.ndim==3 and x.shape[2]==1 else x))
 
 # %% ../../nbs/api/010_data.image.ipynb #1972d76f

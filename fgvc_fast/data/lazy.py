@@ -49,7 +49,8 @@ class LazyImage(PILImage):
         banner:int=0, # Rows at the bottom that are not there for anybody
         row:int|None=None): # Of the table that it stands in
         super().__init__()
-        self.fn,self.stored_box,self.banner,self.row,self._mode,self._opened = fn,box,banner,row,'RGB',False
+        self.fn,self.stored_box,self.banner = fn,box,banner
+        self.row,self._mode,self._opened = row,'RGB',False
 
     def _look(self):
         "Read the header, once"
@@ -115,7 +116,8 @@ def pixels(self:LazyImage, region:tuple, size:tuple):
 class BoxedFile:
     "The file of a picture and what its table knows of it (not a tuple: fastai would take it apart)"
     def __init__(self, fn:str|os.PathLike, box:tuple|np.ndarray|None=None, banner:int=0, row:int|None=None):
-        self.fn,self.box,self.banner,self.row = fn,box,banner,row
+        self.fn,self.box,self.banner = fn,box,banner
+        self.row = row
 
 def open_lazily(
     o:BoxedFile|Image.Image|np.ndarray|Tensor|bytes|str|os.PathLike|BinaryIO # A `BoxedFile`, a path, or anything that `to_picture` takes

@@ -180,7 +180,8 @@ def shard(self:FineGrainedDL, rank:int, ranks:int, # Which process of how many
     "A loader that deals the share of one process, and draws on `rng` as this one would"
     check(self.indexed and self.n is not None, "A stream has no places, so it cannot be divided among processes: train on it in one, or make a table of it")
     res,f = copy(self),self.fake_l
-    res.fake_l = _FakeLoader(res, f.pin_memory, f.num_workers, f.timeout, persistent_workers=f.persistent_workers, pin_memory_device=f.pin_memory_device)
+    res.fake_l = _FakeLoader(res, f.pin_memory, f.num_workers, f.timeout, persistent_workers=f.persistent_workers,
+        pin_memory_device=f.pin_memory_device)
     res.whole,res.rank,res.ranks,res.places = self,rank,ranks,shard_indices(self.n, self.bs, rank, ranks, pad)
     res.n = len(res.places)
     return res

@@ -10,7 +10,7 @@ import os, pandas as pd, warnings
 from collections.abc import Callable
 from fastcore.basics import patch
 from pathlib import Path
-from ..core import check, listing
+from ..core import FineGrainedError, listing
 from .table import FineGrainedData
 
 # %% ../../nbs/api/016_data.merge.ipynb #6629c19a
@@ -25,15 +25,16 @@ def rename(self:FineGrainedData,
     ):
     "A new data set with other names; what then has the same name is one class"
     self._must_be_level(level)
-    check(callable(names) or isinstance(names, dict), f"names={names!r}: give {{old name: new name}}, or a function of a name such as `str.strip`")
+    if not callable(names) and not isinstance(names, dict):
+        raise FineGrainedError(f"names={names!r}: give {{old name: new name}}, or a function of a name such as `str.strip`")
     c = self.items[level]
     old = _names(c)
     if not callable(names):
         lost = sorted(set(names)-set(old), key=str)
-        check(not lost, f"There is no {level} called {listing(map(repr, lost))} (there are {listing(map(repr, old), 20)})")
+        if lost: raise FineGrainedError(f"There is no {level} called {listing(map(repr, lost))} (there are {listing(map(repr, old), 20)})")
     new = {o: names(o) if callable(names) else names.get(o, o) for o in old}
     bad = {k: v for k,v in new.items() if not isinstance(v, str) or not v.strip()}
-    check(not bad, f"A name is text: {listing(f'{k!r} would become {v!r}' for k,v in bad.items())}")
+    if bad: raise FineGrainedError(f"A name is text: {listing(f'{k!r} would become {v!r}' for k,v in bad.items())}")
     res = c.astype(object).map(new)
     if isinstance(c.dtype, pd.CategoricalDtype): res = pd.Categorical(res, list(dict.fromkeys(new.values())))
     return self._new(self.items.assign(**{level: res}))
@@ -49,7 +50,7 @@ def _one_parent(items, levels):
     "Stop where a name lies in two different ones of the level above"
     for up,low in zip(levels, levels[1:]):
         for name,ups in items.astype({up: object, low: object}).groupby(low)[up].unique().items():
-            check(len(ups)==1, f"'{name}' is of more than one {up}: {listing(ups)}. `data.rename({{...}}, level='{up}')` makes them agree")
+            if len(ups)!=1: raise FineGrainedError(f"'{name}' is of more than one {up}: {listing(ups)}. `data.rename({{...}}, level='{up}')` makes them agree")
 
 def _united_cards(datas):
     "What all cards say alike, and beside it who says what; a count or a size is true of none any more"
@@ -66,9 +67,14 @@ def merge(self:FineGrainedData, *others:FineGrainedData):
     "One data set of this one and `others`: labels united, splits as they are, files where they are"
     datas = [self, *others]
     for o in others:
-        check(isinstance(o, FineGrainedData), f'`merge` takes data sets, not a {type(o).__name__}: `fine_grained_data` makes one of a folder, a CSV or a DataFrame')
-        check(o.levels==self.levels, f"Levels differ: {' → '.join(self.levels)} and {' → '.join(o.levels)}. Where one has more, `FineGrainedData(data.items, data.root)` has only labels")
-        check(o.banner==self.banner, f'Banners differ: {self.banner} rows of pixels and {o.banner}. A card has one for all pictures, so cut them off the files first')
+        if not isinstance(o, FineGrainedData):
+            raise FineGrainedError(f'`merge` takes data sets, not a {type(o).__name__}: `fine_grained_data` makes one of a folder, a CSV or a DataFrame')
+        if o.levels!=self.levels:
+            raise FineGrainedError(f"Levels differ: {' → '.join(self.levels)} and {' → '.join(o.levels)}. Where one has more, `FineGrainedData(data.items, "
+                "data.root)` has only labels")
+        if o.banner!=self.banner:
+            raise FineGrainedError(f'Banners differ: {self.banner} rows of pixels and {o.banner}. A card has one for all pictures, so cut them off the files '
+                'first')
     tops = [os.path.abspath(d.root) for d in datas]
     root = Path(os.path.commonpath(tops))
     def moved(d, top): return [p if os.path.isabs(p) else (Path(top)/p).relative_to(root).as_posix() for p in d.items.path]
@@ -89,4 +95,6 @@ def _say_divided(data):
     n = data.items.groupby(data.groups).split.nunique()
     n = (n>1).sum()
     what = f"groups of '{data.by}'" if data.by else 'files'
-    if n: warnings.warn(f"{n:,} {what} stand in more than one split of the merged data set: `data.split()` divides train and valid anew, `data.check()` names them")
+    if n:
+        warnings.warn(f"{n:,} {what} stand in more than one split of the merged data set: `data.split()` divides train and valid anew, `data.check()` names "
+            "them")

@@ -9,7 +9,7 @@ __all__ = []
 import math, numpy as np, pandas as pd
 from fastcore.basics import patch
 from numbers import Real
-from ..core import check, check_number
+from ..core import FineGrainedError, check_number
 from .table import FineGrainedData, shuffled_ranks
 
 # %% ../../nbs/api/014_data.subsets.ipynb #f54f27b3
@@ -19,9 +19,10 @@ def long_tail(self:FineGrainedData,
     seed:int=0        # Which class is how frequent, and which pictures it keeps
     ):
     "A new data set whose training pictures fall exponentially from class to class, to one at the least"
-    check(isinstance(ratio, Real) and 1<=ratio<math.inf, f'ratio={ratio!r}: how many times as many pictures the most frequent class has, so 1 or more')
+    if not (isinstance(ratio, Real) and 1<=ratio<math.inf):
+        raise FineGrainedError(f'ratio={ratio!r}: how many times as many pictures the most frequent class has, so 1 or more')
     check_number('seed', seed, 0, 2**32-1, whole=True)
-    check(len(self['train']), f'There is nothing to train on: no row has split=\'train\'')
+    if not len(self['train']): raise FineGrainedError(f'There is nothing to train on: no row has split=\'train\'')
     rows,rank = shuffled_ranks(self.items, 'train', seed)
     label = self.items.label.iloc[rows].astype(object)
     n = pd.Series(rank+1).groupby(label.to_numpy()).max() # files of each class

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from fastcore.parallel import parallel
 from numbers import Real
 from pathlib import Path
-from ..core import check as require, check_choice, check_number, check_size, wrap_label, listing # `check` is a verb of the data set here
+from ..core import FineGrainedError, check as require, check_choice, check_number, check_size, listing, wrap_label # `check` is a verb of the data set here
 from ..pictures import picture_grid
 from .image import open_picture, read_image, upright_box, upright_size
 
@@ -29,7 +29,7 @@ def shown(s:object)->str:
 def _word(v, name):
     "One value of the column `name` as text"
     if isinstance(v, (bytes,os.PathLike)): return os.fsdecode(v)
-    require(pd.api.types.is_scalar(v), f"Column '{name}' holds a {type(v).__name__} ({shown(v):.40}): one name for each row is needed")
+    if not pd.api.types.is_scalar(v): raise FineGrainedError(f"Column '{name}' holds a {type(v).__name__} ({shown(v):.40}): one name for each row is needed")
     return str(int(v)) if isinstance(v, (float,np.floating)) and v.is_integer() else str(v)
 
 def _words_of(c, name):
@@ -37,7 +37,7 @@ def _words_of(c, name):
     res = c.astype(object).map(lambda o: _word(o, name), na_action='ignore')
     pairs = pd.DataFrame(dict(word=res, kind=c.map(type, na_action='ignore'))).dropna().drop_duplicates()
     twice = pairs.word[pairs.word.duplicated()]
-    require(not len(twice), f"Column '{name}' holds {listing(map(shown, twice))} both as text and as something else: make all of them text")
+    if len(twice): raise FineGrainedError(f"Column '{name}' holds {listing(map(shown, twice))} both as text and as something else: make all of them text")
     return res
 
 def as_text(c:pd.Series, name:str # What the user calls it
@@ -45,7 +45,9 @@ def as_text(c:pd.Series, name:str # What the user calls it
     "The column `c` as text; what is missing stays so, a categorical keeps its order"
     if isinstance(c.dtype, pd.CategoricalDtype):
         words = [shown(_word(o, name)) for o in c.cat.categories]
-        require(len(set(words))==len(words), f"Column '{name}': the categories {listing(sorted({o for o in words if words.count(o)>1}))} are written alike: rename one of them")
+        if len(set(words))!=len(words):
+            raise FineGrainedError(f"Column '{name}': the categories {listing(sorted({o for o in words if words.count(o)>1}))} are written alike: rename one "
+                "of them")
         return c if words==list(c.cat.categories) else c.cat.rename_categories(words)
     if pd.api.types.infer_dtype(c, skipna=True) not in ('string','empty','integer','boolean'): c = _words_of(c, name)
     return c if c.dtype=='str' else c.astype(str).where(c.notna())
@@ -60,7 +62,8 @@ def _any_case(items):
     plain = {o: str(o).strip().lower() for o in items.columns}
     lost = [c for c in ('split','is_valid',*_box) if c not in items]
     near = {c: [o for o,p in plain.items() if p==c] for c in lost}
-    for c,o in near.items(): require(len(o)<2, f"The table has the columns {listing(map(repr, o))}, and both may be its '{c}': drop one")
+    for c,o in near.items():
+        if not len(o)<2: raise FineGrainedError(f"The table has the columns {listing(map(repr, o))}, and both may be its '{c}': drop one")
     return items.rename(columns={o[0]: c for c,o in near.items() if o})
 
 _like_splits = *split_names,*(f'is_{o}' for o in split_names)
@@ -74,7 +77,9 @@ def _no_other_split(items, known):
         values = {str(v).strip().lower() for v in said[:1000]}
         named = len({split_names[o] for o in values if o in split_names})>1
         flag = str(c).strip().lower() in _like_splits and len(said)==2 and values<=_yes.keys()
-        require(not (named or flag), f"Column '{shown(c)}' says {listing(map(repr, map(str, said)))}, as a split does, but would not be one: put 'train', 'valid' and 'test' into a column 'split', or drop it")
+        if named or flag:
+            raise FineGrainedError(f"Column '{shown(c)}' says {listing(map(repr, map(str, said)))}, as a split does, but would not be one: put 'train', "
+                "'valid' and 'test' into a column 'split', or drop it")
 
 # %% ../../nbs/api/012_data.table.ipynb #8abe5988
 def _split_column(items):
@@ -83,15 +88,15 @@ def _split_column(items):
     if 'split' in items and not split.isin(_splits).all():
         split = _lower(split).map(split_names)
         bad = items.index[split.isna()]
-        require(not len(bad), f"Row {listing(bad)} says split='{shown(items.split[bad[0]]) if len(bad) else ''}': use 'train', 'valid' or 'test'")
+        if len(bad): raise FineGrainedError(f"Row {listing(bad)} says split='{shown(items.split[bad[0]]) if len(bad) else ''}': use 'train', 'valid' or 'test'")
     split = split.astype(str)
     if 'is_valid' not in items: return split
     valid = _lower(items.is_valid).map(_yes)
     bad = items.index[valid.isna()]
-    require(not len(bad), f"Row {listing(bad)} says is_valid={shown(items.is_valid[bad[0]]) if len(bad) else ''}: use True or False")
+    if len(bad): raise FineGrainedError(f"Row {listing(bad)} says is_valid={shown(items.is_valid[bad[0]]) if len(bad) else ''}: use True or False")
     valid = valid.astype(bool)
     bad = items.index[valid!=(split=='valid')] if 'split' in items else []
-    require(not len(bad), f"Row {listing(bad)}: the columns split and is_valid contradict each other: drop one of them")
+    if len(bad): raise FineGrainedError(f"Row {listing(bad)}: the columns split and is_valid contradict each other: drop one of them")
     return split.mask(valid, 'valid')
 
 # %% ../../nbs/api/012_data.table.ipynb #ee6b66c3
@@ -111,25 +116,31 @@ def as_numbers(c:pd.Series)->tuple:
 def _checked_box(items):
     "`items` with boxes that are numbers, or none at all in a row; one error that names the row"
     x,bad = map(np.array, zip(*[as_numbers(items[o]) for o in _box])) # (4, n)
-    def stop(rows, why): require(not len(rows), f"The box of row {listing(rows)} ({shown(items.path.iat[rows[0]]) if len(rows) else ''}) {why}")
+    def stop(rows, why):
+        if len(rows): raise FineGrainedError(f"The box of row {listing(rows)} ({shown(items.path.iat[rows[0]]) if len(rows) else ''}) {why}")
     k,i = (o[0] if len(o) else 0 for o in np.nonzero(bad))
-    stop(np.flatnonzero(bad.any(0)), f"has {_box[k]}={items[_box[k]].iat[i]!r}: give pixels as numbers, such as 12.5, or leave all four empty" if bad.any() else '')
+    stop(np.flatnonzero(bad.any(0)), f"has {_box[k]}={items[_box[k]].iat[i]!r}: give pixels as numbers, such as 12.5, or leave all four empty"
+        if bad.any() else '')
     n = np.isfinite(x).sum(0)
     stop(np.flatnonzero((n>0)&(n<4)), "lacks a corner: give x0, y0, x1 and y1, or leave all four empty where there is no box")
     stop(np.flatnonzero((x[2]<=x[0])|(x[3]<=x[1])), "is empty or inside out: x0<x1 and y0<y1 are needed (x, y, width, height must be turned into corners)")
     share = (n==4)&(x>=0).all(0)&(x<=1).all(0)
     as_pixels = 'multiply x0, x1 by its width and y0, y1 by its height in pixels'
-    require(not share.any() or share.sum()<(n==4).sum(), f"All {share.sum():,} boxes lie between 0 and 1, so they are shares of the picture: {as_pixels}")
+    if share.any() and not share.sum()<(n==4).sum():
+        raise FineGrainedError(f"All {share.sum():,} boxes lie between 0 and 1, so they are shares of the picture: {as_pixels}")
     stop(np.flatnonzero(share), f"lies between 0 and 1, where others are in pixels: it is a share of the picture, so {as_pixels}")
     return items.assign(**dict(zip(_box, x)))
 
 # %% ../../nbs/api/012_data.table.ipynb #59479e96
-_aliases = dict(path='file filename file_name fname image image_path img path_to_image filepath file_path name id'.split(), label='labels target class class_name category species y tag'.split())
+_aliases = dict(path='file filename file_name fname image image_path img path_to_image filepath file_path name id'.split(),
+    label='labels target class class_name category species y tag'.split())
 
 def _column_there(items, c):
     "Stop where `items` has no column `c`, and say which may be meant"
     near = [o for o in items.columns if str(o).strip().lower() in (c, *_aliases.get(c, ()))] or ['yours']
-    require(c in items, f"The table has no column '{c}' (it has {listing(map(shown, items.columns), 10)}): rename yours with `df.rename(columns={{'{shown(near[0])}': '{c}'}})`")
+    if c not in items:
+        raise FineGrainedError(f"The table has no column '{c}' (it has {listing(map(shown, items.columns), 10)}): rename yours with "
+            f"`df.rename(columns={{'{shown(near[0])}': '{c}'}})`")
 
 def _from_root(c, root):
     "The paths `c` with those as they go from `root` that are written as whole paths, or by a way out of it and back"
@@ -184,7 +195,8 @@ def _one_way(c, root):
 def _paths(c, root):
     "The column of paths `c` as text: `~` is the home folder, Windows' backslashes are slashes where no file has them in its name, and one file is not written in two ways"
     kind = pd.api.types.infer_dtype(c, skipna=True)
-    require(kind in ('string','bytes','mixed','empty','categorical'), f"Column 'path' holds {kind} values: the paths of files, as text, are needed")
+    if kind not in ('string','bytes','mixed','empty','categorical'):
+        raise FineGrainedError(f"Column 'path' holds {kind} values: the paths of files, as text, are needed")
     if kind!='string': c = c.astype(object).map(lambda o: _word(o, 'path'), na_action='ignore')
     raw = '\n'.join(['', *c.dropna().to_numpy(object), ''])
     if '\n\n' in raw: c = c.where(c!='')
@@ -201,7 +213,7 @@ def _paths(c, root):
 def _checked(items, levels, root):
     "`items` with tidy columns, or one error that names the row"
     twice = items.columns[items.columns.duplicated()]
-    require(not len(twice), f"The table has the column {listing(map(shown, twice))} twice: drop one")
+    if len(twice): raise FineGrainedError(f"The table has the column {listing(map(shown, twice))} twice: drop one")
     for c in ('path', *levels): _column_there(items, c)
     items = _any_case(items.reset_index(drop=True).copy())
     _no_other_split(items, {'path',*levels})
@@ -212,10 +224,10 @@ def _checked(items, levels, root):
     if secret.any(): secret &= items.split=='test' # some publishers keep the labels of the test
     for c in ('path', *levels):
         bad = items.index[items[c].isna() & ~(secret & (c!='path'))]
-        require(not len(bad), f"Column '{c}' is empty in row {listing(bad)}: fill it in, or drop those rows with `df.dropna(subset='{c}')`")
+        if len(bad): raise FineGrainedError(f"Column '{c}' is empty in row {listing(bad)}: fill it in, or drop those rows with `df.dropna(subset='{c}')`")
         if c!='path': items[c] = as_text(items[c], c)
     some = [c for c in _box if c in items]
-    require(len(some) in (0,4), f"A box needs the four columns x0, y0, x1, y1: only {listing(some)} are there")
+    if len(some) not in (0,4): raise FineGrainedError(f"A box needs the four columns x0, y0, x1, y1: only {listing(some)} are there")
     return _checked_box(items) if some else items
 
 # %% ../../nbs/api/012_data.table.ipynb #ea9db147
@@ -225,12 +237,15 @@ def _flag(o): return float(o) if isinstance(o, (bool,np.bool_)) else o
 
 def _checked_parts(parts, n):
     "The table of `parts` of `n` pictures with tidy columns, or one error that names the row"
-    require(isinstance(parts, pd.DataFrame), f"parts is a {type(parts).__name__}: give a DataFrame with the columns {listing(_part_columns)}")
+    if not isinstance(parts, pd.DataFrame):
+        raise FineGrainedError(f"parts is a {type(parts).__name__}: give a DataFrame with the columns {listing(_part_columns)}")
     lost = [o for o in _part_columns if o not in parts]
-    require(not lost, f"parts has no column {listing(lost)} (it has {listing(map(shown, parts.columns), 10)}): {listing(_part_columns)} are needed")
+    if lost:
+        raise FineGrainedError(f"parts has no column {listing(lost)} (it has {listing(map(shown, parts.columns), 10)}): {listing(_part_columns)} are needed")
     parts = parts.reset_index(drop=True)
     num = {c: as_numbers(parts[c].map(_flag) if c=='visible' and parts[c].dtype.kind in 'bO' else parts[c])[0] for c in ('item','x','y','visible')}
-    def stop(bad, why): require(not bad.any(), f"parts, row {listing(np.flatnonzero(bad))}: {why}")
+    def stop(bad, why):
+        if bad.any(): raise FineGrainedError(f"parts, row {listing(np.flatnonzero(bad))}: {why}")
     i,seen = num['item'],num['visible']
     stop(~((i>=0)&(i<n)&(i%1==0)), f"item is none of the {n:,} rows of the table, 0 to {n-1:,}")
     stop(parts.part.isna() | (parts.part.astype(str).str.strip()==''), "part has no name")
@@ -243,12 +258,16 @@ def _checked_parts(parts, n):
 # %% ../../nbs/api/012_data.table.ipynb #a3f2d934
 def _check_made_of(items, root, levels, card):
     "Stop where an argument of `FineGrainedData` is of another kind"
-    require(isinstance(items, pd.DataFrame), f"items is a {type(items).__name__}: give a DataFrame with the columns path and label (`fine_grained_data` reads folders and CSVs)")
-    require(isinstance(root, (str,os.PathLike)), f"root={root!r}: give the folder that the paths start from")
-    require(levels is None or isinstance(levels, (list,tuple)) and levels and all(isinstance(o, str) for o in levels) and len(set(levels))==len(levels),
-        f"levels={levels!r}: give a list of columns, coarse → fine, such as ['family','label']")
-    require(not levels or levels[-1]=='label' and not set(levels) & {'path','split',*_box}, f"levels={levels} must be columns of labels, and end in 'label', the finest one")
-    require(card is None or isinstance(card, dict), f"card={card!r}: give a dictionary (title, licence, citation, ...)")
+    if not isinstance(items, pd.DataFrame):
+        raise FineGrainedError(f"items is a {type(items).__name__}: give a DataFrame with the columns path and label (`fine_grained_data` reads folders and "
+            "CSVs)")
+    if not isinstance(root, (str,os.PathLike)): raise FineGrainedError(f"root={root!r}: give the folder that the paths start from")
+    if levels is not None and not (isinstance(levels, (list,tuple)) and levels and all(isinstance(o, str) for o in levels)
+        and len(set(levels))==len(levels)):
+        raise FineGrainedError(f"levels={levels!r}: give a list of columns, coarse → fine, such as ['family','label']")
+    if levels and not (levels[-1]=='label' and not set(levels) & {'path','split',*_box}):
+        raise FineGrainedError(f"levels={levels} must be columns of labels, and end in 'label', the finest one")
+    if card is not None and not isinstance(card, dict): raise FineGrainedError(f"card={card!r}: give a dictionary (title, licence, citation, ...)")
 
 # %% ../../nbs/api/012_data.table.ipynb #0b9b4ca7
 class FineGrainedData:
@@ -267,10 +286,10 @@ class FineGrainedData:
     ):
         _check_made_of(items, root, levels, card)
         check_number('valid', valid, 0), check_number('seed', seed, 0, whole=True)
-        require(valid<1, f"valid={valid} leaves nothing to train on: give a share from 0 up to, not including, 1")
+        if not valid<1: raise FineGrainedError(f"valid={valid} leaves nothing to train on: give a share from 0 up to, not including, 1")
         self.root,self.levels,self.card,self.by = Path(root).expanduser(),list(levels or ['label']),card or {},by
         self.items = _checked(items, self.levels, self.root)
-        require(len(self.items), f"There are no pictures in {self.card.get('title') or shown(self.root)}: the table is empty")
+        if not len(self.items): raise FineGrainedError(f"There are no pictures in {self.card.get('title') or shown(self.root)}: the table is empty")
         self.parts = None if parts is None else _checked_parts(parts, len(self.items))
         if by is not None: _groups(self.items, by)
         if valid and not (self.items.split=='valid').any(): self.items['split'] = stratified_split(self.items, valid, seed, by=by)
@@ -300,8 +319,10 @@ class FineGrainedData:
 
     def __repr__(self):
         n = ', '.join(f'{s} {(self.items.split==s).sum():,}' for s in _splits)
-        extras = ['boxes']*self.has_boxes + ([f'{self.parts.part.nunique()} parts'] if self.parts is not None else []) + [' → '.join(self.levels)]*(len(self.levels)>1)
-        return f"{shown(self.card.get('title') or self.root.name)}: {len(self):,} pictures of {len(self.vocab):,} classes ({n}){'; ' if extras else ''}{'; '.join(extras)}"
+        extras = (['boxes']*self.has_boxes + ([f'{self.parts.part.nunique()} parts'] if self.parts is not None else [])
+            + [' → '.join(self.levels)]*(len(self.levels)>1))
+        return (f"{shown(self.card.get('title') or self.root.name)}: {len(self):,} pictures of {len(self.vocab):,} classes "
+            f"({n}){'; ' if extras else ''}{'; '.join(extras)}")
 
 # %% ../../nbs/api/012_data.table.ipynb #a10db42f
 @patch
@@ -318,11 +339,14 @@ def _must_be_labelled(self:FineGrainedData, split):
     "Stop unless every row of `split` has a label"
     label = self.items.label[self.items.split==split]
     n = label.isna().sum()
-    require(not n, f"{n:,} of {len(label):,} '{split}' pictures of {self.card.get('title') or self.root} have no label, so they can be predicted but not scored"
-        f"{': ' if 'unlabeled' in self.card else ''}{self.card.get('unlabeled', '')}")
+    if n:
+        raise FineGrainedError(f"{n:,} of {len(label):,} '{split}' pictures of {self.card.get('title') or self.root} have no label, so they can be predicted "
+            "but not scored"
+            f"{': ' if 'unlabeled' in self.card else ''}{self.card.get('unlabeled', '')}")
 
 @patch
-def _must_be_level(self:FineGrainedData, level): require(level in self.levels, f"level={level!r} is none of this data set's: {listing(self.levels)}")
+def _must_be_level(self:FineGrainedData, level):
+    if level not in self.levels: raise FineGrainedError(f"level={level!r} is none of this data set's: {listing(self.levels)}")
 
 # %% ../../nbs/api/012_data.table.ipynb #0a918c60
 def _files(items):
@@ -348,12 +372,13 @@ def _groups(items, by, file=None):
     "A number for each row's group: what the column `by` says; where it says nothing, and where there is no `by`, the `file`"
     file = _files(items) if file is None else file
     if by is None: return file
-    require(isinstance(by, str) and by in items and by not in ('label','split'), f"by={by!r}: give a column whose groups belong together (there are {listing(map(shown, items.columns), 20)})")
+    if not (isinstance(by, str) and by in items and by not in ('label','split')):
+        raise FineGrainedError(f"by={by!r}: give a column whose groups belong together (there are {listing(map(shown, items.columns), 20)})")
     own = pd.factorize(as_text(items[by], by))[0]
     own = np.where(own<0, own.max()+1+file, own)
     pairs = pd.DataFrame(dict(file=file, own=own, path=items.path.to_numpy())).drop_duplicates(['file','own'])
     twice = pairs.path[pairs.file.duplicated()]
-    require(not len(twice), f"{listing(map(shown, twice))} is of two groups of '{by}': a file has one")
+    if len(twice): raise FineGrainedError(f"{listing(map(shown, twice))} is of two groups of '{by}': a file has one")
     return own
 
 # %% ../../nbs/api/012_data.table.ipynb #a0dc8ccb
@@ -378,9 +403,9 @@ def stratified_split(items:pd.DataFrame, share:float=.1, # Of each class's files
     by:str|None=None # Column whose groups stay together
     )->pd.Series:
     "The split column of `items` after `share` of the files of every class in `take` went to `give`: one at least of a class with three or more, and never all of them"
-    require(isinstance(items, pd.DataFrame), f"items is a {type(items).__name__}: give a table with the columns path, label and split")
+    if not isinstance(items, pd.DataFrame): raise FineGrainedError(f"items is a {type(items).__name__}: give a table with the columns path, label and split")
     check_number('share', share, 0)
-    require(share<1, f"A share of {share} cannot be carved out: use a number from 0 up to, not including, 1")
+    if not share<1: raise FineGrainedError(f"A share of {share} cannot be carved out: use a number from 0 up to, not including, 1")
     check_number('seed', seed, 0, whole=True)
     for c in ('path','label','split'): _column_there(items, c)
     split,rows = items.split.copy(),np.flatnonzero(items.split==check_choice('take', take, _splits))
@@ -414,14 +439,17 @@ def split(self:FineGrainedData,
     check_number('valid', valid, 0)
     check_number('test', test, 0)
     check_number('seed', seed, 0, whole=True)
-    require(valid+test<1, f"valid={valid} and test={test} leave nothing to train on: together they must be less than 1")
+    if not valid+test<1: raise FineGrainedError(f"valid={valid} and test={test} leave nothing to train on: together they must be less than 1")
     by,items = by or self.by,self.items.assign(split=self.items.split.replace('valid', 'train'))
     if test:
         require(not (items.split=='test').any(), "A test split is there already, and stays: call `.split(valid=...)` without `test`")
         items['split'] = stratified_split(items, test, seed, give='test', by=by)
     items['split'] = stratified_split(items, valid/(1-test), seed+1, by=by)
     for s in ['valid']*bool(valid) + ['test']*bool(test):
-        require((items.split==s).any(), f"Nothing could be put aside for '{s}': " + (f"no group of '{by}' can go without taking all pictures of a class along" if by else 'every class has a single picture, and cannot be both learned and measured'))
+        if not (items.split==s).any():
+            raise FineGrainedError(f"Nothing could be put aside for '{s}': "
+                + (f"no group of '{by}' can go without taking all pictures of a class along"
+                if by else 'every class has a single picture, and cannot be both learned and measured'))
     res = self._new(items)
     res.by = by
     if by is not None: print(_reached(res))
@@ -431,9 +459,11 @@ def _reached(data):
     "What the splits of `data` came to, in words"
     group,n = _groups(data.items, data.by),len(data)
     parts = [f'{s} {len(data[s])/n:.1%} ({len(np.unique(group[data.items.split==s])):,} groups)' for s in _splits if len(data[s])]
-    lost = [f"{s} has no picture of {listing(sorted(set(data['train'].label)-set(data[s].label)), 3)}" for s in ('valid','test') if len(data[s]) and set(data['train'].label)-set(data[s].label)]
+    lost = [f"{s} has no picture of {listing(sorted(set(data['train'].label)-set(data[s].label)), 3)}"
+        for s in ('valid','test') if len(data[s]) and set(data['train'].label)-set(data[s].label)]
     both = pd.Series(data.items.split.to_numpy()).groupby(group).nunique().gt(1).sum()
-    return f"Whole groups of '{data.by}': {', '.join(parts)}" + ''.join(f'; {o}' for o in lost) + (f'; {both:,} groups stand in the test, which stays, and elsewhere' if both else '')
+    return (f"Whole groups of '{data.by}': {', '.join(parts)}" + ''.join(f'; {o}' for o in lost)
+        + (f'; {both:,} groups stand in the test, which stays, and elsewhere' if both else ''))
 
 # %% ../../nbs/api/012_data.table.ipynb #e50b06ad
 @patch
@@ -471,11 +501,12 @@ def _chosen(classes, known, level, seed):
     if isinstance(classes, Real):
         check_number('classes', classes, 1, len(known), whole=True)
         return list(np.random.default_rng(seed).permutation(known)[:classes])
-    require(pd.api.types.is_list_like(classes) or isinstance(classes, str), f"classes={classes!r}: give names of {level}, or how many")
+    if not pd.api.types.is_list_like(classes) and not isinstance(classes, str):
+        raise FineGrainedError(f"classes={classes!r}: give names of {level}, or how many")
     classes = [classes] if isinstance(classes, str) else list(classes)
-    require(classes, f"classes is empty: give names of {level} (there are {listing(known)})")
+    if not classes: raise FineGrainedError(f"classes is empty: give names of {level} (there are {listing(known)})")
     lost = sorted({shown(o) for o in classes if not isinstance(o, str)} | {o for o in classes if isinstance(o, str)}-set(known))
-    require(not lost, f"There is no {level} called {listing(lost)} (there are {listing(known)})")
+    if lost: raise FineGrainedError(f"There is no {level} called {listing(lost)} (there are {listing(known)})")
     return classes
 
 def _fewer(items, levels):
@@ -536,11 +567,13 @@ def _place_problems(data, wh):
         x0,y0,x1,y1 = box = data.items[_box].to_numpy().T
         outside = (np.min([x0, y0, w-x1, h-y1], 0)<-1) | (np.max([x0-w, y0-h, -x1, -y1], 0)>=0) # annotators round; but nothing of it may be left
         yield from [('box outside the image', i, f'box {",".join(f"{o:g}" for o in box[:,i])} {size[i]}') for i in np.flatnonzero(outside)]
-        yield from [('box of a pixel', i, f'{x1[i]-x0[i]:g}×{y1[i]-y0[i]:g} {size[i]}: a share of the picture among pixels?') for i in np.flatnonzero((np.minimum(x1-x0, y1-y0)<=1) & ~outside)]
+        yield from [('box of a pixel', i, f'{x1[i]-x0[i]:g}×{y1[i]-y0[i]:g} {size[i]}: a share of the picture among pixels?')
+            for i in np.flatnonzero((np.minimum(x1-x0, y1-y0)<=1) & ~outside)]
     if data.parts is not None and len(data.parts):
         p = data.parts[data.parts.visible>0]
         out = p[np.min([p.x, p.y, w[p.item]-p.x, h[p.item]-p.y], 0) < -1]
-        yield from [('part outside the image', i, f"{', '.join(f'{n} at {x:g},{y:g}' for n,x,y in zip(o.part, o.x, o.y))} {size[i]}") for i,o in out.groupby('item')]
+        yield from [('part outside the image', i, f"{', '.join(f'{n} at {x:g},{y:g}' for n,x,y in zip(o.part, o.x, o.y))} {size[i]}")
+            for i,o in out.groupby('item')]
 
 def _same_file_problems(data, key):
     "What is odd about rows of one file, or of files that are the same byte for byte (`key`)"
@@ -566,12 +599,15 @@ def _name_problems(data):
     "What is wrong with names: of labels, of levels, of files"
     it = data.items
     alike = pd.Series(data.vocab, dtype=object).groupby(list(map(_plain, data.vocab)))
-    yield from [('labels that look the same', None, f"{listing(map(repr, o))}: if they mean one class, data.rename makes them one") for _,o in alike if len(o)>1]
-    for c in data.levels: yield from [('empty label', i, f"{c} is {it[c][i]!r}") for i in it.index[it[c].isin([o for o in it[c].dropna().unique() if not o.strip()])]]
+    yield from [('labels that look the same', None, f"{listing(map(repr, o))}: if they mean one class, data.rename makes them one")
+        for _,o in alike if len(o)>1]
+    for c in data.levels:
+        yield from [('empty label', i, f"{c} is {it[c][i]!r}") for i in it.index[it[c].isin([o for o in it[c].dropna().unique() if not o.strip()])]]
     for up,low in zip(data.levels, data.levels[1:]):
         ups = it[[up,low]].astype(object).dropna().drop_duplicates().groupby(low)[up].agg(list)
         yield from [('label of two levels', None, f"{low} '{o}' is of more than one {up}: {listing(u)}") for o,u in ups.items() if len(u)>1]
-    yield from [('name is not UTF-8', i, f'{shown(it.path[i])}: it opens here; other systems and formats may not take such a name') for i in it.index[[shown(o)!=o for o in it.path]]]
+    yield from [('name is not UTF-8', i, f'{shown(it.path[i])}: it opens here; other systems and formats may not take such a name')
+        for i in it.index[[shown(o)!=o for o in it.path]]]
     yield from [('left out', None, o) for o in data.left_out]
 
 def _label_problems(data):
@@ -593,13 +629,14 @@ def drop(self:FineGrainedData,
     ):
     "A new data set without `rows`"
     if isinstance(rows, pd.DataFrame):
-        require('usable' in rows, f"`drop` takes row numbers or what `check` gave, not a table of {listing(rows.columns, 3)} (`drop_duplicates` takes pairs)")
+        if 'usable' not in rows:
+            raise FineGrainedError(f"`drop` takes row numbers or what `check` gave, not a table of {listing(rows.columns, 3)} (`drop_duplicates` takes pairs)")
         rows = rows.row[~rows.usable.astype(bool) & rows.row.notna()].astype(int)
-    require(pd.api.types.is_list_like(rows) or isinstance(rows, int), f"rows={rows!r}: give row numbers, or what `check` gave")
+    if not pd.api.types.is_list_like(rows) and not isinstance(rows, int): raise FineGrainedError(f"rows={rows!r}: give row numbers, or what `check` gave")
     rows = pd.Series(list(rows) if pd.api.types.is_list_like(rows) else [rows]).drop_duplicates() # a row may have more than one problem
     lost = rows[(rows<0)|(rows>=len(self))] if rows.dtype.kind in 'iu' else rows
-    require(not len(lost), f"There is no row {listing(map(repr, lost.tolist()))}: rows are numbers from 0 to {len(self)-1:,}")
-    require(len(rows)<len(self), f"All {len(self):,} rows would go: nothing would be left")
+    if len(lost): raise FineGrainedError(f"There is no row {listing(map(repr, lost.tolist()))}: rows are numbers from 0 to {len(self)-1:,}")
+    if not len(rows)<len(self): raise FineGrainedError(f"All {len(self):,} rows would go: nothing would be left")
     return self._new(self.items.drop(index=rows.to_numpy(int)))
 
 # %% ../../nbs/api/012_data.table.ipynb #2766e707
@@ -614,8 +651,9 @@ def show(self:FineGrainedData,
     "Pictures as they are stored (less a banner), with their labels, boxes and parts"
     from matplotlib.patches import Rectangle
     for k,v in dict(n=n, cols=cols).items(): check_number(k, v, 1, whole=True)
-    require(check_number('size', size, 0)>0, f'size={size}: give inches, more than 0')
-    require(rows is None or pd.api.types.is_list_like(rows) and len(rows := list(rows)), f'rows={rows!r}: give row numbers, one at least')
+    if not check_number('size', size, 0)>0: raise FineGrainedError(f'size={size}: give inches, more than 0')
+    if rows is not None and not (pd.api.types.is_list_like(rows) and len(rows := list(rows))):
+        raise FineGrainedError(f'rows={rows!r}: give row numbers, one at least')
     if rows is None: rows = np.random.default_rng(check_number('seed', seed, 0, whole=True)).permutation(len(self))[:n]
     ims,names = zip(*[(self.picture(i), self.items.label.iat[i]) for i in rows])
     axs = picture_grid([wrap_label('no label' if pd.isna(o) else o, max(8, int(size*12)), 3) for o in names], cols, size=size, figsize=figsize)

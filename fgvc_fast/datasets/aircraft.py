@@ -7,16 +7,18 @@ __all__ = ['aircraft_card', 'read_aircraft']
 
 # %% ../../nbs/api/060_datasets.aircraft.ipynb #c4084312
 import pandas as pd
-from ..core import check, listing
+from ..core import FineGrainedError, listing
 from .formats import check_unique, find_tree, check_boxes, read_words, reader
 from ..data.block import FineGrainedData
 from pathlib import Path
 
 # %% ../../nbs/api/060_datasets.aircraft.ipynb #668cc5ad
-aircraft_card = dict(title='FGVC-Aircraft', url='https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/', licence='non-commercial research; the photographers keep their rights',
+aircraft_card = dict(title='FGVC-Aircraft', url='https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/',
+    licence='non-commercial research; the photographers keep their rights',
     citation='Maji, Kannala, Rahtu, Blaschko, Vedaldi: Fine-Grained Visual Classification of Aircraft. arXiv:1306.5151, 2013',
     counts=dict(classes=100, train=6667, test=3333), annotations='boxes, manufacturer → family → variant', size=2.75, banner=20,
-    notes='Train is the published train and val together, as in the papers. The 20 rows of text at the bottom of every picture are cut off. Papers often resize without regard to the aspect.')
+    notes='Train is the published train and val together, as in the papers. The 20 rows of text at the bottom of every picture are cut off. Papers often '
+    'resize without regard to the aspect.')
 
 _aircraft_layout = """
 fgvc-aircraft-2013b/
@@ -46,11 +48,11 @@ def _level(root, level, plural):
         df = read_words(fn, ['id','name'], rest=True, tree=tree)
         df['name'] = df.name.str.strip()
         bad = df[~df.name.isin(names)]
-        check(not len(bad), f"{fn}: {level} '{bad.name.iloc[0] if len(bad) else ''}' of image {listing(bad.id)} is not in {plural}.txt")
+        if len(bad): raise FineGrainedError(f"{fn}: {level} '{bad.name.iloc[0] if len(bad) else ''}' of image {listing(bad.id)} is not in {plural}.txt")
         res.append(df.assign(part=o))
     df = pd.concat(res, ignore_index=True)
     twice = df[df.id.duplicated()]
-    check(not len(twice), f"{root}/images_{level}_*.txt: image {listing(twice.id)} stands there twice")
+    if len(twice): raise FineGrainedError(f"{root}/images_{level}_*.txt: image {listing(twice.id)} stands there twice")
     return df.set_index('id').assign(name=pd.Categorical(df.name, names))
 
 # %% ../../nbs/api/060_datasets.aircraft.ipynb #01ea9802
@@ -68,7 +70,7 @@ def read_aircraft(root:str|Path, # The folder that holds `data`, or one above it
     **kwargs # `valid`, `seed`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "FGVC-Aircraft: official split, boxes, manufacturer → family → variant, the banner cut off"
-    check(val in ('train','valid'), f"val='{val}' is unknown: the published val can be 'train' or 'valid'")
+    if val not in ('train','valid'): raise FineGrainedError(f"val='{val}' is unknown: the published val can be 'train' or 'valid'")
     root = find_tree(root, 'FGVC-Aircraft', ['images_variant_train.txt', 'data/images_variant_train.txt'], _aircraft_layout)
     if (root/'data'/'images_variant_train.txt').is_file(): root = root/'data'
     variant = _level(root, 'variant', 'variants')
@@ -77,7 +79,7 @@ def read_aircraft(root:str|Path, # The folder that holds `data`, or one above it
     for o,plural in dict(family='families', manufacturer='manufacturers').items():
         df = _level(root, o, plural)
         lost = variant.index.difference(df.index)
-        check(not len(lost), f"{root}/images_{o}_*.txt: there is no {o} for image {listing(lost)}")
+        if len(lost): raise FineGrainedError(f"{root}/images_{o}_*.txt: there is no {o} for image {listing(lost)}")
         items[o] = df.name.reindex(variant.index).array
     if (root/'images_box.txt').is_file(): items[['x0','y0','x1','y1']] = _aircraft_boxes(root/'images_box.txt', variant.index)
     kwargs['card'] = {**aircraft_card, **kwargs.get('card', {})}

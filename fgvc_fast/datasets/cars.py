@@ -8,7 +8,7 @@ __all__ = ['cars_card', 'read_mat', 'read_cars']
 # %% ../../nbs/api/061_datasets.cars.ipynb #30f24cff
 import numpy as np, pandas as pd, re
 from pathlib import Path
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, listing
 from .formats import find_tree, reader
 from ..data.block import FineGrainedData
 
@@ -16,7 +16,8 @@ from ..data.block import FineGrainedData
 cars_card = dict(title='Stanford Cars', url='https://ai.stanford.edu/~jkrause/cars/car_dataset.html', licence='non-commercial research',
     citation='Krause, Stark, Deng, Fei-Fei: 3D Object Representations for Fine-Grained Categorization. 3dRR workshop, ICCV 2013',
     counts=dict(classes=196, train=8144, test=8041), annotations='boxes, make → model → year, body type', size=1.96,
-    notes='The authors\' page is gone. Test labels stand in cars_test_annos_withlabels.mat, which many copies lack. Papers often resize without regard to the aspect.')
+    notes='The authors\' page is gone. Test labels stand in cars_test_annos_withlabels.mat, which many copies lack. Papers often resize without regard to the '
+    'aspect.')
 
 _cars_layout = """
 stanford_cars/
@@ -33,22 +34,25 @@ cars196/
 def read_mat(fn:str|Path, name:str):
     "The variable `name` of the MATLAB file `fn`, as an array of one dimension"
     from scipy.io import loadmat
-    check(Path(fn).is_file(), f"{fn} is missing (found {listing(sorted(o.name for o in Path(fn).parent.iterdir()), 10) if Path(fn).parent.is_dir() else 'no such folder'})")
+    if not Path(fn).is_file():
+        raise FineGrainedError(f"{fn} is missing (found "
+            f"{listing(sorted(o.name for o in Path(fn).parent.iterdir()), 10) if Path(fn).parent.is_dir() else 'no such folder'})")
     try: m = loadmat(fn, squeeze_me=True)
     except Exception as e: raise FineGrainedError(f"{fn} is no MATLAB file that scipy can read, perhaps what a failed download left: {e}") from e
-    check(name in m, f"{fn} has no variable '{name}': found {listing(o for o in m if not o.startswith('__')) or 'none'}")
+    if name not in m: raise FineGrainedError(f"{fn} has no variable '{name}': found {listing(o for o in m if not o.startswith('__')) or 'none'}")
     return np.atleast_1d(m[name])
 
 def _annos(fn, *cols):
     "The struct array `annotations` of `fn` as a DataFrame that has `cols`"
     a = read_mat(fn, 'annotations')
     lost = [o for o in cols if o not in (a.dtype.names or ())]
-    check(not lost, f"{fn}: the annotations have no field {listing(lost)} (found {listing(a.dtype.names or ['no fields'], 10)})")
+    if lost: raise FineGrainedError(f"{fn}: the annotations have no field {listing(lost)} (found {listing(a.dtype.names or ['no fields'], 10)})")
     return pd.DataFrame({o: a[o].tolist() for o in a.dtype.names})
 
 # %% ../../nbs/api/061_datasets.cars.ipynb #a992f0ad
 _two_words = 'AM General', 'Alfa Romeo', 'Aston Martin', 'Land Rover'
-_bodies = dict(sedan='Sedan', suv='SUV', coupe='Coupe', convertible='Convertible', hatchback='Hatchback', wagon='Wagon', minivan='Minivan', van='Van', pickup='Pickup', cab='Pickup', supercab='Pickup')
+_bodies = dict(sedan='Sedan', suv='SUV', coupe='Coupe', convertible='Convertible', hatchback='Hatchback', wagon='Wagon', minivan='Minivan', van='Van',
+    pickup='Pickup', cab='Pickup', supercab='Pickup')
 
 def _car(name):
     "Make, model (the name without its year), year and body of a class of Stanford Cars"
@@ -62,17 +66,17 @@ def _car(name):
 def _boxed(df, names, fn):
     "Columns label and box (edges, from 0) of annotations whose corners are counted from 1, ends inside, and whose class, if any, is a number into `names` from 1"
     xy = df[['bbox_x1','bbox_y1','bbox_x2','bbox_y2']].apply(pd.to_numeric, errors='coerce').astype(float).to_numpy() # else 8 bits run over
-    check(not np.isnan(xy).any(), f"{fn}: the box of annotation {listing(np.flatnonzero(np.isnan(xy).any(1))+1)} is no four numbers")
+    if np.isnan(xy).any(): raise FineGrainedError(f"{fn}: the box of annotation {listing(np.flatnonzero(np.isnan(xy).any(1))+1)} is no four numbers")
     res = pd.DataFrame(np.c_[(xy[:,:2]-1).clip(0), xy[:,2:]], columns=['x0','y0','x1','y1'])
     ids = pd.Series(df['class'] if 'class' in df else np.nan, index=df.index, dtype=float)
     bad = ids[ids.notna() & ~ids.isin(range(1, len(names)+1))]
-    check(not len(bad), f"{fn}: class {listing(bad.unique())} of annotation {listing(bad.index+1)} is none of 1 to {len(names)}")
+    if len(bad): raise FineGrainedError(f"{fn}: class {listing(bad.unique())} of annotation {listing(bad.index+1)} is none of 1 to {len(names)}")
     return res.assign(label=pd.Categorical.from_codes(ids.fillna(0).astype(int)-1, list(names)))
 
 def _class_names(fn):
     "The names of the classes in `fn`"
     names = [' '.join(str(o).split()) for o in read_mat(fn, 'class_names')]
-    check(len(set(names))==len(names), f"{fn}: class {listing(sorted({o for o in names if names.count(o)>1}))} stands there twice")
+    if len(set(names))!=len(names): raise FineGrainedError(f"{fn}: class {listing(sorted({o for o in names if names.count(o)>1}))} stands there twice")
     return names
 
 # %% ../../nbs/api/061_datasets.cars.ipynb #fec7908a
@@ -84,11 +88,12 @@ def _cars_devkit(root, devkit):
     test,res = labeled or devkit/'cars_test_annos.mat',[]
     for split,fn in dict(train=devkit/'cars_train_annos.mat', test=test).items():
         df = _annos(fn, 'fname', *(['class'] if split=='train' or labeled else []))
-        if split=='train' or labeled: check(df['class'].notna().all(), f"{fn}: there are annotations without a class")
+        if (split=='train' or labeled) and not df['class'].notna().all(): raise FineGrainedError(f"{fn}: there are annotations without a class")
         twice = df.fname[df.fname.duplicated()]
-        check(not len(twice), f"{fn}: {listing(twice)} stands there twice")
+        if len(twice): raise FineGrainedError(f"{fn}: {listing(twice)} stands there twice")
         res.append(_boxed(df, names, fn).assign(path=f'cars_{split}/'+df.fname.astype(str), split=split))
-    why = None if labeled else f"their labels stand in cars_test_annos_withlabels.mat, which is neither in {devkit} nor in {root}; put it there and read the data set again"
+    why = (None if labeled else f"their labels stand in cars_test_annos_withlabels.mat, which is neither in {devkit} nor in {root}; put it there and read the "
+        "data set again")
     return pd.concat(res, ignore_index=True),why
 
 def _cars_one(fn):
@@ -106,7 +111,9 @@ def read_cars(root:str|Path, # The folder that holds `devkit` or `cars_annos.mat
     root = find_tree(root, 'Stanford Cars', [*marks, 'cars_annos.mat'], _cars_layout)
     one,kit = root/'cars_annos.mat',next(((root/o).parent for o in marks if (root/o).is_file()), None)
     if one.is_file() and (kit is None or (root/'car_ims').is_dir() and not (root/'cars_train').is_dir()):
-        check((root/'car_ims').is_dir() or not (root/'cars_train').is_dir(), f"{one} speaks of the pictures of car_ims/, and {root} has cars_train/, whose numbers are others: add devkit/ with cars_train_annos.mat and cars_meta.mat. It should look like this:\n{_cars_layout.strip()}")
+        if not (root/'car_ims').is_dir() and (root/'cars_train').is_dir():
+            raise FineGrainedError(f"{one} speaks of the pictures of car_ims/, and {root} has cars_train/, whose numbers are others: add devkit/ with "
+                f"cars_train_annos.mat and cars_meta.mat. It should look like this:\n{_cars_layout.strip()}")
         items,why = _cars_one(one),None
     else:
         if kit==root and root.name=='devkit': root = root.parent

@@ -11,7 +11,7 @@ from collections import namedtuple
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, listing
 from .aircraft import aircraft_card, read_aircraft
 from .cars import cars_card, read_cars
 from .cifar import cifar_10_card, cifar_100_card, read_cifar_10, read_cifar_100
@@ -29,33 +29,42 @@ from .toy import toy_birds
 
 # %% ../../nbs/api/090_datasets.catalog.ipynb #ca8676e5
 DatasetSpec = namedtuple('DatasetSpec', 'read card archives') # reader, card, [(url, hash)]
-_vgg,_inat,_stanford = 'https://www.robots.ox.ac.uk/~vgg/data','https://ml-inat-competition-datasets.s3.amazonaws.com','http://vision.stanford.edu/aditya86/ImageNetDogs'
+_vgg,_inat,_stanford = ('https://www.robots.ox.ac.uk/~vgg/data','https://ml-inat-competition-datasets.s3.amazonaws.com','http://vision.stanford.edu/aditya86/ImageNetDogs')
 
 def _inaturalist(year, mini=False, **md5s):
     "The entry of one year's iNaturalist: its archives by name"
     card = inaturalist_cards[year]
     if mini: card = {**card, 'title':'iNaturalist 2021 mini', 'counts':{**card['counts'], 'train':500000}, 'size':50}
-    return DatasetSpec(partial(read_inaturalist, year=year, **(dict(mini=True) if mini else {})), card, [(f"{_inat}/{year}/{k}.tar.gz", v and f'md5:{v}') for k,v in md5s.items()])
+    return DatasetSpec(partial(read_inaturalist, year=year, **(dict(mini=True) if mini else {})), card,
+        [(f"{_inat}/{year}/{k}.tar.gz", v and f'md5:{v}') for k,v in md5s.items()])
 
 _inat_val = {'val':'f6f6e0e242e3d4c9569ba56400938afc', 'val.json':'4d761e0f6a86cc63e8f7afc91f6a8f0b'}
 
-catalog = dict(toy_birds=DatasetSpec(toy_birds, dict(title='Toy birds', licence='Apache-2.0', citation='Drawn by fgvc_fast.datasets.toy', annotations='boxes, parts, attributes, family → species', size=0.), []),
-    cub_200_2011=DatasetSpec(read_cub, cub_card, [('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz', 'md5:97eceeb196236b17998738112f37df78')]),
+catalog = dict(toy_birds=DatasetSpec(toy_birds, dict(title='Toy birds', licence='Apache-2.0', citation='Drawn by fgvc_fast.datasets.toy',
+    annotations='boxes, parts, attributes, family → species', size=0.), []),
+    cub_200_2011=DatasetSpec(read_cub, cub_card, [('https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz',
+    'md5:97eceeb196236b17998738112f37df78')]),
     nabirds=DatasetSpec(read_nabirds, nabirds_card, []),
     stanford_cars=DatasetSpec(read_cars, cars_card, []),
     fgvc_aircraft=DatasetSpec(read_aircraft, aircraft_card, [(f'{_vgg}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz', None)]),
     stanford_dogs=DatasetSpec(read_dogs, dogs_card, [(f'{_stanford}/{o}.tar', None) for o in ('images','annotation','lists')]),
     oxford_flowers_102=DatasetSpec(read_flowers, flowers_card, [(f'{_vgg}/flowers/102/{o}', f'md5:{h}') for o,h in
-        (('102flowers.tgz','52808999861908f626f3c1f4e79d11fa'), ('imagelabels.mat','e0620be6f572b9609742df49c70aed4d'), ('setid.mat','a5357ecc9cb78c4bef273ce3793fc85c'))]),
-    oxford_iiit_pets=DatasetSpec(read_pets, pets_card, [(f'{_vgg}/pets/data/images.tar.gz', 'md5:5c4f3ee8e5d25df40f4fd59a7f44e54c'), (f'{_vgg}/pets/data/annotations.tar.gz', 'md5:95a8c909bbe2e81eed6a22bccdf3f68f')]),
+        (('102flowers.tgz','52808999861908f626f3c1f4e79d11fa'), ('imagelabels.mat','e0620be6f572b9609742df49c70aed4d'),
+        ('setid.mat','a5357ecc9cb78c4bef273ce3793fc85c'))]),
+    oxford_iiit_pets=DatasetSpec(read_pets, pets_card, [(f'{_vgg}/pets/data/images.tar.gz', 'md5:5c4f3ee8e5d25df40f4fd59a7f44e54c'),
+    (f'{_vgg}/pets/data/annotations.tar.gz', 'md5:95a8c909bbe2e81eed6a22bccdf3f68f')]),
     food_101=DatasetSpec(read_food, food_card, [('http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz', 'md5:85eeb15f3717b99a5da872d97d918f87')]),
     cifar_10=DatasetSpec(read_cifar_10, cifar_10_card, [('https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz', 'md5:c58f30108f718f92721af3b95e74349a')]),
-    cifar_100=DatasetSpec(read_cifar_100, cifar_100_card, [('https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz', 'md5:eb9058c3a382ffc7106e4002c42a8d85')]),
+    cifar_100=DatasetSpec(read_cifar_100, cifar_100_card, [('https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz',
+    'md5:eb9058c3a382ffc7106e4002c42a8d85')]),
     inaturalist_2017=_inaturalist(2017), # its lists unpack beside the folder that they speak of
-    inaturalist_2018=_inaturalist(2018, **{'train_val2018':'b1c6952ce38f31868cc50ea72d066cc3', 'train2018.json':None, 'val2018.json':None, 'categories.json':None}),
-    inaturalist_2019=_inaturalist(2019, **{'train_val2019':'c60a6e2962c9b8ccbd458d12c8582644', 'train2019.json':None, 'val2019.json':None, 'categories.json':None}),
+    inaturalist_2018=_inaturalist(2018, **{'train_val2018':'b1c6952ce38f31868cc50ea72d066cc3', 'train2018.json':None, 'val2018.json':None,
+    'categories.json':None}),
+    inaturalist_2019=_inaturalist(2019, **{'train_val2019':'c60a6e2962c9b8ccbd458d12c8582644', 'train2019.json':None, 'val2019.json':None,
+    'categories.json':None}),
     inaturalist_2021=_inaturalist(2021, **{'train':'e0526d53c7f7b2e3167b2b43bb2690ed', 'train.json':'38a7bb733f7a09214d44293460ec0021'}, **_inat_val),
-    inaturalist_2021_mini=_inaturalist(2021, mini=True, **{'train_mini':'db6ed8330e634445efc8fec83ae81442', 'train_mini.json':'395a35be3651d86dc3b0d365b8ea5f92'}, **_inat_val))
+    inaturalist_2021_mini=_inaturalist(2021, mini=True, **{'train_mini':'db6ed8330e634445efc8fec83ae81442',
+    'train_mini.json':'395a35be3651d86dc3b0d365b8ea5f92'}, **_inat_val))
 
 # %% ../../nbs/api/090_datasets.catalog.ipynb #afd472f8
 def _home():
@@ -68,7 +77,9 @@ def _download(name, home=None):
     known,to = catalog[name],Path(home or _home())/name
     if to.exists(): return to
     card = known.card
-    check(known.archives, f"{card['title']} has to be fetched by hand: {card['url']} says how. Unpack it, and read it with fine_grained_data('{name}', path='the folder')")
+    if not known.archives:
+        raise FineGrainedError(f"{card['title']} has to be fetched by hand: {card['url']} says how. Unpack it, and read it with fine_grained_data('{name}', "
+            "path='the folder')")
     print(f"Fetching {card['title']} ({card['size']:.1f} GB) into {to} ... Licence: {card['licence']}")
     parts = to.parent/f'.{name}.archives'
     unpack([fetch(url, parts, h) for url,h in known.archives], to)
@@ -87,9 +98,12 @@ def fine_grained_data(
     **kwargs # Of the reader: `root`, `levels`, `valid`, `seed`, `by`, `card`, ...
     )->FineGrainedData:
     "The data set in `source`, whatever it looks like there"
-    check(isinstance(source, (str,os.PathLike,pd.DataFrame)), f"A data set cannot be made of a {type(source).__name__}: give a name, a path or a DataFrame")
-    check(path is None or isinstance(path, (str,os.PathLike)), f"path={path!r}: give the folder of the data set")
-    if not isinstance(source, str) or source not in catalog: check(path is None, f"path goes with a name of the catalogue ({listing(catalog, 20)}), and '{shown(source) if not isinstance(source, pd.DataFrame) else 'a DataFrame'}' is none: give the folder alone")
+    if not isinstance(source, (str,os.PathLike,pd.DataFrame)):
+        raise FineGrainedError(f"A data set cannot be made of a {type(source).__name__}: give a name, a path or a DataFrame")
+    if path is not None and not isinstance(path, (str,os.PathLike)): raise FineGrainedError(f"path={path!r}: give the folder of the data set")
+    if (not isinstance(source, str) or source not in catalog) and path is not None:
+        raise FineGrainedError(f"path goes with a name of the catalogue ({listing(catalog, 20)}), and "
+            f"'{shown(source) if not isinstance(source, pd.DataFrame) else 'a DataFrame'}' is none: give the folder alone")
     if isinstance(source, pd.DataFrame): return read_table(source, **kwargs)
     if source=='toy_birds': return toy_birds(path, **kwargs)
     if source in catalog: return catalog[source].read(Path(path).expanduser() if path else _download(source), **kwargs)
@@ -97,15 +111,18 @@ def fine_grained_data(
     if path.is_dir(): return _published(path)(path, **kwargs)
     if path.is_file(): return read_table(path, **kwargs)
     near = get_close_matches(str(source).lower().replace(' ', '_').replace('-', '_'), catalog, 1)
-    raise FineGrainedError(f"'{shown(source)}' is no path that exists here, and no name of the catalogue ({listing(catalog, 20)}){f': did you mean {near[0]!r}?' if near else ''}")
+    raise FineGrainedError(f"'{shown(source)}' is no path that exists here, and no name of the catalogue "
+        f"({listing(catalog, 20)}){f': did you mean {near[0]!r}?' if near else ''}")
 
 # %% ../../nbs/api/090_datasets.catalog.ipynb #a2716fa1
 def _names():
     "All data sets with a name, one a row"
     def row(o):
         n = o.card.get('counts', {})
-        return dict(title=o.card['title'], classes=n.get('classes'), train=n.get('train'), valid=n.get('valid'), test=n.get('test'), annotations=o.card.get('annotations'),
-            GB=o.card.get('size'), get='drawn' if o.read is toy_birds else 'fetched' if o.archives else 'by hand', licence=o.card.get('licence'), citation=o.card.get('citation'), home=o.card.get('url'))
+        return dict(title=o.card['title'], classes=n.get('classes'), train=n.get('train'), valid=n.get('valid'), test=n.get('test'),
+            annotations=o.card.get('annotations'),
+            GB=o.card.get('size'), get='drawn' if o.read is toy_birds else 'fetched' if o.archives else 'by hand', licence=o.card.get('licence'),
+            citation=o.card.get('citation'), home=o.card.get('url'))
     df = pd.DataFrame([row(o) for o in catalog.values()], index=list(catalog))
     return df.astype({c: 'Int64' for c in ('classes','train','valid','test')})
 

@@ -10,14 +10,15 @@ import json, os, pickle, shutil, tempfile, time, zlib
 import numpy as np, pandas as pd
 from pathlib import Path
 from PIL import Image
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, listing
 from .formats import text_lines, check_unique, check_present, find_tree, reader
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/062_datasets.cifar.ipynb #d00da506
 _cite = 'Krizhevsky: Learning Multiple Layers of Features from Tiny Images. 2009'
 _tiny = 'Near-duplicates of train in test (Barz and Denzler 2020). 32×32 pixels: enlarge them for bodies that were made for 224.'
-cifar_10_card = dict(title='CIFAR-10', url='https://www.cs.toronto.edu/~kriz/cifar.html', licence='not stated; pictures from the web, for research', citation=_cite,
+cifar_10_card = dict(title='CIFAR-10', url='https://www.cs.toronto.edu/~kriz/cifar.html', licence='not stated; pictures from the web, for research',
+    citation=_cite,
     counts=dict(classes=10, train=50000, test=10000), annotations='class only', size=.17, notes=_tiny)
 cifar_100_card = {**cifar_10_card, 'title':'CIFAR-100', 'counts':dict(classes=100, train=50000, test=10000), 'annotations':'20 superclasses'}
 
@@ -62,15 +63,18 @@ def _batch(fn, n):
     keys = _keys[n]
     if fn.suffix=='.bin':
         x = np.fromfile(fn, np.uint8)
-        check(len(x) and len(x)%(3072+len(keys))==0, f"{fn} has {len(x):,} bytes, which is no multiple of {3072+len(keys):,}: it is cut short, or not of CIFAR-{n}")
+        if not (len(x) and len(x)%(3072+len(keys))==0):
+            raise FineGrainedError(f"{fn} has {len(x):,} bytes, which is no multiple of {3072+len(keys):,}: it is cut short, or not of CIFAR-{n}")
         x = x.reshape(-1, 3072+len(keys))
         return {c: x[:,i].astype(int) for i,c in enumerate(keys)},x[:,len(keys):]
     d = _unpickle(fn)
     lost = [o for o in ('data', *keys.values()) if o not in d]
-    check(not lost, f"{fn} has no {listing(lost)} (it has {listing(d)}): it is not a batch of CIFAR-{n}")
+    if lost: raise FineGrainedError(f"{fn} has no {listing(lost)} (it has {listing(d)}): it is not a batch of CIFAR-{n}")
     x,labels = d['data'],{c: np.asarray(d[k]) for c,k in keys.items()}
-    check(isinstance(x, np.ndarray) and x.dtype==np.uint8 and x.ndim==2 and x.shape[1]==3072, f"{fn}: data should be n×3072 bytes, it is {getattr(x, 'shape', type(x).__name__)}")
-    check(all(o.dtype.kind in 'iu' and o.shape==x.shape[:1] for o in labels.values()), f"{fn}: expected a number for each of {len(x)} pictures in {listing(keys.values())}")
+    if not (isinstance(x, np.ndarray) and x.dtype==np.uint8 and x.ndim==2 and x.shape[1]==3072):
+        raise FineGrainedError(f"{fn}: data should be n×3072 bytes, it is {getattr(x, 'shape', type(x).__name__)}")
+    if not all(o.dtype.kind in 'iu' and o.shape==x.shape[:1] for o in labels.values()):
+        raise FineGrainedError(f"{fn}: expected a number for each of {len(x)} pictures in {listing(keys.values())}")
     return labels,x
 
 # %% ../../nbs/api/062_datasets.cifar.ipynb #9d6aecd9
@@ -80,7 +84,7 @@ def _names(root, n, binary):
         fn = check_present(root/('batches.meta' if n==10 else 'meta'), f'a tree of CIFAR-{n} looks like this:{_layouts[n]}')
         d,res = _unpickle(fn),{}
         for c,k in _keys[n].items():
-            check(_name_keys[k] in d, f"{fn} has no {_name_keys[k]} (it has {listing(d)})")
+            if _name_keys[k] not in d: raise FineGrainedError(f"{fn} has no {_name_keys[k]} (it has {listing(d)})")
             res[c] = d[_name_keys[k]]
     else:
         fns = dict(label='batches.meta.txt') if n==10 else {c: f"{_name_keys[k]}.txt" for c,k in _keys[n].items()}
@@ -108,24 +112,28 @@ def _write_pngs(batches, paths, part):
 # %% ../../nbs/api/062_datasets.cifar.ipynb #de35af2d
 def _unpack(batches, paths, to):
     "The pictures of `batches` as PNG files `paths` in the folder `to`, unless they are there already"
-    note = dict(pictures=len(paths), checksums=[zlib.crc32(np.ascontiguousarray(x)) for x in batches], names=zlib.crc32('\n'.join(paths).encode()))
+    note = dict(pictures=len(paths), checksums=[zlib.crc32(np.ascontiguousarray(x)) for x in batches],
+        names=zlib.crc32('\n'.join(paths).encode()))
     if to.exists():
         fn = to/'unpacked.json'
-        check(fn.is_file(), f"{to} is there, but holds no pictures that were unpacked from CIFAR: move it away, or give another folder with `pictures=`")
-        check(json.loads(fn.read_text())==note, f"{to} was unpacked from other batches: remove it, or give another folder with `pictures=`")
+        if not fn.is_file():
+            raise FineGrainedError(f"{to} is there, but holds no pictures that were unpacked from CIFAR: move it away, or give another folder with `pictures=`")
+        if json.loads(fn.read_text())!=note: raise FineGrainedError(f"{to} was unpacked from other batches: remove it, or give another folder with `pictures=`")
         return
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         _sweep(to)
         part = Path(tempfile.mkdtemp(prefix=f'.{to.name}.part', dir=to.parent))
-    except OSError as e: raise FineGrainedError(f"The pictures cannot be unpacked into {to} ({e}): give a folder that can be written to with `pictures=`") from e
+    except OSError as e:
+        raise FineGrainedError(f"The pictures cannot be unpacked into {to} ({e}): give a folder that can be written to with `pictures=`") from e
     try:
         _write_pngs(batches, paths, part)
         (part/'unpacked.json').write_text(json.dumps(note))
         part.chmod(0o755) # mkdtemp makes it private
         part.rename(to)
     except OSError as e:
-        if not (to/'unpacked.json').is_file(): raise FineGrainedError(f"The pictures cannot be unpacked into {to} ({e}): give a folder with room for {len(paths):,} files with `pictures=`") from e
+        if not (to/'unpacked.json').is_file():
+            raise FineGrainedError(f"The pictures cannot be unpacked into {to} ({e}): give a folder with room for {len(paths):,} files with `pictures=`") from e
     finally: shutil.rmtree(part, ignore_errors=True) # nothing is left where it was renamed, all of it where another process was faster
 
 # %% ../../nbs/api/062_datasets.cifar.ipynb #661da0df
@@ -140,7 +148,9 @@ def _read_cifar(n, root, pictures, card, kwargs):
     batches = [_batch(fn, n) for _,fn in found]
     items = pd.DataFrame({c: np.concatenate([l[c] for l,_ in batches]) for c in names})
     items['split'] = np.repeat([s for s,_ in found], [len(x) for _,x in batches])
-    for c,v in names.items(): check(items[c].between(0, len(v)-1).all(), f"{root}: a {c} has number {items[c].max()}, but there are names for 0 to {len(v)-1} only")
+    for c,v in names.items():
+        if not items[c].between(0, len(v)-1).all():
+            raise FineGrainedError(f"{root}: a {c} has number {items[c].max()}, but there are names for 0 to {len(v)-1} only")
     folder = np.array(names['label'])[items.label]
     items['path'] = items.split + '/' + folder + '/' + items.groupby('split').cumcount().map('{:05d}.png'.format)
     for c,v in names.items(): items[c] = pd.Categorical.from_codes(items[c], [o.replace('_', ' ') for o in v])

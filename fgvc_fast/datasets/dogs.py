@@ -7,7 +7,7 @@ __all__ = ['dogs_card', 'read_dogs']
 
 # %% ../../nbs/api/063_datasets.dogs.ipynb #63a27ff1
 import numpy as np, pandas as pd
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, listing
 from .cars import read_mat
 from .formats import find_tree, reader
 from ..data.block import FineGrainedData
@@ -18,7 +18,8 @@ from xml.etree import ElementTree
 dogs_card = dict(title='Stanford Dogs', url='http://vision.stanford.edu/aditya86/ImageNetDogs/', licence='non-commercial research (pictures of ImageNet)',
     citation='Khosla, Jayadevaprakash, Yao, Fei-Fei: Novel Dataset for Fine-Grained Image Categorization. FGVC workshop, CVPR 2011',
     counts=dict(classes=120, train=12000, test=8580), annotations='boxes, ImageNet class', size=.78,
-    notes='All pictures are from ImageNet: a body pretrained there has seen the test pictures with their labels. The box is that of the largest dog. Papers cut 448 out of 512–600, or 224 out of 256.')
+    notes='All pictures are from ImageNet: a body pretrained there has seen the test pictures with their labels. The box is that of the largest dog. Papers '
+    'cut 448 out of 512–600, or 224 out of 256.')
 
 _dogs_layout = """
 stanford_dogs/
@@ -30,19 +31,20 @@ stanford_dogs/
 def _largest_box(fn):
     "Corners of the largest object in the annotation `fn`, and how many objects it has"
     try: boxes = [[float(o.findtext(f'bndbox/{k}')) for k in ('xmin','ymin','xmax','ymax')] for o in ElementTree.parse(fn).iter('object')]
-    except (ElementTree.ParseError, TypeError, ValueError) as e: raise FineGrainedError(f"{fn} is no annotation of Stanford Dogs (XML with object/bndbox/xmin, ymin, xmax, ymax): {e}") from e
-    check(boxes, f"{fn} has no object with a box")
+    except (ElementTree.ParseError, TypeError, ValueError) as e:
+        raise FineGrainedError(f"{fn} is no annotation of Stanford Dogs (XML with object/bndbox/xmin, ymin, xmax, ymax): {e}") from e
+    if not boxes: raise FineGrainedError(f"{fn} has no object with a box")
     x0,y0,x1,y1 = max(boxes, key=lambda b: (b[2]-b[0])*(b[3]-b[1]))
-    check(x0<x1 and y0<y1, f"{fn}: the box {x0:g},{y0:g},{x1:g},{y1:g} is empty or inside out")
+    if not (x0<x1 and y0<y1): raise FineGrainedError(f"{fn}: the box {x0:g},{y0:g},{x1:g},{y1:g} is empty or inside out")
     return max(x0,0),max(y0,0),x1,y1,len(boxes)
 
 # %% ../../nbs/api/063_datasets.dogs.ipynb #997322c6
 def _dog_list(fn):
     "The paths and class ids of a list of Stanford Dogs"
     files,ids = [str(o) for o in read_mat(fn, 'file_list')],read_mat(fn, 'labels')
-    check(len(files)==len(ids), f"{fn}: {len(files):,} files and {len(ids):,} labels")
+    if len(files)!=len(ids): raise FineGrainedError(f"{fn}: {len(files):,} files and {len(ids):,} labels")
     bad = [o for o in files if o.count('/')!=1 or '-' not in o.split('/')[0]]
-    check(not bad, f"{fn}: expected files like n02085620-Chihuahua/n02085620_5927.jpg, found {listing(bad)}")
+    if bad: raise FineGrainedError(f"{fn}: expected files like n02085620-Chihuahua/n02085620_5927.jpg, found {listing(bad)}")
     return pd.DataFrame(dict(file=files, cls=ids.astype(int)))
 
 def _first_dir(root, *names): return next((o for o in names if (root/o).is_dir()), names[0])
@@ -56,14 +58,15 @@ def read_dogs(root:str|Path, # The folder that holds train_list.mat and `Images`
     root = find_tree(root, 'Stanford Dogs', ['train_list.mat','lists/train_list.mat'], _dogs_layout)
     lists = root if (root/'train_list.mat').is_file() else root/'lists'
     df = pd.concat([_dog_list(lists/f'{s}_list.mat').assign(split=s) for s in ('train','test')], ignore_index=True)
-    check(not df.file.duplicated().any(), f"{lists}: {listing(df.file[df.file.duplicated()])} stands twice in train_list.mat and test_list.mat")
+    if df.file.duplicated().any(): raise FineGrainedError(f"{lists}: {listing(df.file[df.file.duplicated()])} stands twice in train_list.mat and test_list.mat")
     folder = df.file.str.split('/').str[0]
     folders = folder.groupby(df.cls).unique()
     bad = folders[folders.str.len()>1]
-    check(not len(bad), f"{lists}: class {listing(bad.index)} has pictures in several folders: {listing(bad.explode())}")
+    if len(bad): raise FineGrainedError(f"{lists}: class {listing(bad.index)} has pictures in several folders: {listing(bad.explode())}")
     breed = folders.str[0].str.split('-', n=1).str[1].str.replace('_', ' ')
-    check(not breed.duplicated().any(), f"{lists}: two classes are called {listing(breed[breed.duplicated()])}")
-    items = pd.DataFrame(dict(path=_first_dir(root, 'Images', 'images/Images', 'images')+'/'+df.file, label=pd.Categorical(df.cls.map(breed), breed), split=df.split, wnid=folder.str.split('-').str[0]))
+    if breed.duplicated().any(): raise FineGrainedError(f"{lists}: two classes are called {listing(breed[breed.duplicated()])}")
+    items = pd.DataFrame(dict(path=_first_dir(root, 'Images', 'images/Images', 'images')+'/'+df.file, label=pd.Categorical(df.cls.map(breed), breed),
+        split=df.split, wnid=folder.str.split('-').str[0]))
     ann = root/_first_dir(root, 'Annotation', 'annotation/Annotation', 'annotations/Annotation', 'annotation', 'annotations')
     if ann.is_dir():
         files = [ann/o.rsplit('.', 1)[0] for o in df.file]

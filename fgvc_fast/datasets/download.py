@@ -45,14 +45,18 @@ def _answer(url, head, timeout=30):
     with requests.Session() as s:
         s.get_redirect_target,to = lambda r: None,url # it would follow, and read to the end what stands at a turn
         for _ in range(10):
-            check(_web(to), f"{url} leads to '{to}', which is no address on the web (http:// or https://), and is not followed: fetch the file by hand, and give its folder as `path`")
+            if not _web(to):
+                raise FineGrainedError(f"{url} leads to '{to}', which is no address on the web (http:// or https://), and is not followed: fetch the file by "
+                    "hand, and give its folder as `path`")
             try: r = s.get(to, headers=head, stream=True, timeout=timeout, allow_redirects=False)
-            except ValueError as e: raise FineGrainedError(f"{url} leads to '{to}', which is no address that can be asked ({e}): see that it is written right") from e
+            except ValueError as e:
+                raise FineGrainedError(f"{url} leads to '{to}', which is no address that can be asked ({e}): see that it is written right") from e
             if not (more := requests.Session.get_redirect_target(s, r)): return r
             r.close()
             try: to = urljoin(to, more)
             except ValueError: to = more # said above
-    raise FineGrainedError(f'{url} leads from one address to the next, ten times and more, at last to {to}: fetch the file by hand, and give its folder as `path`')
+    raise FineGrainedError(f'{url} leads from one address to the next, ten times and more, at last to {to}: fetch the file by hand, and give its folder as '
+        '`path`')
 
 # %% ../../nbs/api/080_datasets.download.ipynb #9fddc2d0
 def _bar(total, done):
@@ -72,7 +76,7 @@ class _Pace:
         self.n += n
         took = time.monotonic()-self.since
         if took<_patience: return
-        check(self.n>=took*_least, f'it gives less than {_least:,} bytes a second')
+        if not self.n>=took*_least: raise FineGrainedError(f'it gives less than {_least:,} bytes a second')
         self.since,self.n = time.monotonic(),0
 
 def _kept(part, mark):
@@ -100,7 +104,8 @@ def _goes_on(r, done, part):
         part.unlink()
         raise _Broken('it went on with other bytes than it was asked for')
     if n in (408,425,429) or n>=500: raise _Broken(f'it answers {n} {r.reason}')
-    check(n==200 or done and n==206, f"it answers {n} {r.reason}: the file has moved, or is not public; fetch it by hand, and give its folder as `path`")
+    if n!=200 and not (done and n==206):
+        raise FineGrainedError(f"it answers {n} {r.reason}: the file has moved, or is not public; fetch it by hand, and give its folder as `path`")
     return True
 
 # %% ../../nbs/api/080_datasets.download.ipynb #18374752
@@ -115,7 +120,8 @@ def _resume(url, part, mark, pace):
         coded = r.headers.get('Content-Encoding', 'identity')!='identity' # packed once more for the way: its length says nothing of the file's
         total = done+int(n) if re.fullmatch('[0-9]{1,18}', n) and not coded else None
         free,more = shutil.disk_usage(part.parent).free,(total or done)-done
-        check(more<=free, f'{more:,} bytes are to come, and the disk of {part.parent} has {free:,} left: make room, or give another folder')
+        if not more<=free:
+            raise FineGrainedError(f'{more:,} bytes are to come, and the disk of {part.parent} has {free:,} left: make room, or give another folder')
         if coded or not re.fullmatch('"[ !#-~]*"', tag): mark.unlink(missing_ok=True)
         else: mark.write_text(tag)
         show = _bar(total, done)
@@ -156,21 +162,25 @@ def _whole(url, part, mark, tries):
         had = _kept(part, mark)[0]
         try: return _resume(url, part, mark, pace)
         except FineGrainedError as e: err,left = e,0
-        except u.DecodeError as e: raise FineGrainedError(f'{url}: what arrives is not packed as its server says ({e}): fetch the file by hand, and give its folder as `path`') from e
+        except u.DecodeError as e:
+            raise FineGrainedError(f'{url}: what arrives is not packed as its server says ({e}): fetch the file by hand, and give its folder as `path`') from e
         except (requests.RequestException, u.HTTPError, _Broken) as e: err,left = e,left-1
         now = _kept(part, mark)[0]
         said = str(err) if isinstance(err, (_Broken,FineGrainedError)) else type(err).__name__
         if not left and url in said: raise err
-        if not left and isinstance(err, FineGrainedError): raise FineGrainedError(f'{url}: {said}' + f' ({now:,} bytes have arrived and are kept)'*(now>0)) from err
+        if not left and isinstance(err, FineGrainedError):
+            raise FineGrainedError(f'{url}: {said}' + f' ({now:,} bytes have arrived and are kept)'*(now>0)) from err
         if now>had: left = tries
-        if not left: raise FineGrainedError(f"{url} cannot be reached, or broke off ({said}): {now:,} bytes have arrived and are kept. Run the same line again when the network is back, and it goes on from there") from err
+        if not left:
+            raise FineGrainedError(f"{url} cannot be reached, or broke off ({said}): {now:,} bytes have arrived and are kept. Run the same line again when the "
+                "network is back, and it goes on from there") from err
         if now<=had: time.sleep(_pause)
 
 def _name_of(url):
     "The name of the file at `url`"
-    check(isinstance(url, str) and _web(url), f'{url!r} is no address on the web: give one that begins with http:// or https://')
+    if not (isinstance(url, str) and _web(url)): raise FineGrainedError(f'{url!r} is no address on the web: give one that begins with http:// or https://')
     name = PurePosixPath(unquote(urlsplit(url).path)).name
-    check(name not in ('','.','..') and not re.search(r'[\\\x00-\x1f]', name), f'{url} names no file: give the address of one')
+    if not (name not in ('','.','..') and not re.search(r'[\\\x00-\x1f]', name)): raise FineGrainedError(f'{url} names no file: give the address of one')
     return name
 
 def fetch(
@@ -182,11 +192,14 @@ def fetch(
     "The file at `url`: resumed where it broke off, checked, and in `folder` only when it is whole"
     import pooch
     name,_ = _name_of(url),check_number('tries', tries, 1, whole=True)
-    ok = known_hash is None or isinstance(known_hash, str) and re.fullmatch('(md5:[0-9a-f]{32}|sha1:[0-9a-f]{40}|sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})', known_hash, re.I)
-    check(ok, f"known_hash={known_hash!r}: give 'md5:…' or 'sha256:…' with the sum in hexadecimal digits, or None where nobody has published one")
-    check(isinstance(folder, (str,Path)), f'folder={folder!r}: give the path of a folder')
+    ok = (known_hash is None or isinstance(known_hash, str) and re.fullmatch('(md5:[0-9a-f]{32}|sha1:[0-9a-f]{40}|sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})',
+        known_hash, re.I))
+    if not ok:
+        raise FineGrainedError(f"known_hash={known_hash!r}: give 'md5:…' or 'sha256:…' with the sum in hexadecimal digits, or None where nobody has published "
+            "one")
+    if not isinstance(folder, (str,Path)): raise FineGrainedError(f'folder={folder!r}: give the path of a folder')
     folder = Path(folder).expanduser()
-    check(os.path.isdir(folder) or not os.path.lexists(folder), f"folder='{folder}' is a file: give a folder, where {name} can be kept")
+    if not os.path.isdir(folder) and os.path.lexists(folder): raise FineGrainedError(f"folder='{folder}' is a file: give a folder, where {name} can be kept")
     fn = folder/name
     part,mark = (fn.with_name(f'.{name}.{o}') for o in ('part','mark'))
     def download(url, to, _):
@@ -197,7 +210,8 @@ def fetch(
         try: return Path(pooch.retrieve(url, known_hash, name, folder, downloader=download))
         except FineGrainedError: raise
         except ValueError as e: # of pooch: the sums differ
-            raise FineGrainedError(f"What arrived from {url} is not the file that was published (its checksum is not {known_hash}): it was damaged on the way, or replaced. It was not kept; try again, or fetch it by hand") from e
+            raise FineGrainedError(f"What arrived from {url} is not the file that was published (its checksum is not {known_hash}): it was damaged on the way, "
+                "or replaced. It was not kept; try again, or fetch it by hand") from e
 
 # %% ../../nbs/api/080_datasets.download.ipynb #85f75244
 class _Entry(tarfile.TarInfo):
@@ -216,14 +230,14 @@ def _entries(archive, fn):
         return
     for m in archive.infolist():
         kind = stat.S_IFMT(m.external_attr>>16)
-        check(not m.flag_bits&1, f'The archive {fn} is encrypted: unpack it by hand with its password, and give the folder as `path`')
+        if m.flag_bits&1: raise FineGrainedError(f'The archive {fn} is encrypted: unpack it by hand with its password, and give the folder as `path`')
         yield m.filename,m.is_dir(),kind in (0, stat.S_IFREG),m.file_size,lambda m=m: archive.open(m)
 
 def _inside(name, fn):
     "`name`, an entry of the archive `fn`, as a path that stays inside"
     p = PurePosixPath(name)
     bad = p.is_absolute() or '..' in p.parts or '\\' in name or re.match('[A-Za-z]:', name)
-    check(not bad, f"The archive {fn} holds the entry '{name}', which leads out of its folder: nothing of it was kept. Do not use this archive")
+    if bad: raise FineGrainedError(f"The archive {fn} holds the entry '{name}', which leads out of its folder: nothing of it was kept. Do not use this archive")
     return p
 
 # %% ../../nbs/api/080_datasets.download.ipynb #1bd7aa43
@@ -235,8 +249,12 @@ def _room(fn, to):
     def take(n):
         nonlocal used
         used += max(n, 4096) # an empty file takes room too
-        check(used<=most, f'The archive {fn} would become more than {most:,} bytes, which no data set of its size does: nothing of it was kept. Where it is to be trusted, unpack it by hand, and give the folder as `path`')
-        check(used<=free, f'The archive {fn} would take more than the {free:,} bytes that the disk of {to.parent} has left: nothing of it was kept. Make room, or give another folder')
+        if not used<=most:
+            raise FineGrainedError(f'The archive {fn} would become more than {most:,} bytes, which no data set of its size does: nothing of it was kept. Where '
+                'it is to be trusted, unpack it by hand, and give the folder as `path`')
+        if not used<=free:
+            raise FineGrainedError(f'The archive {fn} would take more than the {free:,} bytes that the disk of {to.parent} has left: nothing of it was kept. '
+                'Make room, or give another folder')
     return take
 
 # %% ../../nbs/api/080_datasets.download.ipynb #a0357d92
@@ -249,11 +267,14 @@ def unpack(
     to:str|Path # Folder that will hold what is in them, and that is there only when all of it is
 )->Path:
     "The archives `fns` unpacked in the folder `to`, whole or not at all"
-    for o in (*(fns if isinstance(fns, (list,tuple)) else [fns]), to): check(isinstance(o, (str,Path)), f'unpack: {o!r} is no path of an archive or a folder')
+    for o in (*(fns if isinstance(fns, (list,tuple)) else [fns]), to):
+        if not isinstance(o, (str,Path)): raise FineGrainedError(f'unpack: {o!r} is no path of an archive or a folder')
     fns,to = [Path(o).expanduser() for o in listify(fns)],Path(to).expanduser()
     check(fns, 'unpack: the list of archives is empty')
-    for fn in fns: check(os.path.isfile(fn), f'There is no archive {fn}')
-    check(os.path.isdir(to) or not os.path.lexists(to), f"'{to}' is a file: give the name of a folder, which will hold what is in {fns[0].name}")
+    for fn in fns:
+        if not os.path.isfile(fn): raise FineGrainedError(f'There is no archive {fn}')
+    if not os.path.isdir(to) and os.path.lexists(to):
+        raise FineGrainedError(f"'{to}' is a file: give the name of a folder, which will hold what is in {fns[0].name}")
     with written_to(to, _again), _alone(to):
         if to.exists(): return to
         for o in to.parent.glob(f'.{escape(to.name)}.*.unpacking'): shutil.rmtree(o) # of a process that was killed
@@ -275,7 +296,9 @@ def _fill(tmp, fn):
         with _opened(fn) as archive:
             for name,is_dir,is_file,n,opened in _entries(archive, fn):
                 p = tmp/_inside(name, fn)
-                check(is_dir or is_file, f"The archive {fn} holds '{name}', which is a link or a device, not a file: nothing of it was kept. Do not use this archive")
+                if not is_dir and not is_file:
+                    raise FineGrainedError(f"The archive {fn} holds '{name}', which is a link or a device, not a file: nothing of it was kept. Do not use this "
+                        "archive")
                 take(n)
                 (p if is_dir else p.parent).mkdir(parents=True, exist_ok=True)
                 if is_dir: continue
@@ -283,5 +306,7 @@ def _fill(tmp, fn):
             while isinstance(archive, tarfile.TarFile) and (b := archive.fileobj.read(1<<20)): take(len(b)) # a compressed file's own sum stands at its end
     except FineGrainedError: raise
     except Exception as e:
-        if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): raise FineGrainedError(f'The disk is full: {fn} could not be unpacked in {tmp.parent}, and nothing of it was kept. Make room, and try again') from e
-        raise FineGrainedError(f'The archive {fn} is damaged, or none that can be opened here ({type(e).__name__}: {e}): nothing of it was kept. Delete it and fetch it again, or unpack it by hand') from e
+        if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+            raise FineGrainedError(f'The disk is full: {fn} could not be unpacked in {tmp.parent}, and nothing of it was kept. Make room, and try again') from e
+        raise FineGrainedError(f'The archive {fn} is damaged, or none that can be opened here ({type(e).__name__}: {e}): nothing of it was kept. Delete it and '
+            'fetch it again, or unpack it by hand') from e

@@ -9,15 +9,18 @@ __all__ = ['flowers_card', 'flower_names', 'read_flowers']
 import numpy as np, pandas as pd
 from pathlib import Path
 from scipy.io import loadmat
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, listing
 from .formats import check_present, find_tree, read_words, reader
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/064_datasets.flowers.ipynb #f671c9a7
-flowers_card = dict(title='Oxford Flowers 102', url='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/', licence='not stated; pictures from the web, for research',
-    citation='Nilsback, Zisserman: Automated Flower Classification over a Large Number of Classes. ICVGIP 2008', counts=dict(classes=102, train=1020, valid=1020, test=6149),
+flowers_card = dict(title='Oxford Flowers 102', url='https://www.robots.ox.ac.uk/~vgg/data/flowers/102/',
+    licence='not stated; pictures from the web, for research',
+    citation='Nilsback, Zisserman: Automated Flower Classification over a Large Number of Classes. ICVGIP 2008',
+    counts=dict(classes=102, train=1020, valid=1020, test=6149),
     annotations='class only', size=.35,
-    notes='Training is on the small part (10 pictures of a class). Papers often train on train + valid, some with train and test swapped. Resize 256, crop 224 is usual.')
+    notes='Training is on the small part (10 pictures of a class). Papers often train on train + valid, some with train and test swapped. Resize 256, crop 224 '
+    'is usual.')
 
 # %% ../../nbs/api/064_datasets.flowers.ipynb #9e20b596
 flower_names = '''pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon orchid, bird of paradise, monkshood,
@@ -44,7 +47,7 @@ def _mat(fn, *names):
     except FineGrainedError: raise
     except Exception as e: raise FineGrainedError(f"{fn} is not a MATLAB file that scipy can read: {e}") from e # scipy raises whatever the bytes lead it to
     lost = [o for o in names if o not in m]
-    check(not lost, f"{fn} has no {listing(lost)} (it has {listing(o for o in m if not o.startswith('__')) or 'nothing'})")
+    if lost: raise FineGrainedError(f"{fn} has no {listing(lost)} (it has {listing(o for o in m if not o.startswith('__')) or 'nothing'})")
     return [np.asarray(m[o]).ravel().astype(int) for o in names]
 
 def _flowers_mat(root):
@@ -52,9 +55,10 @@ def _flowers_mat(root):
     labels, = _mat(root/'imagelabels.mat', 'labels')
     sets = dict(zip(['train','valid','test'], _mat(root/'setid.mat', 'trnid', 'valid', 'tstid')))
     num,split = np.concatenate(list(sets.values())),np.repeat(list(sets), [len(o) for o in sets.values()])
-    check(len(np.unique(num))==len(num), f"{root/'setid.mat'}: picture {listing(pd.Series(num)[pd.Series(num).duplicated()])} stands there twice")
+    if len(np.unique(num))!=len(num):
+        raise FineGrainedError(f"{root/'setid.mat'}: picture {listing(pd.Series(num)[pd.Series(num).duplicated()])} stands there twice")
     bad = num[(num<1)|(num>len(labels))]
-    check(not len(bad), f"{root/'setid.mat'} names picture {listing(bad)}, but imagelabels.mat has labels for 1 to {len(labels)}")
+    if len(bad): raise FineGrainedError(f"{root/'setid.mat'} names picture {listing(bad)}, but imagelabels.mat has labels for 1 to {len(labels)}")
     return pd.DataFrame(dict(path=[f'jpg/image_{o:05d}.jpg' for o in num], label=labels[num-1], split=split))
 
 # %% ../../nbs/api/064_datasets.flowers.ipynb #d4a24260
@@ -62,8 +66,8 @@ def _flowers_txt(root):
     "The same of fastai's lists, whose classes run from 0"
     df = pd.concat([read_words(root/f'{s}.txt', ['path','label'], tree=_flowers_tree).assign(split=s) for s in ('train','valid','test')], ignore_index=True)
     num = pd.to_numeric(df.label, errors='coerce')
-    check(num.notna().all(), f"{root}: the class of {listing(df.path[num.isna()])} is not a number")
-    check(not df.path.duplicated().any(), f"{root}: {listing(df.path[df.path.duplicated()])} stands twice in train.txt, valid.txt and test.txt")
+    if not num.notna().all(): raise FineGrainedError(f"{root}: the class of {listing(df.path[num.isna()])} is not a number")
+    if df.path.duplicated().any(): raise FineGrainedError(f"{root}: {listing(df.path[df.path.duplicated()])} stands twice in train.txt, valid.txt and test.txt")
     return df.assign(label=num.astype(int) + (num.max()<102)) # 102 occurs only where classes run from 1
 
 # %% ../../nbs/api/064_datasets.flowers.ipynb #edac7b67
@@ -76,6 +80,6 @@ def read_flowers(root:str|Path, # The folder that holds `jpg` and the lists, or 
     mat = (root/'setid.mat').is_file() or (root/'imagelabels.mat').is_file()
     items = (_flowers_mat if mat else _flowers_txt)(root)
     bad = items.path[~items.label.between(1, 102)]
-    check(not len(bad), f"{root}: the class of {listing(bad)} is not one of the 102")
+    if len(bad): raise FineGrainedError(f"{root}: the class of {listing(bad)} is not one of the 102")
     items['label'] = pd.Categorical.from_codes(items.label-1, flower_names)
     return FineGrainedData(items, root, **{'card':flowers_card, **kwargs})

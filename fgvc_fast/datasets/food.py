@@ -7,14 +7,16 @@ __all__ = ['food_card', 'read_food']
 
 # %% ../../nbs/api/065_datasets.food.ipynb #eae6dd43
 import json, pandas as pd
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, listing
 from .formats import check_unique, check_present, find_tree, reader
 from ..data.block import FineGrainedData
 from pathlib import Path
 
 # %% ../../nbs/api/065_datasets.food.ipynb #ea72404c
-food_card = dict(title='Food-101', url='https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/', licence='pictures belong to foodspotting.com; scientific fair use',
-    citation='Bossard, Guillaumin, Van Gool: Food-101 – Mining Discriminative Components with Random Forests. ECCV 2014', counts=dict(classes=101, train=75750, test=25250),
+food_card = dict(title='Food-101', url='https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/',
+    licence='pictures belong to foodspotting.com; scientific fair use',
+    citation='Bossard, Guillaumin, Van Gool: Food-101 – Mining Discriminative Components with Random Forests. ECCV 2014',
+    counts=dict(classes=101, train=75750, test=25250),
     annotations='class only', size=5.0,
     notes='Training labels are noisy on purpose, test labels are clean. At most 512 pixels on the longer side. Resize 256, crop 224 is usual.')
 
@@ -39,8 +41,8 @@ def _food_list(meta, split):
         except (ValueError, AttributeError, TypeError) as e: raise FineGrainedError(f"{fn} is not JSON of the form {{class: [class/number, …]}}: {e}") from e
     else: names = _food_lines(fn)
     bad = [i for i,o in enumerate(names, 1) if not isinstance(o, str) or o.count('/')!=1]
-    check(not bad, f"{fn}, line {listing(bad)}: expected class/number, as apple_pie/1005649")
-    check(names, f"{fn} is empty")
+    if bad: raise FineGrainedError(f"{fn}, line {listing(bad)}: expected class/number, as apple_pie/1005649")
+    if not names: raise FineGrainedError(f"{fn} is empty")
     return [o.removesuffix('.jpg') for o in names]
 
 # %% ../../nbs/api/065_datasets.food.ipynb #89b72c69
@@ -54,12 +56,15 @@ def read_food(root:str|Path, # The folder that holds `images` and `meta`, or one
     if meta==root and root.name=='meta': root = root.parent
     classes = _food_lines(meta/'classes.txt')
     names = _food_lines(meta/'labels.txt') if (meta/'labels.txt').is_file() else [o.replace('_', ' ') for o in classes]
-    check(len(names)==len(classes), f"{meta}: classes.txt has {len(classes)} lines, labels.txt {len(names)}: they should be the same dishes")
+    if len(names)!=len(classes):
+        raise FineGrainedError(f"{meta}: classes.txt has {len(classes)} lines, labels.txt {len(names)}: they should be the same dishes")
     items = pd.DataFrame([(o,s) for s in ('train','test') for o in _food_list(meta, s)], columns=['name','split'])
-    check(not items.name.duplicated().any(), f"{meta}: {listing(items.name[items.name.duplicated()])} stands twice in the lists of train and test")
+    if items.name.duplicated().any():
+        raise FineGrainedError(f"{meta}: {listing(items.name[items.name.duplicated()])} stands twice in the lists of train and test")
     for o,v in {'classes.txt':classes, 'labels.txt':names}.items(): check_unique(meta/o, 'the name', v)
     folder = items.name.str.split('/').str[0]
-    check(folder.isin(classes).all(), f"{meta/'classes.txt'} has no line for {listing(sorted(set(folder)-set(classes)))}, which train or test names")
+    if not folder.isin(classes).all():
+        raise FineGrainedError(f"{meta/'classes.txt'} has no line for {listing(sorted(set(folder)-set(classes)))}, which train or test names")
     items['label'] = pd.Categorical(folder.map(dict(zip(classes, names))), names)
     items['path'] = 'images/' + items.name + '.jpg'
     return FineGrainedData(items[['path','label','split']], root, **{'card':food_card, **kwargs})

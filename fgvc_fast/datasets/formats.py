@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, listing
 from ..data.image import picture_suffixes
 from ..data.block import FineGrainedData
 from ..data.table import shown, split_names
@@ -28,7 +28,8 @@ def _folders(root): return [Path(o.path) for o in _entries(root) if o.is_dir()]
 
 def _pictures(root):
     "Paths under `root` of all picture files, as tuples of their folders and name; of all folders; whether links led to some"
-    res,folders,linked,todo = [],[],False,[(root,(),frozenset())]
+    res,folders,linked = [],[],False
+    todo = [(root,(),frozenset())]
     while todo:
         folder,parts,above = todo.pop()
         here = os.stat(folder)
@@ -52,17 +53,21 @@ def _divide(root, found):
         elif i: rows.append((split_names[p[i].lower()], p[:i], p, None))             # wren/train/1.jpg
         else: loose.append(p)                                                        # train/1.jpg
     tops = {o[3] for o in rows}-{None}
-    check(len(tops)<2, f"{root} holds several folders with splits in them ({listing(sorted('/'.join(o) or '.' for o in tops))}): read one of them, or `merge` what each of them gives")
+    if not len(tops)<2:
+        raise FineGrainedError(f"{root} holds several folders with splits in them ({listing(sorted('/'.join(o) or '.' for o in tops))}): read one of them, or "
+            "`merge` what each of them gives")
     lost = [o for o in rows if o[3] is None and o[1] in tops] # images/train/1.jpg beside images/train/wren/1.jpg
-    rows,loose,top = [o[:3] for o in rows if o not in lost] if lost else [o[:3] for o in rows],loose+[o[2] for o in lost],next(iter(tops), ())
+    rows,loose,top = [o[:3] for o in rows if o not in lost] if lost else [o[:3] for o in rows],loose+[o[2] for o in lost],next(iter(tops),
+        ())
     if not rows: # no split folders that hold classes; a folder `train` may be that of the railway
         rows = [('train', p[:-1], p) for p in beside+[o for o in loose if beside and split_names[o[0].lower()]=='train'] if len(p)>1]
         return rows,sorted(set(found)-{o[2] for o in rows})
     if any(o[0]=='train' for o in rows): return rows,sorted(beside+loose)
     more = [('train', p[len(top):-1], p) for p in beside if p[:len(top)]==top and len(p)>len(top)+1] # classes beside a folder `test`
-    check(more, f"{root} holds {listing(sorted({o[0] for o in rows}))} but no folder 'train'")
-    check({o[1] for o in more} & {o[1] for o in rows}, f"{root} holds {listing(sorted({o[0] for o in rows}))} beside the folders {listing(sorted({o[1][0] for o in more}))}, "
-        "but no folder 'train', and no class in common: put what trains into a folder 'train', or rename the other")
+    if not more: raise FineGrainedError(f"{root} holds {listing(sorted({o[0] for o in rows}))} but no folder 'train'")
+    if not {o[1] for o in more} & {o[1] for o in rows}:
+        raise FineGrainedError(f"{root} holds {listing(sorted({o[0] for o in rows}))} beside the folders {listing(sorted({o[1][0] for o in more}))}, "
+            "but no folder 'train', and no class in common: put what trains into a folder 'train', or rename the other")
     return more+rows,sorted(set(beside)-{o[2] for o in more})+loose
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #6a1325c1
@@ -98,9 +103,11 @@ def _folder_levels(rows, levels):
     if levels is not None: return list(levels),inner if n>=len(levels) else rows if max(len(o[1]) for o in rows)>=len(levels) else [],None
     names,first = _ranks[-n:],min(inner, key=lambda o: len(o[1]))
     if n>1:
-        bare = f", and where there are fewer ({'/'.join(first[2])}) the innermost is the label and the outermost stands for what is missing" if len(first[1])<n else ''
+        bare = (f", and where there are fewer ({'/'.join(first[2])}) the innermost is the label and the outermost stands for what is missing"
+            if len(first[1])<n else '')
         if more: bare += f"; {listing('/'.join(a)+' is '+'/'.join(b) for a,b in more.items())}, as another split has it"
-        return names,inner,f"Folders lie in folders ({'/'.join(last[2])}): read as {' → '.join(names)}{bare}. For the upper ones as classes use `levels=['label']`, or `data.at_level('{names[0]}')` later"
+        return (names,inner,f"Folders lie in folders ({'/'.join(last[2])}): read as {' → '.join(names)}{bare}. For the upper ones as classes use "
+            f"`levels=['label']`, or `data.at_level('{names[0]}')` later")
     deep = next((o for o in rows if len(o[1])>1), None)
     return ['label'],inner,deep and f"The class of a picture is its upper folder ({'/'.join(deep[2])}: {deep[1][0]}); `levels=['family','label']` makes both levels"
 
@@ -126,7 +133,8 @@ def _beside(left, folders, rows):
     full = {p[:i] for _,_,p in rows for i in range(len(p))} | {p[:i] for p in left for i in range(len(p))}
     empty = [o for o in folders if o not in full and o[:-1] in full|{()}]
     tops = pd.Series([p[0] if len(p)>1 else 'no folder' for p in left], dtype=object).value_counts().sort_index()
-    res = [f"{n:,} picture{'s'*(n>1)} in {shown(o)} ({shown('/'.join(next(p for p in left if p[0]==o or len(p)==1 and o=='no folder')))}): not in a class folder" for o,n in tops.items()]
+    res = [f"{n:,} picture{'s'*(n>1)} in {shown(o)} ({shown('/'.join(next(p for p in left if p[0]==o or len(p)==1 and o=='no folder')))}): not in a class "
+        "folder" for o,n in tops.items()]
     return res + [f"{shown('/'.join(o))}: no picture in it" for o in empty]
 
 def read_folder(root:str|Path, # Folder of class folders, or of train/valid/test folders of class folders
@@ -134,14 +142,18 @@ def read_folder(root:str|Path, # Folder of class folders, or of train/valid/test
     **kwargs # `valid`, `seed`, `by`, `card` of `FineGrainedData`
     )->FineGrainedData:
     "A folder per class, with or without `train`, `valid`, `test` above them"
-    check(isinstance(root, (str,os.PathLike)), f"root={root!r}: give the folder that holds the pictures")
+    if not isinstance(root, (str,os.PathLike)): raise FineGrainedError(f"root={root!r}: give the folder that holds the pictures")
     root = Path(root).expanduser()
-    check(root.is_dir(), f"There is no folder {shown(root)}")
-    check(levels is None or isinstance(levels, (list,tuple)) and levels and all(isinstance(o, str) for o in levels) and levels[-1]=='label', f"levels={levels!r}: give a list such as ['family','label'], the last is 'label'")
+    if not root.is_dir(): raise FineGrainedError(f"There is no folder {shown(root)}")
+    if levels is not None and not (isinstance(levels, (list,tuple)) and levels and all(isinstance(o, str) for o in levels)
+        and levels[-1]=='label'):
+        raise FineGrainedError(f"levels={levels!r}: give a list such as ['family','label'], the last is 'label'")
     found,folders,linked = _pictures(root)
     rows,left = _divide(shown(root), found)
     if rows: levels,rows,note = _folder_levels(rows, levels)
-    check(rows, f"No pictures in {shown(root)}: expected a folder for every class with its pictures inside ({shown(root.name)}/robin/1.jpg), found {listing(shown(o.name) for o in root.iterdir()) or 'nothing'}")
+    if not rows:
+        raise FineGrainedError(f"No pictures in {shown(root)}: expected a folder for every class with its pictures inside ({shown(root.name)}/robin/1.jpg), "
+            f"found {listing(shown(o.name) for o in root.iterdir()) or 'nothing'}")
     items = pd.DataFrame(dict(path=['/'.join(o[2]) for o in rows], **_folder_columns(rows, levels), split=[o[0] for o in rows]))
     if linked:
         file = pd.Series([os.path.realpath(root/o) for o in items.path])
@@ -168,15 +180,19 @@ def _how_written(fn):
     "Encoding, separator and columns of the CSV `fn`"
     with open(fn, 'rb') as f: head = f.read(1000)
     code = 'utf-16' if head[:2] in (b'\xff\xfe', b'\xfe\xff') and head[2:4]!=b'\0\0' else 'utf-8-sig'
-    check(code=='utf-16' or fn.suffix.lower() in _archives or b'\0' not in head, f"{fn} holds bytes of 0, as text in UTF-16 (without the mark at its start) or UTF-32 does: save it as CSV UTF-8, or read it with its encoding, `fine_grained_data(pd.read_csv('{fn.name}', encoding='utf-16-le', dtype=str), root=...)`")
-    line = pd.read_csv(fn, sep='\x01', header=None, nrows=1, dtype=str, encoding=code, encoding_errors='surrogateescape', quoting=csv.QUOTE_NONE, keep_default_na=False).iat[0,0]
+    if code!='utf-16' and fn.suffix.lower() not in _archives and b'\0' in head:
+        raise FineGrainedError(f"{fn} holds bytes of 0, as text in UTF-16 (without the mark at its start) or UTF-32 does: save it as CSV UTF-8, or read it "
+            f"with its encoding, `fine_grained_data(pd.read_csv('{fn.name}', encoding='utf-16-le', dtype=str), root=...)`")
+    line = pd.read_csv(fn, sep='\x01', header=None, nrows=1, dtype=str, encoding=code, encoding_errors='surrogateescape', quoting=csv.QUOTE_NONE,
+        keep_default_na=False).iat[0,0]
     cols = {o: next(csv.reader([line], delimiter=o, skipinitialspace=True)) for o in ',;\t|'}
     sep = max(cols, key=lambda o: len(cols[o]))
     return code,sep,[shown(o).strip() for o in cols[sep]]
 
 def _odd_lines(fn, code, sep, n):
     "Lines of the CSV `fn` that have more or fewer than `n` values"
-    frame = pd.read_csv(fn, sep='\x01', header=None, dtype=str, encoding=code, encoding_errors='surrogateescape', quoting=csv.QUOTE_NONE, keep_default_na=False, skip_blank_lines=False)[0]
+    frame = pd.read_csv(fn, sep='\x01', header=None, dtype=str, encoding=code, encoding_errors='surrogateescape', quoting=csv.QUOTE_NONE,
+        keep_default_na=False, skip_blank_lines=False)[0]
     reader = csv.reader(frame, delimiter=sep, skipinitialspace=True)
     return [reader.line_num for o in reader if o and len(o)!=n]
 
@@ -185,9 +201,11 @@ _archives = '.zip', '.tar', '.tgz', '.gz', '.bz2', '.xz', '.zst', '.7z', '.rar'
 
 def _check_text(fn):
     "Stop where `fn` is of a kind that is no CSV"
-    check(fn.suffix.lower() not in _archives or '.csv' in fn.name.lower(), f"{fn} is an archive: unpack it, and give the folder that comes out")
-    check(fn.suffix.lower() not in picture_suffixes, f"{fn} is a picture: give the folder of class folders that it is in, or a table")
-    check(not fn.suffix.lower().startswith(('.xls','.parquet','.json','.feather','.pkl','.pickle','.mat','.h5')), f"{fn} is no CSV: read it yourself (`pd.read_...`), and give the DataFrame, with `root=` the folder of the pictures")
+    if fn.suffix.lower() in _archives and '.csv' not in fn.name.lower():
+        raise FineGrainedError(f"{fn} is an archive: unpack it, and give the folder that comes out")
+    if fn.suffix.lower() in picture_suffixes: raise FineGrainedError(f"{fn} is a picture: give the folder of class folders that it is in, or a table")
+    if fn.suffix.lower().startswith(('.xls','.parquet','.json','.feather','.pkl','.pickle','.mat','.h5')):
+        raise FineGrainedError(f"{fn} is no CSV: read it yourself (`pd.read_...`), and give the DataFrame, with `root=` the folder of the pictures")
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #aff65e88
 _no_text = {'', 'NA', 'N/A', 'n/a', 'nan', 'NaN', 'NULL', 'null', 'None', '<NA>'} # in a column of numbers: none
@@ -207,16 +225,21 @@ def _read_csv(fn, text):
     how = dict(dtype=str, keep_default_na=False, index_col=False, skipinitialspace=True)
     try:
         code,sep,cols = _how_written(fn)
-        check(not any(os.path.splitext(o)[1].lower() in picture_suffixes for o in cols), f"{fn} has no header line (it begins {listing(cols, 3)}): write one above, such as path,label")
-        check(len(set(cols))==len(cols), f"{fn}: the column {listing(sorted({o for o in cols if cols.count(o)>1}))} is there twice: drop one")
+        if any(os.path.splitext(o)[1].lower() in picture_suffixes for o in cols):
+            raise FineGrainedError(f"{fn} has no header line (it begins {listing(cols, 3)}): write one above, such as path,label")
+        if len(set(cols))!=len(cols):
+            raise FineGrainedError(f"{fn}: the column {listing(sorted({o for o in cols if cols.count(o)>1}))} is there twice: drop one")
         with warnings.catch_warnings():
             warnings.simplefilter('error', pd.errors.ParserWarning) # a row with one value too many
             df = pd.read_csv(fn, sep=sep, header=0, names=cols, encoding=code, encoding_errors='surrogateescape', **how)
         bad = _odd_lines(fn, code, sep, len(cols)) if (df[cols[-1]]=='').any() else []
     except (pd.errors.ParserError, pd.errors.ParserWarning): bad = _odd_lines(fn, code, sep, len(cols)) or ['?']
-    except (ValueError, OSError, csv.Error, EOFError, IndexError) as e: raise e if isinstance(e, FineGrainedError) else FineGrainedError(f"{fn} is not a CSV that pandas can read: {e}") from e
-    check(bad!=['?'], f'{fn} is not a CSV that pandas can read: a quote is opened and never closed, perhaps')
-    check(not bad, f"{fn}, line {listing(bad)}: expected {len(cols)} values ({listing(cols, 10)}); a value with a {sep!r} in it must stand in quotes")
+    except (ValueError, OSError, csv.Error, EOFError, IndexError) as e:
+        raise e if isinstance(e, FineGrainedError) else FineGrainedError(f"{fn} is not a CSV that pandas can read: {e}") from e
+    if bad==['?']: raise FineGrainedError(f'{fn} is not a CSV that pandas can read: a quote is opened and never closed, perhaps')
+    if bad:
+        raise FineGrainedError(f"{fn}, line {listing(bad)}: expected {len(cols)} values ({listing(cols, 10)}); a value with a {sep!r} in it must stand in "
+            "quotes")
     for c in df.columns[df.columns.isin(['', 'Unnamed: 0'])]: del df[c] # the index that pandas writes
     for c in df: df[c] = df[c].str.strip()
     return df.assign(**{c: df[c].replace('', np.nan) if c in text else _typed(df[c]) for c in df})
@@ -227,14 +250,17 @@ def _not_text(fn, df, root):
     odd = {c: [o for o in df[c] if isinstance(o, str) and shown(o)!=o] for c in df}
     paths = odd.pop('path', [])
     bad = next((o for v in odd.values() for o in v), None) or next((o for o in paths[:1] if not os.path.lexists(root/o)), None)
-    check(bad is None, f"{fn} is not written in UTF-8 ({shown(bad)}): save it as CSV UTF-8, or read it with its encoding, `fine_grained_data(pd.read_csv('{fn.name}', encoding='latin-1', dtype=str), root='{root}')`")
+    if bad is not None:
+        raise FineGrainedError(f"{fn} is not written in UTF-8 ({shown(bad)}): save it as CSV UTF-8, or read it with its encoding, "
+            f"`fine_grained_data(pd.read_csv('{fn.name}', encoding='latin-1', dtype=str), root='{root}')`")
 
 def _files_there(data):
     "Stop where none of a hundred files of `data` is there"
     some = [data.path(i) for i in np.unique(np.linspace(0, len(data)-1, 100).astype(int))]
     if any(map(os.path.exists, some)): return
     ends = next((o for o in sorted(picture_suffixes) if os.path.exists(f'{some[0]}{o}')), None)
-    raise FineGrainedError(f"None of {len(some)} files that were looked for is there, such as {shown(some[0])}: " + (f"the paths lack their ending {ends!r}" if ends else "give `root=`, the folder that the paths start from"))
+    raise FineGrainedError(f"None of {len(some)} files that were looked for is there, such as {shown(some[0])}: "
+        + (f"the paths lack their ending {ends!r}" if ends else "give `root=`, the folder that the paths start from"))
 
 def read_table(df:pd.DataFrame|str|Path, # A DataFrame, or the path of a CSV
     root:str|Path|None=None, # Folder that the paths start from (default: the CSV's own; the current one for a DataFrame)
@@ -246,9 +272,9 @@ def read_table(df:pd.DataFrame|str|Path, # A DataFrame, or the path of a CSV
         data = FineGrainedData(df, '.' if root is None else root, levels, **kwargs)
         _files_there(data)
         return data
-    check(isinstance(df, (str,os.PathLike)), f"A table is a DataFrame or the path of a CSV, not a {type(df).__name__}")
+    if not isinstance(df, (str,os.PathLike)): raise FineGrainedError(f"A table is a DataFrame or the path of a CSV, not a {type(df).__name__}")
     fn = Path(df).expanduser()
-    check(fn.is_file(), f"There is no file {shown(fn)}")
+    if not fn.is_file(): raise FineGrainedError(f"There is no file {shown(fn)}")
     root = fn.parent if root is None else Path(root).expanduser()
     items = _read_csv(fn, {'path','label','split','is_valid',*(levels or ()),'x0','y0','x1','y1'})
     _not_text(fn, items, root)
@@ -261,24 +287,25 @@ def read_table(df:pd.DataFrame|str|Path, # A DataFrame, or the path of a CSV
 def find_tree(root:str|Path, name:str, marks:list, layout:str):
     "The folder `root`, or one right under it, that has one of the files `marks`; else an error that shows the `layout` of `name`"
     root = Path(root).expanduser()
-    check(root.is_dir(), f"There is no folder {root}")
+    if not root.is_dir(): raise FineGrainedError(f"There is no folder {root}")
     for o in (root, *_folders(root)):
         if any((o/m).is_file() for m in marks): return o
     found = listing(sorted(o.name for o in root.iterdir()), 10) or 'nothing'
-    raise FineGrainedError(f"{root} is not a tree of {name}: expected {' or '.join(marks)} there or in a folder right under it, found {found}. It should look like this:\n{layout.strip()}")
+    raise FineGrainedError(f"{root} is not a tree of {name}: expected {' or '.join(marks)} there or in a folder right under it, found {found}. It should look "
+        f"like this:\n{layout.strip()}")
 
 def reader(f:Callable):
     "`f`, which reads the tree that is its first argument, whose errors name that tree at the least"
     @wraps(f)
     def read(root, *args, **kwargs):
-        check(isinstance(root, (str,os.PathLike)), f"root={root!r}: give the folder of the data set")
+        if not isinstance(root, (str,os.PathLike)): raise FineGrainedError(f"root={root!r}: give the folder of the data set")
         with naming(root): return f(root, *args, **kwargs)
     return read
 
 def check_boxes(fn:str|Path, boxes:pd.DataFrame, ids:Iterable):
     "Stop where one of the `boxes` (columns x0, y0, x1, y1) of `ids` is empty or inside out"
     bad = (boxes.x1<=boxes.x0)|(boxes.y1<=boxes.y0)
-    check(not bad.any(), f"{fn}: the box of {listing(pd.Series(list(ids))[bad.to_numpy()])} is empty or inside out")
+    if bad.any(): raise FineGrainedError(f"{fn}: the box of {listing(pd.Series(list(ids))[bad.to_numpy()])} is empty or inside out")
     return boxes
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #bc2aa1e4
@@ -286,7 +313,9 @@ _cub_tree = 'a CUB-200-2011 tree has images.txt, train_test_split.txt, bounding_
 
 def check_present(fn:Path, tree:str):
     "The file `fn`, or an error that says what `tree` should look like and what is there"
-    check(fn.is_file(), f"{fn} is missing: {tree} (found {listing(sorted(o.name for o in fn.parent.iterdir()), 10) if fn.parent.is_dir() else 'no such folder'})")
+    if not fn.is_file():
+        raise FineGrainedError(f"{fn} is missing: {tree} (found "
+            f"{listing(sorted(o.name for o in fn.parent.iterdir()), 10) if fn.parent.is_dir() else 'no such folder'})")
     return fn
 
 def text_lines(fn:Path, tree:str):
@@ -297,15 +326,18 @@ def text_lines(fn:Path, tree:str):
 def read_words(fn:Path, cols:list, rest:bool=False, tree:str=_cub_tree, skip:str|tuple|None=None, numbers:list|tuple=(),
     whole:list|tuple=()):
     "Rows of the blank-separated file `fn` as a DataFrame with `cols`; `rest`: the last column may hold blanks; lines that begin with `skip` are left; those of `numbers` and `whole` are such"
-    rows = {i: o.strip().split(maxsplit=len(cols)-1 if rest else -1) for i,o in enumerate(text_lines(fn, tree), 1) if o.strip() and not (skip and o.startswith(skip))}
+    rows = {i: o.strip().split(maxsplit=len(cols)-1 if rest else -1) for i,o in enumerate(text_lines(fn, tree), 1) if o.strip()
+        and not (skip and o.startswith(skip))}
     bad = [i for i,o in rows.items() if len(o)!=len(cols)]
-    check(not bad, f"{fn}, line {listing(bad)}: expected {len(cols)} values ({', '.join(cols)}) with blanks between them")
-    check(rows, f"{fn} is empty: expected {', '.join(cols)} in every line")
+    if bad: raise FineGrainedError(f"{fn}, line {listing(bad)}: expected {len(cols)} values ({', '.join(cols)}) with blanks between them")
+    if not rows: raise FineGrainedError(f"{fn} is empty: expected {', '.join(cols)} in every line")
     df = pd.DataFrame(list(rows.values()), columns=cols)
     for c in (*numbers, *whole):
         x = pd.to_numeric(df[c], errors='coerce')
         bad = ~(x.abs()<2**53) | (x%1!=0)*(c in whole)
-        check(not bad.any(), f"{fn}, line {listing(np.array(list(rows))[bad])}: {c} '{df[c][bad].iloc[0] if bad.any() else ''}' is no {'whole ' if c in whole else ''}number{': blanks stand between values, not commas' if ',' in ''.join(df[c][bad].iloc[:1]) else ''}")
+        if bad.any():
+            raise FineGrainedError(f"{fn}, line {listing(np.array(list(rows))[bad])}: {c} '{df[c][bad].iloc[0] if bad.any() else ''}' is no "
+                f"{'whole ' if c in whole else ''}number{': blanks stand between values, not commas' if ',' in ''.join(df[c][bad].iloc[:1]) else ''}")
         df[c] = x.astype(int) if c in whole else x
     return df
 
@@ -314,20 +346,20 @@ def check_unique(fn:str|Path, what:str, values:Iterable):
     "Stop where one of `values` is there twice"
     twice = pd.Series(list(values), dtype=object)
     twice = twice[twice.duplicated()]
-    check(not len(twice), f"{fn}: {what} {listing(twice.unique())} stands there twice")
+    if len(twice): raise FineGrainedError(f"{fn}: {what} {listing(twice.unique())} stands there twice")
 
 def match_ids(items:pd.DataFrame, fn:str|Path, df:pd.DataFrame):
     "`df` in the order of `items`, matched by id; ids that `fn` lacks are an error, ids it has too many are left"
     check_unique(fn, 'image', df.id)
     out = df.set_index('id').reindex(items.id)
     lost = items.id[out.isna().any(axis=1).to_numpy()]
-    check(not len(lost), f"{fn} has no line for image {listing(lost)}")
+    if len(lost): raise FineGrainedError(f"{fn} has no line for image {listing(lost)}")
     return out.reset_index(drop=True)
 
 def corners_of(fn:str|Path, b:pd.DataFrame):
     "Columns x0, y0, x1, y1 of the boxes `b` (id, x, y, w, h)"
     bad = ~((b.w>0)&(b.h>0))
-    check(not bad.any(), f"{fn}: the box of image {listing(b.id[bad])} has no width or no height")
+    if bad.any(): raise FineGrainedError(f"{fn}: the box of image {listing(b.id[bad])} has no width or no height")
     return pd.DataFrame(dict(x0=b.x, y0=b.y, x1=b.x+b.w, y1=b.y+b.h))
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #cc9f3beb
@@ -346,7 +378,8 @@ def _species_names(folders):
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #ad395523
 cub_card = dict(title='CUB-200-2011', url='https://www.vision.caltech.edu/datasets/cub_200_2011/', licence='non-commercial research and education',
-    citation='Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Dataset. CNS-TR-2011-001, 2011', counts=dict(classes=200, train=5994, test=5794),
+    citation='Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Dataset. CNS-TR-2011-001, 2011',
+    counts=dict(classes=200, train=5994, test=5794),
     annotations='boxes, 15 parts, 312 attributes', size=1.15, notes='Overlaps with ImageNet, which most pretrained bodies have seen.')
 
 @reader
@@ -363,13 +396,14 @@ def read_cub(root:str|Path, # The folder that holds images.txt
         names = read_words(root/'classes.txt', ['id','name'], rest=True, whole=['id'])
         for c in names: check_unique(root/'classes.txt', 'class', names[c])
         ids = match_ids(items, root/'image_class_labels.txt', read_words(root/'image_class_labels.txt', ['id','cls'], whole=['id','cls'])).cls
-        check(ids.isin(names.id).all(), f"{root/'classes.txt'} has no line for class {listing(sorted(set(ids)-set(names.id)))}")
+        if not ids.isin(names.id).all(): raise FineGrainedError(f"{root/'classes.txt'} has no line for class {listing(sorted(set(ids)-set(names.id)))}")
         folder,order = ids.map(names.set_index('id').name),list(names.name)
     else: order = sorted(folder.unique())
     items['path'],names = 'images/' + items.file,_species_names(order)
     items['label'] = pd.Categorical(folder.map(names), list(names.values()))
     train = match_ids(items, root/'train_test_split.txt', read_words(root/'train_test_split.txt', ['id','train'], whole=['id','train'])).train
-    check(train.isin([0,1]).all(), f"{root/'train_test_split.txt'}: image {listing(items.id[~train.isin([0,1])])} has neither 1 (train) nor 0 (test)")
+    if not train.isin([0,1]).all():
+        raise FineGrainedError(f"{root/'train_test_split.txt'}: image {listing(items.id[~train.isin([0,1])])} has neither 1 (train) nor 0 (test)")
     items['split'] = np.where(train==1, 'train', 'test')
     if (fn := root/'bounding_boxes.txt').is_file():
         b = match_ids(items, fn, read_words(fn, ['id','x','y','w','h'], whole=['id'], numbers=['x','y','w','h']))
@@ -388,12 +422,13 @@ def read_part_table(root:Path, ids:pd.Series, tree:str=_cub_tree, whole:list|tup
     check_unique(root/'parts'/'parts.txt', 'part', names.id)
     p = read_words(fn, ['id','part','x','y','visible'], tree=tree, whole=[*whole,'part','visible'], numbers=['x','y'])
     lost = sorted(set(p.part)-set(names.id))
-    check(not lost, f"{root/'parts'/'parts.txt'} has no line for part {listing(lost)}")
+    if lost: raise FineGrainedError(f"{root/'parts'/'parts.txt'} has no line for part {listing(lost)}")
     twice = p.id[p.duplicated(['id','part'])]
-    check(not len(twice), f"{fn}: image {listing(twice)} has a part twice")
-    check((p.visible>=0).all(), f"{fn}: image {listing(p.id[p.visible<0])}: visible is neither 0 nor 1")
+    if len(twice): raise FineGrainedError(f"{fn}: image {listing(twice)} has a part twice")
+    if not (p.visible>=0).all(): raise FineGrainedError(f"{fn}: image {listing(p.id[p.visible<0])}: visible is neither 0 nor 1")
     item = pd.Index(ids).get_indexer(p.id)
-    return pd.DataFrame(dict(item=item, part=p.part.map(names.set_index('id').name), x=p.x, y=p.y, visible=p.visible))[item>=0].reset_index(drop=True)
+    return pd.DataFrame(dict(item=item, part=p.part.map(names.set_index('id').name), x=p.x, y=p.y,
+        visible=p.visible))[item>=0].reset_index(drop=True)
 
 # %% ../../nbs/api/052_datasets.formats.ipynb #4b4cb52c
 def _cub_answers(fn):
@@ -421,12 +456,12 @@ def _cub_attributes(root, ids):
     if not fn.is_file(): return None,None
     where = [root.parent/'attributes.txt', root/'attributes.txt', root/'attributes'/'attributes.txt']
     name_fn = next((o for o in where if o.is_file()), None)
-    check(name_fn, f"{fn} is there, but the names are not: attributes.txt was expected in {listing(o.parent for o in where)}")
+    if not name_fn: raise FineGrainedError(f"{fn} is there, but the names are not: attributes.txt was expected in {listing(o.parent for o in where)}")
     names = read_words(name_fn, ['id','name'], rest=True, whole=['id'])
     check_unique(name_fn, 'attribute', names.id)
     df = _cub_answers(fn)
     row,col = pd.Index(ids).get_indexer(df.id),pd.Index(names.id).get_indexer(df.attribute)
-    check((col>=0).all(), f"{name_fn} has no line for attribute {listing(df.attribute[col<0].unique())}")
+    if not (col>=0).all(): raise FineGrainedError(f"{name_fn} has no line for attribute {listing(df.attribute[col<0].unique())}")
     there = row>=0
     tables = []
     for c,empty in dict(present=-1, certainty=0).items():

@@ -10,14 +10,16 @@ import numpy as np, pandas as pd
 from array import array
 from contextlib import contextmanager
 from numbers import Integral
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, listing
 from .formats import check_present, find_tree, reader
 from ..data.block import FineGrainedData
 from pathlib import Path
 
 # %% ../../nbs/api/066_datasets.inaturalist.ipynb #51007b66
-def _inat_card(year, classes, train, test, size, annotations, notes, cite='Van Horn et al.: The iNaturalist Species Classification and Detection Dataset. CVPR 2018'):
-    return dict(title=f'iNaturalist {year}', url=f'https://github.com/visipedia/inat_comp/tree/master/{year}', licence='non-commercial research and education', citation=cite,
+def _inat_card(year, classes, train, test, size, annotations, notes, cite='Van Horn et al.: The iNaturalist Species Classification and Detection Dataset. CVPR '
+    '2018'):
+    return dict(title=f'iNaturalist {year}', url=f'https://github.com/visipedia/inat_comp/tree/master/{year}', licence='non-commercial research and education',
+        citation=cite,
         counts=dict(classes=classes, train=train, test=test), annotations=annotations, size=size,
         notes=f'{notes} The published val is the test split here: labels of the competition test are not public. Resize 256, crop 224 is usual.')
 
@@ -65,7 +67,7 @@ def _images(fn):
             paths.append(o['file_name'])
             for a,k in zip(place, ('latitude','longitude')):
                 if k in o: a.append(np.nan if o[k] is None else o[k])
-    check(paths, f"{fn} has no images: a file of iNaturalist has the lists images, annotations and categories")
+    if not paths: raise FineGrainedError(f"{fn} has no images: a file of iNaturalist has the lists images, annotations and categories")
     return np.frombuffer(ids, np.int64),paths,[np.frombuffer(o, np.float32) if len(o)==len(paths) else None for o in place]
 
 def _annotated(fn, ids):
@@ -75,15 +77,15 @@ def _annotated(fn, ids):
         for o in objects:
             image.append(o['image_id'])
             cat.append(o['category_id'])
-    check(len(image), f"{fn} has no annotations: the files of the competition's test have no labels, and are not read")
+    if not len(image): raise FineGrainedError(f"{fn} has no annotations: the files of the competition's test have no labels, and are not read")
     image,cat = np.frombuffer(image, np.int64),np.frombuffer(cat, np.int64)
     order = np.argsort(image, kind='stable')
     image,cat = image[order],cat[order]
     twice = (image[1:]==image[:-1]) & (cat[1:]!=cat[:-1])
-    check(not twice.any(), f"{fn}: image {listing(image[1:][twice])} is annotated with two categories")
+    if twice.any(): raise FineGrainedError(f"{fn}: image {listing(image[1:][twice])} is annotated with two categories")
     at = np.minimum(np.searchsorted(image, ids), len(image)-1)
     lost = ids[image[at]!=ids]
-    check(not len(lost), f"{fn}: image {listing(lost)} has no annotation")
+    if len(lost): raise FineGrainedError(f"{fn}: image {listing(lost)} has no annotation")
     return cat[at]
 
 # %% ../../nbs/api/066_datasets.inaturalist.ipynb #241ec57c
@@ -94,9 +96,9 @@ def _categories(fn):
     for key in ('categories.item','item'):
         with _objects(fn, key) as objects: rows = list(objects)
         if rows: break
-    check(rows and all('id' in o and 'name' in o for o in rows), f"{fn} has no categories with id and name")
+    if not (rows and all('id' in o and 'name' in o for o in rows)): raise FineGrainedError(f"{fn} has no categories with id and name")
     df = pd.DataFrame(rows).set_index('id').sort_index()
-    check(not df.index.duplicated().any(), f"{fn}: category {listing(df.index[df.index.duplicated()])} stands there twice")
+    if df.index.duplicated().any(): raise FineGrainedError(f"{fn}: category {listing(df.index[df.index.duplicated()])} stands there twice")
     return df
 
 def _lineage(cats):
@@ -141,13 +143,15 @@ or 2017/ (2018/, 2019/)
 
 def _inat_files(root, year, mini):
     "(folder, year, file of train, file of val) of the tree under `root`"
-    check(year is None or isinstance(year, Integral) and year in inaturalist_cards, f"year={year} is none of {listing(inaturalist_cards)}")
-    check(not mini or year in (None,2021), f"Only 2021 has a train_mini.json, not {year}: leave out mini=True")
+    if year is not None and not (isinstance(year, Integral) and year in inaturalist_cards):
+        raise FineGrainedError(f"year={year} is none of {listing(inaturalist_cards)}")
+    if mini and year not in (None,2021): raise FineGrainedError(f"Only 2021 has a train_mini.json, not {year}: leave out mini=True")
     heads = {y: 'train_mini' if mini else 'train' if y==2021 else f'train{y}' for y in ([2021] if mini else [year] if year else inaturalist_cards)}
     marks = [f'{o}.json' for o in heads.values()]
     root = find_tree(root, f'iNaturalist {year or ""}'.strip(), marks, _inat_layout)
     year = next(y for y,o in heads.items() if (root/f'{o}.json').is_file())
-    val = check_present(root/('val.json' if year==2021 else f'val{year}.json'), 'the published val is the test split, because the labels of test are not public')
+    val = check_present(root/('val.json' if year==2021 else f'val{year}.json'),
+        'the published val is the test split, because the labels of test are not public')
     return root,year,root/f'{heads[year]}.json',val
 
 # %% ../../nbs/api/066_datasets.inaturalist.ipynb #beaceb68
@@ -168,8 +172,9 @@ def read_inaturalist(root:str|Path, # The folder that holds the JSON files, or o
     for c in ('supercategory','common_name'):
         if c in cats and c not in tree: items[c] = _coded(cats[c].fillna('').astype(str), which)
     if boxes:
-        check(year==2017, f"Boxes were published for 2017 only, not for {year}")
-        found = {k: v for s in ('train','val') for k,v in _inat_boxes(check_present(root/f'{s}_2017_bboxes.json', 'the boxes of 2017 are in train_2017_bboxes.json and val_2017_bboxes.json')).items()}
+        if year!=2017: raise FineGrainedError(f"Boxes were published for 2017 only, not for {year}")
+        found = {k: v for s in ('train','val') for k,v in _inat_boxes(check_present(root/f'{s}_2017_bboxes.json',
+            'the boxes of 2017 are in train_2017_bboxes.json and val_2017_bboxes.json')).items()}
         items[['x0','y0','x1','y1']] = np.array([found.get(o, (np.nan,)*4) for o in items.path])
     card = inaturalist_cards[year]
     if mini: card = {**card, 'title':'iNaturalist 2021 mini', 'counts':{**card['counts'], 'train':500000}, 'size':50}
@@ -179,7 +184,9 @@ def _inat_rows(fn, split, known):
     "Columns path, split, cat (row of `known`), and the place where there is one, of the file `fn`"
     ids,paths,place = _images(fn)
     cat = pd.Index(known).get_indexer(_annotated(fn, ids))
-    check((cat>=0).all(), f"{fn} uses categories that are not in the list of categories (image {listing(ids[cat<0])}): do train, val and categories.json belong together?")
+    if not (cat>=0).all():
+        raise FineGrainedError(f"{fn} uses categories that are not in the list of categories (image {listing(ids[cat<0])}): do train, val and categories.json "
+            "belong together?")
     items = pd.DataFrame(dict(path=np.array(paths, object), split=np.full(len(paths), split, object), cat=cat.astype(np.int32)))
     for c,v in zip(('latitude','longitude'), place):
         if v is not None: items[c] = v

@@ -7,16 +7,19 @@ __all__ = ['nabirds_card', 'read_nabirds']
 
 # %% ../../nbs/api/067_datasets.nabirds.ipynb #78efe696
 import numpy as np, pandas as pd
-from ..core import check, listing
+from ..core import FineGrainedError, listing
 from .formats import corners_of, match_ids, check_unique, read_part_table, find_tree, read_words, reader
 from ..data.block import FineGrainedData
 from pathlib import Path
 
 # %% ../../nbs/api/067_datasets.nabirds.ipynb #8fcf9954
-nabirds_card = dict(title='NABirds', url='https://dl.allaboutbirds.org/nabirds', licence='non-commercial research and education; by agreement with the Cornell Lab of Ornithology',
-    citation='Van Horn, Branson, Farrell, Haber, Barry, Ipeirotis, Perona, Belongie: Building a Bird Recognition App and Large Scale Dataset with Citizen Scientists. CVPR 2015',
+nabirds_card = dict(title='NABirds', url='https://dl.allaboutbirds.org/nabirds',
+    licence='non-commercial research and education; by agreement with the Cornell Lab of Ornithology',
+    citation='Van Horn, Branson, Farrell, Haber, Barry, Ipeirotis, Perona, Belongie: Building a Bird Recognition App and Large Scale Dataset with Citizen '
+    'Scientists. CVPR 2015',
     counts=dict(classes=555, train=23929, test=24633), annotations='boxes, 11 parts, order → family → species → plumage, photographers',
-    notes='Classes are plumages: male and female of a species may be two. Only the perching birds have families in the published tree; elsewhere the order stands for it. Papers cut 448 out of 512–600, or 224 out of 256.')
+    notes='Classes are plumages: male and female of a species may be two. Only the perching birds have families in the published tree; elsewhere the order '
+    'stands for it. Papers cut 448 out of 512–600, or 224 out of 256.')
 
 _nabirds_layout = """
 nabirds/
@@ -35,16 +38,16 @@ def _nodes(root):
     check_unique(fn, 'class', df.id)
     names = dict(zip(df.id, df.name.str.split().str.join(' ')))
     h = read_words(root/'hierarchy.txt', ['child','parent'], tree=_nabirds_tree, whole=['child','parent'])
-    check(not h.child.duplicated().any(), f"{root/'hierarchy.txt'}: class {listing(h.child[h.child.duplicated()])} has two parents")
+    if h.child.duplicated().any(): raise FineGrainedError(f"{root/'hierarchy.txt'}: class {listing(h.child[h.child.duplicated()])} has two parents")
     lost = sorted({*h.child, *h.parent}-set(names))
-    check(not lost, f"{fn} has no line for class {listing(lost)}")
+    if lost: raise FineGrainedError(f"{fn} has no line for class {listing(lost)}")
     return names,dict(zip(h.child, h.parent))
 
 def _lineage(leaf, parents, fn):
     "The classes from below the root down to `leaf`"
     res = [leaf]
     while (up := parents.get(res[0])) is not None:
-        check(up not in res, f"{fn}: the parents of class {leaf} go round in a circle")
+        if up in res: raise FineGrainedError(f"{fn}: the parents of class {leaf} go round in a circle")
         res.insert(0, up)
     return res[1:] if len(res)>1 else res
 
@@ -52,7 +55,8 @@ def _lineage(leaf, parents, fn):
 def _nabirds_levels(used, names, parents, fn):
     "For each class of `used`: the ids of its order, family, species and itself"
     lines = {o: _lineage(o, parents, fn) for o in used}
-    return pd.DataFrame([(l[0], l[max(len(l)-3,0)], l[max(len(l)-2,0)], l[-1]) for l in lines.values()], index=list(lines), columns=['order','family','species','label'])
+    return pd.DataFrame([(l[0], l[max(len(l)-3,0)], l[max(len(l)-2,0)], l[-1]) for l in lines.values()], index=list(lines),
+        columns=['order','family','species','label'])
 
 # %% ../../nbs/api/067_datasets.nabirds.ipynb #4668110d
 def _photographers(fn, ids):
@@ -70,15 +74,19 @@ def read_nabirds(root:str|Path, # The folder that holds images.txt, or one above
     root = find_tree(root, 'NABirds', ['hierarchy.txt'], _nabirds_layout)
     items = read_words(root/'images.txt', ['id','file'], rest=True, tree=_nabirds_tree)
     check_unique(root/'images.txt', 'image', items.id)
-    def col(fn, *cols, whole=()): return match_ids(items, root/fn, read_words(root/fn, ['id',*whole,*cols], tree=_nabirds_tree, whole=whole, numbers=cols))
+    def col(fn, *cols, whole=()):
+        return match_ids(items, root/fn, read_words(root/fn, ['id',*whole,*cols], tree=_nabirds_tree, whole=whole, numbers=cols))
     names,parents = _nodes(root)
     cls,train = col('image_class_labels.txt', whole=['cls']).cls,col('train_test_split.txt', whole=['train']).train
-    check(train.isin([0,1]).all(), f"{root/'train_test_split.txt'}: image {listing(items.id[~train.isin([0,1])])} has neither 1 (train) nor 0 (test)")
+    if not train.isin([0,1]).all():
+        raise FineGrainedError(f"{root/'train_test_split.txt'}: image {listing(items.id[~train.isin([0,1])])} has neither 1 (train) nor 0 (test)")
     lost = sorted(set(cls)-set(names))
-    check(not lost, f"{root/'classes.txt'} has no line for class {listing(lost)}")
+    if lost: raise FineGrainedError(f"{root/'classes.txt'} has no line for class {listing(lost)}")
     levels = _nabirds_levels(sorted({*cls} | {*parents}-{*parents.values()}), names, parents, root/'hierarchy.txt')
     same = levels.label.map(names)
-    check(not same.duplicated().any(), f"{root/'classes.txt'}: two classes with pictures have the name '{same[same.duplicated()].iloc[0] if same.duplicated().any() else ''}'")
+    if same.duplicated().any():
+        raise FineGrainedError(f"{root/'classes.txt'}: two classes with pictures have the name "
+            f"'{same[same.duplicated()].iloc[0] if same.duplicated().any() else ''}'")
     out = pd.DataFrame(dict(path='images/'+items.file.str.strip(), split=np.where(train==1, 'train', 'test')))
     for c in levels: out[c] = pd.Categorical(cls.map(levels[c]).map(names), list(dict.fromkeys(names[o] for o in sorted(set(levels[c])))))
     plumage = same.str.extract(r'\(([^()]*)\)$')[0].str.strip()

@@ -9,7 +9,7 @@ __all__ = ['pets_card', 'read_pets']
 import pandas as pd
 from pathlib import Path
 from xml.etree import ElementTree
-from ..core import FineGrainedError, check, listing
+from ..core import FineGrainedError, listing
 from .formats import check_unique, find_tree, read_words, reader
 from ..data.block import FineGrainedData
 
@@ -17,7 +17,8 @@ from ..data.block import FineGrainedData
 pets_card = dict(title='Oxford-IIIT Pets', url='https://www.robots.ox.ac.uk/~vgg/data/pets/', licence='CC BY-SA 4.0',
     citation='Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs. CVPR 2012', counts=dict(classes=37, train=3680, test=3669),
     annotations='head boxes, trimaps, species', size=.8,
-    notes='The box is that of the head. Test pictures have none. Many of the breeds are classes of ImageNet. Papers resize to 224–256 without regard to the aspect.')
+    notes='The box is that of the head. Test pictures have none. Many of the breeds are classes of ImageNet. Papers resize to 224–256 without regard to the '
+    'aspect.')
 
 # %% ../../nbs/api/068_datasets.pets.ipynb #ba54f700
 _pets_layout = """
@@ -29,19 +30,21 @@ oxford-iiit-pet/
 
 def _pets_list(fn):
     "Columns name, class, species, breed of a list of Pets; lines that begin with # are its header"
-    df = read_words(fn, ['name','class','species','breed'], tree='a tree of Oxford-IIIT Pets has annotations/trainval.txt, test.txt, xmls/ and images/', skip='#', whole=['class','species','breed'])
+    df = read_words(fn, ['name','class','species','breed'], tree='a tree of Oxford-IIIT Pets has annotations/trainval.txt, test.txt, xmls/ and images/',
+        skip='#', whole=['class','species','breed'])
     bad = df.name[~df.species.isin([1,2])]
-    check(not len(bad), f"{fn}, {listing(bad)}: species must be 1 (cat) or 2 (dog)")
+    if len(bad): raise FineGrainedError(f"{fn}, {listing(bad)}: species must be 1 (cat) or 2 (dog)")
     return df
 
 # %% ../../nbs/api/068_datasets.pets.ipynb #89df3835
 def _voc_box(fn):
     "Corners x0, y0, x1, y1 of the largest object in the PASCAL VOC file `fn`; four times None where it has none"
     try: boxes = [[float(o.findtext(f'bndbox/{k}')) for k in ('xmin','ymin','xmax','ymax')] for o in ElementTree.parse(fn).iter('object')]
-    except (ElementTree.ParseError, TypeError, ValueError) as e: raise FineGrainedError(f"{fn} is not a PASCAL VOC annotation with object/bndbox/xmin, ymin, xmax, ymax: {e}") from e
+    except (ElementTree.ParseError, TypeError, ValueError) as e:
+        raise FineGrainedError(f"{fn} is not a PASCAL VOC annotation with object/bndbox/xmin, ymin, xmax, ymax: {e}") from e
     if not boxes: return [None]*4
     x0,y0,x1,y1 = max(boxes, key=lambda b: (b[2]-b[0])*(b[3]-b[1]))
-    check(x0<=x1 and y0<=y1, f"{fn}: the box {x0:g},{y0:g},{x1:g},{y1:g} is inside out")
+    if not (x0<=x1 and y0<=y1): raise FineGrainedError(f"{fn}: the box {x0:g},{y0:g},{x1:g},{y1:g} is inside out")
     return [x0-1, y0-1, x1, y1]
 
 # %% ../../nbs/api/068_datasets.pets.ipynb #a59bf298
@@ -54,13 +57,15 @@ def read_pets(root:str|Path, # The folder that holds `images` and `annotations`,
     ann = root/'annotations' if (root/'annotations'/'trainval.txt').is_file() else root
     if ann==root and root.name=='annotations': root = root.parent
     items = pd.concat([_pets_list(ann/f'{s}.txt').assign(split=s) for s in ('trainval','test')], ignore_index=True)
-    check(not items.name.duplicated().any(), f"{ann}: {listing(items.name[items.name.duplicated()])} stands twice in trainval.txt and test.txt")
+    if items.name.duplicated().any(): raise FineGrainedError(f"{ann}: {listing(items.name[items.name.duplicated()])} stands twice in trainval.txt and test.txt")
     if (ann/'list.txt').is_file():
         lost = sorted(set(_pets_list(ann/'list.txt').name) - set(items.name))
-        check(not lost, f"{ann/'list.txt'} names {listing(lost)}, which neither trainval.txt nor test.txt has: one of the lists is cut short")
+        if lost: raise FineGrainedError(f"{ann/'list.txt'} names {listing(lost)}, which neither trainval.txt nor test.txt has: one of the lists is cut short")
     items['breed'] = items.name.str.rsplit('_', n=1).str[0].str.replace('_', ' ')
     names = items.groupby('class').breed.unique()
-    check((names.str.len()==1).all(), f"{ann}: class {listing(names.index[names.str.len()>1])} has pictures of several breeds: {listing(names[names.str.len()>1].explode())}")
+    if not (names.str.len()==1).all():
+        raise FineGrainedError(f"{ann}: class {listing(names.index[names.str.len()>1])} has pictures of several breeds: "
+            f"{listing(names[names.str.len()>1].explode())}")
     check_unique(ann, 'the breed', names.str[0])
     items['label'] = pd.Categorical(items.breed, names.str[0])
     items['species'] = pd.Categorical(items.species.map({1:'cat', 2:'dog'}), ['cat','dog'])

@@ -13,7 +13,7 @@ from fastcore.parallel import parallel
 from functools import lru_cache
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter
-from ..core import FineGrainedError, check, check_folder, check_number
+from ..core import FineGrainedError, check_folder, check_number
 from ..data.block import FineGrainedData
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #7da7f617
@@ -34,7 +34,8 @@ def _noise(z, k=1., at=0, power=1.2):
     "The noise at complex places `z`, `k` tiles to the unit, from offset `at`"
     return _grain(power)[(z.imag*k*256+at*7).astype(int)%256, (z.real*k*256+at).astype(int)%256]
 
-def _blur(a, r): return np.asarray(Image.fromarray((np.clip(a,0,1)*255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(float(r))), np.float32)/255
+def _blur(a, r):
+    return np.asarray(Image.fromarray((np.clip(a,0,1)*255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(float(r))), np.float32)/255
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #c94e9e18
 class _Canvas:
@@ -85,7 +86,8 @@ def _strip(zs, w0, w1):
 def _smooth(p, n=6):
     "A closed Catmull-Rom curve through the corners `p`"
     t = np.linspace(0, 1, n, endpoint=False)[:,None]
-    a,b,c,d = np.roll(p,1),p,np.roll(p,-1),np.roll(p,-2)
+    a,b,c = np.roll(p,1),p,np.roll(p,-1)
+    d = np.roll(p,-2)
     return (.5*(2*b+(c-a)*t+(2*a-5*b+4*c-d)*t**2+(-a+3*b-3*c+d)*t**3)).T.ravel()
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #96fb16ca
@@ -152,14 +154,22 @@ def _family(fat, head, neck, tilt, bill, tail, leg, pattern, back, belly, breast
         back=back, belly=belly, breast=breast, wing=wing, hood=hood, legs=legs, cocked=cocked, crest=crest)
 
 toy_families = {
-    'Moss Finch':  _family(.31, .205,.13, 28, (.75,.44, .05), (.42,.10,14), .16, 'streak', ( 94,112, 62),(222,214,168),(176,178,104),( 70, 78, 52),(110,124, 70)),
-    'Dusk Thrush': _family(.30, .19, .20, 38, (1.0,.26, .06), (.46,.09, 8), .27, 'spot',   (116, 92, 74),(238,230,212),(228,200,160),(104, 80, 62),(122, 98, 80), (176,132,100)),
-    'Frost Tit':   _family(.32, .24, .10, 18, (.5, .26, .0 ), (.50,.07, 7), .14, 'plain',  (120,140,160),(232,232,226),(206,214,214),( 92,110,132),(150,164,176), (70,76,90)),
-    'Ember Chat':  _family(.27, .19, .16, 50, (.8, .22, .03), (.50,.08,10), .26, 'plain',  ( 66, 64, 74),(214,150,104),(198,112, 66),( 52, 50, 58),( 78, 76, 86), (40,36,38)),
-    'Reed Wren':   _family(.30, .20, .11, 14, (1.15,.18,.16), (.34,.09,16), .22, 'bar',    (140, 98, 60),(216,188,148),(206,170,126),(120, 82, 50),(150,110, 72), (150,110,80), cocked=42),
-    'Sand Piper':  _family(.26, .165,.30, 20, (2.3,.2,  .12), (.24,.09, 8), .50, 'scale',  (160,146,124),(246,244,238),(222,212,196),(136,122,102),(176,162,142), (128,128,84)),
-    'Lake Fisher': _family(.29, .25, .08, 46, (1.5,.40,-.02), (.22,.10, 8), .08, 'plain',  ( 56,112,134),(224,208,190),(206,186,166),( 44, 92,116),( 64,122,142), (170,80,60), crest=.5),
-    'Dune Dove':   _family(.30, .155,.21, 24, (.85,.2,  .06), (.60,.10, 9), .13, 'scale',  (168,142,134),(226,204,198),(206,170,168),(148,122,112),(184,160,156), (170,84,90))}
+    'Moss Finch':  _family(.31, .205,.13, 28, (.75,.44, .05), (.42,.10,14), .16, 'streak',
+    ( 94,112, 62),(222,214,168),(176,178,104),( 70, 78, 52),(110,124, 70)),
+    'Dusk Thrush': _family(.30, .19, .20, 38, (1.0,.26, .06), (.46,.09, 8), .27, 'spot',
+    (116, 92, 74),(238,230,212),(228,200,160),(104, 80, 62),(122, 98, 80), (176,132,100)),
+    'Frost Tit':   _family(.32, .24, .10, 18, (.5, .26, .0 ), (.50,.07, 7), .14, 'plain',
+    (120,140,160),(232,232,226),(206,214,214),( 92,110,132),(150,164,176), (70,76,90)),
+    'Ember Chat':  _family(.27, .19, .16, 50, (.8, .22, .03), (.50,.08,10), .26, 'plain',
+    ( 66, 64, 74),(214,150,104),(198,112, 66),( 52, 50, 58),( 78, 76, 86), (40,36,38)),
+    'Reed Wren':   _family(.30, .20, .11, 14, (1.15,.18,.16), (.34,.09,16), .22, 'bar',
+    (140, 98, 60),(216,188,148),(206,170,126),(120, 82, 50),(150,110, 72), (150,110,80), cocked=42),
+    'Sand Piper':  _family(.26, .165,.30, 20, (2.3,.2,  .12), (.24,.09, 8), .50, 'scale',
+    (160,146,124),(246,244,238),(222,212,196),(136,122,102),(176,162,142), (128,128,84)),
+    'Lake Fisher': _family(.29, .25, .08, 46, (1.5,.40,-.02), (.22,.10, 8), .08, 'plain',
+    ( 56,112,134),(224,208,190),(206,186,166),( 44, 92,116),( 64,122,142), (170,80,60), crest=.5),
+    'Dune Dove':   _family(.30, .155,.21, 24, (.85,.2,  .06), (.60,.10, 9), .13, 'scale',
+    (168,142,134),(226,204,198),(206,170,168),(148,122,112),(184,160,156), (170,84,90))}
 toy_colors = dict(red=(206,32,36), orange=(240,138,24), yellow=(248,222,60), white=(248,248,244), black=(24,24,28), blue=(44,84,206))
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #0bb6ec64
@@ -183,13 +193,16 @@ def _pose(f, rng):
     l,d,c = f.bill
     bill = [head([.72-.06j-.95j*d, .95-.75j*d, .95+l*.62-.40j*d+c*.3j, 1+l+1j*c, .9+.06j, .74+.1j]),
             head([.72+.1j, .9+.05j, 1+l*.92+1j*c, .95+l*.4+.5j*d+c*.2j, .74+.95j*d])]
-    wing = _smooth(B*np.array([.27-.10j, .14-.62j*fat, -.12-.62j*fat, -.42-.38j*fat, -.66-.02j, -.40+.18j*fat, -.12+.52j*fat, .14+.48j*fat, .27+.22j*fat]))
+    wing = _smooth(B*np.array([.27-.10j, .14-.62j*fat, -.12-.62j*fat, -.42-.38j*fat, -.66-.02j, -.40+.18j*fat, -.12+.52j*fat, .14+.48j*fat,
+        .27+.22j*fat]))
     at = dict(bill=head(.9+l*.5+.4j*c), crown=head(-.05-.72j), eye=head(.36-.16j), throat=head(.44+.74j), breast=B*(.30+.45j*fat),
         belly=B*(-.05+.7j*fat), back=B*(-.08-.8j*fat), wing=B*(-.02-.02j), tail=root+T*L*.86, legs=sum(feet)/2-.08j)
-    r = dict(bill=hd*(.5+l*.5), crown=hd*1.2, eye=hd*.5, throat=hd*.8, breast=.12, belly=.12, back=.12, wing=.25, tail=L*np.sin(np.deg2rad(fan))+.95*W, legs=.12)
+    r = dict(bill=hd*(.5+l*.5), crown=hd*1.2, eye=hd*.5, throat=hd*.8, breast=.12, belly=.12, back=.12, wing=.25,
+        tail=L*np.sin(np.deg2rad(fan))+.95*W, legs=.12)
     crest = [head([.05-1.1j, -.6-1.15j, -1.1-.95j-.5j*f.crest, -1.15-.45j-.3j*f.crest])] if f.crest else []
     edge = np.concatenate([[c+r*o for c,r in spine for o in (1,-1,1j,-1j)], *bill, wing, [o+l*d for o,d,l,_ in feathers], feet, *crest])
-    return AttrDict(B=B, H=H, nod=nod, fat=fat, hd=hd, head=head, spine=spine, feathers=feathers, hips=hips, feet=feet, bill=bill, wing=wing, at=at, r=r, edge=edge)
+    return AttrDict(B=B, H=H, nod=nod, fat=fat, hd=hd, head=head, spine=spine, feathers=feathers, hips=hips, feet=feet, bill=bill,
+        wing=wing, at=at, r=r, edge=edge)
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #8b62366e
 def _pattern(kind, z, at):
@@ -206,7 +219,9 @@ def _pattern(kind, z, at):
 class _Painter:
     "Paints the `bird` in pose `P` on `cv`; `w` are the pixels' places in body lengths, `px` the way back, `s` the pixels to a body length, `k` the size of the marks"
     def __init__(self, cv, P, bird, w, px, s, k, rng):
-        self.cv,self.P,self.bird,self.w,self.px,self.s,self.k = cv,P,bird,w,px,s,k
+        self.cv,self.P,self.bird = cv,P,bird
+        self.w,self.px,self.s = w,px,s
+        self.k = k
         jit,self.seed = rng.normal(0,.02,(5,3))+rng.normal(0,.045), rng.integers(256)
         self.col = AttrDict({o: _rgb(*bird.shape[o])+j for o,j in zip(['back','belly','breast','wing','hood'], jit)})
         self.b,self.h = w*np.conj(P.B), (w-P.H)*np.conj(P.nod)/P.hd
@@ -244,7 +259,8 @@ def legs(self:_Painter):
 def crest(self:_Painter):
     c,m = self.bird.shape.crest,np.zeros(self.w.shape, np.float32)
     if c:
-        m = self.mask([_smooth(self.P.head([.5-.75j, .05-1.1j, -.6-1.15j, -1.1-.95j-.5j*c, -.85-.65j, -1.15-.45j-.3j*c, -.75-.2j, -.1-.5j]))])
+        m = self.mask([_smooth(self.P.head([.5-.75j, .05-1.1j, -.6-1.15j, -1.1-.95j-.5j*c, -.85-.65j, -1.15-.45j-.3j*c, -.75-.2j,
+            -.1-.5j]))])
         self.cv.paint(m, self.col.hood*.9)
     return m
 
@@ -252,7 +268,8 @@ def crest(self:_Painter):
 @patch
 def body(self:_Painter):
     "Body and head are one soft shape, with light from above"
-    b,h,k,col,marks = self.b,self.h,self.k,self.col,self.bird.marks
+    b,h,k = self.b,self.h,self.k
+    col,marks = self.col,self.bird.marks
     m,v,ah = self.mask(discs=self.P.spine), b.imag/self.P.fat, np.abs(h)
     c = np.broadcast_to(col.back, m.shape+(3,)).copy()
     def lay(where, color): c[:] = c + where[...,None]*(color-c)
@@ -351,7 +368,7 @@ def draw_bird(bird, # One of `toy_species`: its `shape`, `marks` and the part th
     difficulty:float=.5 # 0–1: smaller marks, more leaves
     ):
     "A picture (array of bytes), the box of the bird (x0,y0,x1,y1), and its parts (name, x, y, radius, visible)"
-    check(hasattr(bird, 'shape') and hasattr(bird, 'marks'), f"bird={bird!r}: give one of `toy_species`")
+    if not (hasattr(bird, 'shape') and hasattr(bird, 'marks')): raise FineGrainedError(f"bird={bird!r}: give one of `toy_species`")
     for o in seed if isinstance(seed, (tuple,list)) else (seed,): check_number('seed', o, 0, whole=True)
     check_number('size', size, 1, whole=True), check_number('difficulty', difficulty, 0, 1)
     rng,cv = np.random.default_rng(seed),_Canvas(size)
@@ -371,7 +388,8 @@ def draw_bird(bird, # One of `toy_species`: its `shape`, `marks` and the part th
     on = win.z[m>.3]
     box = tuple(int(o) for o in (on.real.min(), on.imag.min(), on.real.max()+1, on.imag.max()+1))
     near = {o: np.abs(cv.z-px(P.at[o])) < max(2, P.r[o]*s*.5) for o in toy_parts}
-    return im, box, [(o, float(px(P.at[o]).real), float(px(P.at[o]).imag), float(P.r[o]*s), bool(hidden[near[o]].mean()<.5)) for o in toy_parts]
+    return im, box, [(o, float(px(P.at[o]).real), float(px(P.at[o]).imag), float(P.r[o]*s), bool(hidden[near[o]].mean()<.5))
+        for o in toy_parts]
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #041568be
 _words = dict(bill='billed', crown='crowned', eye='eyed', throat='throated', wing='barred', tail='tailed')
@@ -383,7 +401,8 @@ def toy_species(families:int=4, # How many, 2–8
     seed:int=0       # Chooses families, parts and colours
     )->list:
     "The birds of `toy_birds`: each with a name, `family`, `shape`, `marks`, the part that `differs`, and `attributes` in words"
-    for k,v,lo,hi in (('families',families,1,len(toy_families)), ('species',species,2,len(toy_colors)), ('seed',seed,0,math.inf)): check_number(k, v, lo, hi, whole=True)
+    for k,v,lo,hi in (('families',families,1,len(toy_families)), ('species',species,2,len(toy_colors)), ('seed',seed,0,math.inf)):
+        check_number(k, v, lo, hi, whole=True)
     check_number('difficulty', difficulty, 0, 1)
     rng,res,words = np.random.default_rng([seed,1]),[],list(toy_colors)
     diff = [*rng.permutation(list(_words)), *rng.permutation(list(_words))]
@@ -395,7 +414,8 @@ def toy_species(families:int=4, # How many, 2–8
             marks = AttrDict({o: _rgb(*toy_colors[c]) for o,c in shared.items()})
             marks[differs] = mean + (1-.5*difficulty)*(_rgb(*toy_colors[word])-mean)
             attrs = {_attrs[o]: str(word if o==differs else shared.get(o, 'plain')) for o in _words}
-            res.append(AttrDict(name=f'{word.capitalize()}-{_words[differs]} {fam}', family=str(fam), differs=str(differs), shape=toy_families[fam], marks=marks, attributes=attrs))
+            res.append(AttrDict(name=f'{word.capitalize()}-{_words[differs]} {fam}', family=str(fam), differs=str(differs), shape=toy_families[fam],
+                marks=marks, attributes=attrs))
     return res
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #646cfe94
@@ -420,10 +440,12 @@ def _draw_all(root, birds, per_class, size, difficulty, seed):
         for i in range(per_class):
             rows.append(dict(path=f'{folder}/{name}_{i+1:04}.jpg', label=o.name, split=split[i], family=o.family, differs=o.differs, **o.attributes))
             todo.append((o, (seed,3,c,i), size, difficulty, root/rows[-1]['path']))
-    drawn = parallel(_draw_file, todo, n_workers=min(os.cpu_count(),16) if len(todo)>100 else 0, progress=len(todo)>100 and (IN_NOTEBOOK or sys.stdout.isatty()), chunksize=8)
+    drawn = parallel(_draw_file, todo, n_workers=min(os.cpu_count(),16) if len(todo)>100 else 0,
+        progress=len(todo)>100 and (IN_NOTEBOOK or sys.stdout.isatty()), chunksize=8)
     boxes,parts = zip(*drawn)
     items = pd.concat([pd.DataFrame(rows), pd.DataFrame(boxes, columns=['x0','y0','x1','y1'])], axis=1)
-    parts = pd.DataFrame([(i,n,round(x,2),round(y,2),round(r,2),v) for i,o in enumerate(parts) for n,x,y,r,v in o], columns=['item','part','x','y','r','visible'])
+    parts = pd.DataFrame([(i,n,round(x,2),round(y,2),round(r,2),v) for i,o in enumerate(parts) for n,x,y,r,v in o],
+        columns=['item','part','x','y','r','visible'])
     return items,parts
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #40f0ac7f
@@ -484,10 +506,12 @@ def toy_birds(path:str|Path|None=None, # Folder to keep the data set in (default
         if not (home/name).is_dir(): _make(home/name, birds, per_class, size, difficulty, seed)
     except OSError as e:
         if not (home/name).is_dir(): raise FineGrainedError(f"'{home}' cannot be written ({e}): give another `path`") from e # else: somebody was faster
-    return FineGrainedData(pd.read_csv(home/name/'items.csv'), root=home/name, levels=['family','label'], parts=pd.read_csv(home/name/'parts.csv'), card=_card(birds, per_class, args))
+    return FineGrainedData(pd.read_csv(home/name/'items.csv'), root=home/name, levels=['family','label'], parts=pd.read_csv(home/name/'parts.csv'),
+        card=_card(birds, per_class, args))
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #7232828d
 def _card(birds, per_class, args):
     n,test = len(birds)*per_class, len(birds)*round(.3*per_class)
     return dict(title='Toy birds', licence='Apache-2.0', citation='Drawn by fgvc_fast.datasets.toy', counts=dict(classes=len(birds), train=n-test, test=test),
-        notes='Species of a family differ in one part only (column `differs`); place, pose and light say nothing. ' + ', '.join(f'{k}={v}' for k,v in args.items()))
+        notes='Species of a family differ in one part only (column `differs`); place, pose and light say nothing. '
+        + ', '.join(f'{k}={v}' for k,v in args.items()))

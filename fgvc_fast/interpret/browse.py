@@ -30,12 +30,15 @@ def walk(self:FineGrainedInterpretation,
     "A widget: choose a confused pair, see pictures of both with maps"
     check_number('n', n, 1, whole=True), check_number('k', k, 1, whole=True)
     try: import ipywidgets as w
-    except ImportError as e: raise FineGrainedError('The widget needs ipywidgets: `pip install ipywidgets`, then restart the kernel; or write a file, `interp.to_html(...)`') from e
+    except ImportError as e:
+        raise FineGrainedError('The widget needs ipywidgets: `pip install ipywidgets`, then restart the kernel; or write a file, `interp.to_html(...)`') from e
     import matplotlib.pyplot as plt
     pairs = self.confused_pairs().head(n)
     if not len(pairs): return print('No two classes are confused: every answer is right.')
     names = [f'{o.one} / {o.other} ({o.times})' for o in pairs.itertuples()]
-    choose,back,on,out = w.Dropdown(options=[*zip(names, range(len(names)))], layout=w.Layout(width='480px')),w.Button(description='◀'),w.Button(description='▶'),w.Output()
+    choose,back,on = w.Dropdown(options=[*zip(names, range(len(names)))],
+        layout=w.Layout(width='480px')),w.Button(description='◀'),w.Button(description='▶')
+    out = w.Output()
     def draw(*_):
         out.clear_output(wait=True)
         with out:
@@ -70,7 +73,8 @@ def _pair_html(self:FineGrainedInterpretation, one, other, times, k, method, sid
             pics = ''.join(f'<img src="{_as_jpeg(o, side)}" alt="">' for o in (im.permute(1,2,0), spotlight(im, m)))
             cards.append(f'<figure class="{"right" if right else "wrong"}">{pics}<figcaption>{said}, {self.probs[i]:.0%} sure</figcaption></figure>')
         halves.append(f'<div><h3>{escape(str(this))}</h3><p>{wrong} of {total} taken for the other</p>{"".join(cards)}</div>')
-    return f'<section><h2>{escape(str(one))} <i>or</i> {escape(str(other))}? <small>{times} mistakes</small></h2><div class="pair">{"".join(halves)}</div></section>'
+    return (f'<section><h2>{escape(str(one))} <i>or</i> {escape(str(other))}? <small>{times} mistakes</small></h2><div '
+        f'class="pair">{"".join(halves)}</div></section>')
 
 # %% ../../nbs/api/690_interpret.browse.ipynb #0fbdc63a
 _page = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>
@@ -94,16 +98,19 @@ def to_html(self:FineGrainedInterpretation,
     )->Path:
     "Write the confused pairs, with pictures and maps, as one self-contained HTML file"
     for name,o in dict(n=n, k=k, side=side).items(): check_number(name, o, 1, whole=True)
-    check(isinstance(path, (str,Path)) and Path(path).parent.is_dir() and not Path(path).is_dir(), f'path={path!r}: name a file in a folder that is there')
-    check(isinstance(title, str), f'title={title!r}: give the heading as text')
+    if not (isinstance(path, (str,Path)) and Path(path).parent.is_dir() and not Path(path).is_dir()):
+        raise FineGrainedError(f'path={path!r}: name a file in a folder that is there')
+    if not isinstance(title, str): raise FineGrainedError(f'title={title!r}: give the heading as text')
     self.check_fresh()
     pairs = self.confused_pairs().head(n)
     check(len(pairs), 'No two classes are confused, so there is nothing to write')
     rows = list(pairs.itertuples(index=False))
     wrong = (self.preds!=self.targs).sum().item()
     asked = escape(asked_line(method, None, asked_against(method, against), self.vocab))
-    about = f'{wrong} mistakes in {len(self.preds):,} pictures of {len(self.vocab):,} classes. Left the picture, right what the model looked at, in colour ({asked}). Arrow keys go from pair to pair.'
+    about = (f'{wrong} mistakes in {len(self.preds):,} pictures of {len(self.vocab):,} classes. Left the picture, right what the model looked at, in colour '
+        f'({asked}). Arrow keys go from pair to pair.')
     options = ''.join(f'<option value="{i}">{escape(str(a))} / {escape(str(b))} ({t})</option>' for i,(a,b,t) in enumerate(rows))
     path = Path(path)
-    path.write_text(_page.format(right_color=right_color, wrong_color=wrong_color, title=escape(title), about=about, options=options, sections=''.join(self._pair_html(*o, k, method, side, against) for o in rows)), encoding='utf-8')
+    path.write_text(_page.format(right_color=right_color, wrong_color=wrong_color, title=escape(title), about=about, options=options,
+        sections=''.join(self._pair_html(*o, k, method, side, against) for o in rows)), encoding='utf-8')
     return path

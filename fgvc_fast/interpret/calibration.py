@@ -11,7 +11,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from ..core import check, check_number
+from ..core import FineGrainedError, check, check_number
 from ..pictures import no_box, wrong_color
 from .errors import FineGrainedInterpretation
 from ..answers import gather
@@ -35,7 +35,9 @@ def calibration(self:FineGrainedInterpretation,
 def ece(self:FineGrainedInterpretation, bins:int=15 # Of confidence, of equal width
     )->float:
     "The expected calibration error, 0–1: by how much confidence and accuracy differ"
-    if self.tempered: warnings.warn(f'The temperature was fitted on {self.tempered:,} of these {len(self.preds):,} pictures, so this error is smaller than on others: measure on pictures it has not seen')
+    if self.tempered:
+        warnings.warn(f'The temperature was fitted on {self.tempered:,} of these {len(self.preds):,} pictures, so this error is smaller than on others: '
+            'measure on pictures it has not seen')
     t = self.calibration(bins)
     return float((t.pictures*(t.confidence-t.accuracy).abs()).sum()/t.pictures.sum())
 
@@ -68,7 +70,8 @@ def _losses_at(scores, targ):
 
 def _lowest(mean):
     "The temperature of the lowest of the losses `mean` (101), between its neighbours; None where all are equal"
-    check(mean.isfinite().any() and not mean.isnan().any(), "The model's answers are not finite numbers (NaN or infinity), so no temperature fits them: did training diverge?")
+    check(mean.isfinite().any() and not mean.isnan().any(), "The model's answers are not finite numbers (NaN or infinity), so no temperature fits them: did "
+        "training diverge?")
     if mean.max()-mean.min()<=1e-9*mean.abs().max(): return
     i = mean.argmin().clamp(1, len(mean)-2)
     a,b,c = mean[i-1:i+2].tolist() # a parabola through the three lowest
@@ -82,14 +85,16 @@ def calibrate(self:Learner,
     )->float:
     "Find the temperature of the model's answers, and keep it in the model"
     model = get_model(self.model)
-    check(hasattr(model, 'temperature'), f'A {type(model).__name__} has no temperature: make the learner with `fine_grained_learner`')
-    check(dl is None or hasattr(dl, 'dataset'), f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
+    if not hasattr(model, 'temperature'): raise FineGrainedError(f'A {type(model).__name__} has no temperature: make the learner with `fine_grained_learner`')
+    if dl is not None and not hasattr(dl, 'dataset'): raise FineGrainedError(f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
     was,dl = model.temperature.item(),self.dls.valid.new(shuffle=False, drop_last=False) if dl is None else dl
     def few(scores, targ=None):
         check(targ is not None, 'These pictures have no labels: make the loader with `with_labels=True`')
         return _losses_at(scores.float()*was, targ),
     n = trained_on(self, dl)
-    if n: warnings.warn(f'{n:,} of the pictures that the temperature is fitted to are training pictures, of which the model is surer than of others: fit it to pictures that were not trained on')
+    if n:
+        warnings.warn(f'{n:,} of the pictures that the temperature is fitted to are training pictures, of which the model is surer than of others: fit it to '
+            'pictures that were not trained on')
     t = _lowest(gather(self, dl, few)[0].double().mean(0)) or was # where all are equal nothing speaks for another
     model.temperature.fill_(t)
     self.calibrated_on = frozenset(items_of(dl))

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from numbers import Integral
 from pathlib import Path
 from PIL import Image
-from ..core import check, check_choice, check_number, listing, wrap_label
+from ..core import FineGrainedError, check, check_choice, check_number, listing, wrap_label
 from ..pictures import caption, picture_grid, write_below
 from ..data.image import is_one_picture
 from .layers import asked_against, find_method, target_weights, view_layers
@@ -32,10 +32,11 @@ def resize_maps(maps:torch.Tensor, size:tuple):
 def _index(o, vocab, what='target'):
     "The number of class `o`, a name or a number, which the user gave as `what`"
     if isinstance(o, str):
-        check(o in vocab, f"{what}='{o}' is no class of this learner: it knows {listing(vocab)}")
+        if o not in vocab: raise FineGrainedError(f"{what}='{o}' is no class of this learner: it knows {listing(vocab)}")
         return list(vocab).index(o)
-    check(isinstance(o, Integral) and not isinstance(o, bool), f"{what}={o!r} is no class: give a name, a number, or a pair of them, ('this', 'not that')")
-    check(0<=int(o)<len(vocab), f"{what}={o}: this learner has {len(vocab)} classes, 0 to {len(vocab)-1}")
+    if not (isinstance(o, Integral) and not isinstance(o, bool)):
+        raise FineGrainedError(f"{what}={o!r} is no class: give a name, a number, or a pair of them, ('this', 'not that')")
+    if not 0<=int(o)<len(vocab): raise FineGrainedError(f"{what}={o}: this learner has {len(vocab)} classes, 0 to {len(vocab)-1}")
     return int(o)
 
 def contrast_class(o:str|int|None, vocab:list):
@@ -45,11 +46,12 @@ def contrast_class(o:str|int|None, vocab:list):
 def _target_weights(o, vocab, against='mean'):
     "What is asked for by `o`, a class or a pair of classes, as weights of the logits (classes)"
     pair = o if isinstance(o, tuple) else (o,)
-    check(len(pair) in (1,2), f"target={o}: a pair is two classes, this and not that; to ask about each picture by itself give a list")
+    if len(pair) not in (1,2): raise FineGrainedError(f"target={o}: a pair is two classes, this and not that; to ask about each picture by itself give a list")
     i = [_index(c, vocab) for c in pair]
-    check(len(i)==1 or against in ('mean',None), f"target={o} says already what it is set against: leave `against` out, or give one class")
+    if len(i)!=1 and against not in ('mean',None):
+        raise FineGrainedError(f"target={o} says already what it is set against: leave `against` out, or give one class")
     if len(i)==2: against = i[1]
-    check(against!=i[0], f"target={o!r} against {vocab[i[0]]!r} asks for the difference between a class and itself")
+    if against==i[0]: raise FineGrainedError(f"target={o!r} against {vocab[i[0]]!r} asks for the difference between a class and itself")
     return target_weights(torch.tensor(i[:1]), len(vocab), against)[0]
 
 # %% ../../nbs/api/615_interpret.cam.ipynb #a2e7e102
@@ -60,7 +62,7 @@ def _targets(target, n, vocab, against='mean'):
     if target is None: return
     if isinstance(target, (str,tuple)) or not hasattr(target, '__iter__'): return _target_weights(target, vocab, against).expand(n, -1)
     target = list(target)
-    check(len(target)==n, f"{len(target)} targets for {n} pictures: give one class for all, or one for each")
+    if len(target)!=n: raise FineGrainedError(f"{len(target)} targets for {n} pictures: give one class for all, or one for each")
     return torch.stack([_target_weights(o, vocab, against) for o in target])
 
 # %% ../../nbs/api/615_interpret.cam.ipynb #20b6e311
@@ -82,7 +84,7 @@ def _looks(learn, items, method, target, layers, against):
 def logits_and_maps(learn:Learner, items:int|str|Path|Image.Image|Iterable, method:str|Callable='gradcam',
     target:str|int|tuple|list|None=None, layer:int|str|nn.Module|list|None=None, against:str|int|None='auto'):
     "Pictures as the model sees them, logits (n, classes) and maps (n, H, W) of `items`; of a list of layers (n, layers, H, W)"
-    check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
+    if not isinstance(learn, Learner): raise FineGrainedError(f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
     many = isinstance(layer, (list,tuple))
     check(not many or layer, 'layer=[]: name at least one')
     x,logits,maps = [torch.cat(o) for o in zip(*_looks(learn, items, method, target, layer if many else [layer], against))]
@@ -154,10 +156,12 @@ def asked_line(method:str|Callable, target:str|int|tuple|list|None, against:str|
     "A line that says by which method a map was made, and against what the class was set"
     name = getattr(method, '__name__', str(method))
     if name in ('eigencam','rollout'): return f'{name}, which asks about no class'
-    pairs = isinstance(target, tuple) and len(target)==2 or isinstance(target, list) and all(isinstance(o, tuple) and len(o)==2 for o in target)
+    pairs = (isinstance(target, tuple) and len(target)==2 or isinstance(target, list)
+        and all(isinstance(o, tuple) and len(o)==2 for o in target))
     if pairs: return f'{name}: of the one class, and not of the other'
     what = 'the class that is said' if target is None else 'the class asked about'
-    how = 'its score alone' if against is None else 'against the mean of all' if isinstance(against, str) and against=='mean' else f'against {vocab[_index(against, vocab)]}'
+    how = ('its score alone' if against is None else 'against the mean of all' if isinstance(against, str)
+        and against=='mean' else f'against {vocab[_index(against, vocab)]}')
     return f'{name}: {what}, {how}'
 
 # %% ../../nbs/api/615_interpret.cam.ipynb #979138e4
@@ -174,11 +178,12 @@ def show_cam(self:Learner,
 ): # Axes (n,)
     "Where this learner looks in `items`: in colour what counts, above it what the model says, in green if it is right; below what was asked"
     check_number('n', n, 1, whole=True), check_number('ncols', ncols, 1, whole=True)
-    check(not isinstance(layer, (list,tuple)), f'layer={layer!r}: `show_cam` draws one layer; `cam` gives the maps of several')
+    if isinstance(layer, (list,tuple)): raise FineGrainedError(f'layer={layer!r}: `show_cam` draws one layer; `cam` gives the maps of several')
     if items is None: items = _some_of_valid(self.dls, n)
     elif isinstance(items, Integral) or is_one_picture(items): items = [items]
     x,logits,maps = logits_and_maps(self, items, method, target, layer, against)
-    p,vocab,actual,asked = logits.softmax(1),self.dls.vocab,_actual(self, items),_spoken(target, len(x), self.dls.vocab)
+    p,vocab,actual = logits.softmax(1),self.dls.vocab,_actual(self, items)
+    asked = _spoken(target, len(x), self.dls.vocab)
     said = p.argmax(1).tolist()
     right = [None if actual is None or actual[i] is None else k==actual[i] for i,k in enumerate(said)]
     def lines(i, k):

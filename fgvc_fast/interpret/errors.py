@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from numbers import Integral
-from ..core import check, check_number, wrap_label, in_plot
+from ..core import FineGrainedError, check, check_number, in_plot, wrap_label
 from ..pictures import caption, figure_size, no_box, picture_grid, write_below
 from .probe import to_images
 from .cam import logits_and_maps, asked_line, draw_cam
@@ -56,7 +56,8 @@ class FineGrainedInterpretation(Interpretation):
         act:Callable|None=None # Makes probabilities of scores; None: what belongs to the loss
     ):
         super().__init__(learn, dl, losses, act)
-        self.preds,self.targs,self.probs,self.vocab,self.dls = preds,targs,probs,learn.dls.vocab,learn.dls
+        self.preds,self.targs,self.probs = preds,targs,probs
+        self.vocab,self.dls = learn.dls.vocab,learn.dls
 
     @classmethod
     def from_learner(cls, learn:Learner,
@@ -65,10 +66,11 @@ class FineGrainedInterpretation(Interpretation):
         act:Callable|None=None # Makes probabilities of scores; None: what belongs to the loss
     ):
         "Run `learn` once over the validation split, or over `dl`"
-        check(isinstance(learn, Learner), f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
-        check(dl is None or hasattr(dl, 'dataset'), f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
+        if not isinstance(learn, Learner): raise FineGrainedError(f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
+        if dl is not None and not hasattr(dl, 'dataset'): raise FineGrainedError(f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
         if dl is None: dl = _split_loader(learn.dls, ds_idx)
-        if n := trained_on(learn, dl): warnings.warn(f'{n:,} of these pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
+        if n := trained_on(learn, dl):
+            warnings.warn(f'{n:,} of these pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
         with warnings.catch_warnings():
             warnings.simplefilter('ignore') # names that make no tree are said where levels are asked for
             tree = levels_of(learn.dls)
@@ -98,7 +100,8 @@ def _mark(learn, dl): return learner_key(learn),loader_key(dl)
 @patch
 def check_fresh(self:FineGrainedInterpretation):
     "Stop where the learner would not answer today as it did: its maps would explain other answers"
-    check(self.mark in (None, _mark(self.learn, self.dl)), "The learner has other weights or other loaders, or the pictures are others, than when it gave these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
+    check(self.mark in (None, _mark(self.learn, self.dl)), "The learner has other weights or other loaders, or the pictures are others, than when it gave "
+        "these answers, so it cannot explain them: make the interpretation anew, `FineGrainedInterpretation.from_learner(learn)`")
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #341474ec
 @patch
@@ -107,7 +110,8 @@ def rows(self:FineGrainedInterpretation)->list:
     data,items = getattr(self.dls, 'data', None),list(getattr(getattr(self.dl, 'dataset', None), 'items', ()))
     check(data is not None, 'These loaders do not know their data set: make them with `data.dls(...)`')
     own = all(isinstance(o, (int,np.integer)) for o in items) and items_of(self.dl)==items_of(self.dls.test_dl(items))
-    check(items and own, "These pictures are no rows of the learner's data set: make the interpretation of a split, or of `dl=dls.test_dl(rows, with_labels=True)`")
+    check(items and own, "These pictures are no rows of the learner's data set: make the interpretation of a split, or of `dl=dls.test_dl(rows, "
+        "with_labels=True)`")
     return [int(o) for o in items]
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #9209a06b
@@ -157,7 +161,8 @@ def per_class(self:FineGrainedInterpretation)->pd.DataFrame:
     "Recall and precision of each class that was seen or said, the worst recall first; nan where there is nothing to divide by"
     n = len(self.vocab)
     seen,said = (o.bincount(minlength=n) for o in (self.targs, self.preds))
-    res = pd.DataFrame(dict(label=self.vocab, pictures=seen, recall=per_class_accuracy(self.preds, self.targs, n), precision=per_class_accuracy(self.targs, self.preds, n)))
+    res = pd.DataFrame(dict(label=self.vocab, pictures=seen, recall=per_class_accuracy(self.preds, self.targs, n),
+        precision=per_class_accuracy(self.targs, self.preds, n)))
     return res[((seen+said)>0).numpy()].sort_values('recall', kind='stable', ignore_index=True)
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #1f2afd93
@@ -187,7 +192,8 @@ def plot_per_class(self:FineGrainedInterpretation,
 def error_levels(self:FineGrainedInterpretation)->pd.DataFrame:
     "Of the mistakes, how many and which share meet at each level of the data set; the last row are those that share nothing"
     tree = levels_of(self.dls)
-    check(tree is not None and len(tree.levels)>1, 'This data set has no levels above the labels: say which columns hold them, as in `fine_grained_data(df, levels=["family","label"])`')
+    check(tree is not None and len(tree.levels)>1, 'This data set has no levels above the labels: say which columns hold them, as in `fine_grained_data(df, '
+        'levels=["family","label"])`')
     c = self.most_confused()
     res = c.groupby(c.meet.fillna('none'), sort=False).times.sum().reindex([*tree.levels[-2::-1],'none'], fill_value=0)
     return pd.DataFrame(dict(mistakes=res, share=res/max(res.sum(), 1))).rename_axis('meet')
@@ -227,7 +233,8 @@ def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20, # Classes
     side = .8+.34*len(keep)+.08*max(len(o) for name in names for o in name.split('\n'))
     if ax is None: _,ax = plt.subplots(figsize=(side,side), layout='constrained')
     ax.imshow(np.where(np.eye(len(keep), dtype=bool), 0, c), cmap='Reds')
-    for i,j in np.argwhere(c): ax.text(j, i, c[i,j], ha='center', va='center', fontsize=9, color='white' if i!=j and c[i,j]>dark else 'grey' if i==j else 'black')
+    for i,j in np.argwhere(c):
+        ax.text(j, i, c[i,j], ha='center', va='center', fontsize=9, color='white' if i!=j and c[i,j]>dark else 'grey' if i==j else 'black')
     ax.set_xticks(range(len(keep)), names, rotation=90, fontsize=9)
     ax.set_yticks(range(len(keep)), names, fontsize=9)
     ax.set(xlabel='predicted', ylabel='actual')
@@ -284,7 +291,8 @@ def plot_pair(self:FineGrainedInterpretation,
     check_number('k', k, 1, whole=True)
     self.check_fresh()
     unknown = [o for o in (one,other) if o not in list(self.vocab)]
-    check(not unknown and one!=other, f"'{one}' and '{other}' are no pair of classes" + (f": there is no '{unknown[0]}'" if unknown else ''))
+    if not (not unknown and one!=other):
+        raise FineGrainedError(f"'{one}' and '{other}' are no pair of classes" + (f": there is no '{unknown[0]}'" if unknown else ''))
     k = self._as_many([one, other], k)
     return self._draw_pairs([(one,other)], k, method, against, figsize)[0]
 
@@ -313,7 +321,8 @@ def _draw_pairs(self:FineGrainedInterpretation, pairs, k, method, against, figsi
     lines = max(len(wrap_label(o, int(12*wide)).splitlines()) for pair in pairs for o in pair)
     fig = plt.figure(figsize=figure_size(figsize, 2*wide, (2.2+.16*lines+.32*(asked_against(method, against)!='mean'))*len(pairs)), layout='constrained')
     rows = np.atleast_1d(fig.subfigures(len(pairs), 1))
-    return np.array([[self._half_pair(half, *o, k, method, against) for half,o in zip(row.subfigures(1, 2), ((a,b),(b,a)))] for row,(a,b) in zip(rows, pairs)])
+    return np.array([[self._half_pair(half, *o, k, method, against) for half,o in zip(row.subfigures(1, 2), ((a,b),(b,a)))]
+        for row,(a,b) in zip(rows, pairs)])
 
 @patch
 def _half_pair(self:FineGrainedInterpretation, fig, this, that, k, method, against):

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Iterable
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, check_number, listing, wrap_label
+from ..core import FineGrainedError, check, check_number, listing, wrap_label
 from ..pictures import caption, figure_size, no_box, picture_grid
 from .probe import batches_of, eval_fp32, to_images
 from .cam import draw_cam
@@ -29,7 +29,9 @@ class FeatureHierarchy:
     def __init__(self, learn:Learner):
         self.learn,self._pooled = learn,{}
         ok = isinstance(getattr(learn, 'model', None), torch.nn.Module) and isinstance(self.model, FineGrainedModel) and hasattr(self.model.body, 'model')
-        check(ok, f"The stages of a {type(getattr(learn, 'model', learn)).__name__} are not known: make the learner with `fine_grained_learner`, on one body")
+        if not ok:
+            raise FineGrainedError(f"The stages of a {type(getattr(learn, 'model', learn)).__name__} are not known: make the learner with "
+                "`fine_grained_learner`, on one body")
 
     @property
     def model(self): return bare_model(self.learn.model) # the one that the learner has now
@@ -83,7 +85,7 @@ def show(self:FeatureHierarchy, item, # A path, a picture or a row of the data s
     import matplotlib.pyplot as plt
     check_number('k', k, 1, whole=True)
     n,batches = batches_of(self.learn, item)
-    check(n==1, f'show looks at one picture, and these are {n}: `maps` takes many')
+    if n!=1: raise FineGrainedError(f'show looks at one picture, and these are {n}: `maps` takes many')
     (x,ms), = self._batches(item)
     fig = plt.figure(figsize=figure_size(figsize, 1.2*(k+3.2), 1.4*len(ms)), layout='constrained')
     grid,axs = fig.add_gridspec(len(ms), k+3),[]
@@ -108,7 +110,7 @@ def show_filters(self:FeatureHierarchy,
     "The first layer's filters as pictures"
     check_number('most', most, 1, whole=True)
     first = next((m for m in self.model.body.model.modules() if isinstance(m, nn.Conv2d) and m.in_channels==3), None)
-    check(first is not None, f"'{self.model.body.name}' does not begin with a convolution of the picture")
+    if first is None: raise FineGrainedError(f"'{self.model.body.name}' does not begin with a convolution of the picture")
     w = first.weight.detach().float().cpu()[:most]
     w = w/w.abs().amax((1,2,3), keepdim=True).clamp(min=1e-12)/2+.5
     axs = picture_grid(['']*len(w), 16, size=.5, figsize=figsize)
@@ -136,11 +138,13 @@ def _labels(self:FeatureHierarchy):
 def _pairs_of(pairs, vocab):
     "`pairs` as a list, if they are pairs of classes"
     pairs = [pairs] if isinstance(pairs, tuple) and len(pairs)==2 and isinstance(pairs[0], str) else pairs
-    check(isinstance(pairs, (list,tuple)) and len(pairs), f"pairs={pairs!r}: give pairs of classes by name, as [('this', 'that'), ...]")
+    if not (isinstance(pairs, (list,tuple)) and len(pairs)):
+        raise FineGrainedError(f"pairs={pairs!r}: give pairs of classes by name, as [('this', 'that'), ...]")
     for pair in pairs:
         ok = isinstance(pair, (list,tuple)) and len(pair)==2
         unknown = [o for o in pair if o not in vocab] if ok else []
-        check(ok and pair[0]!=pair[1] and not unknown, f'{pair!r} is no pair of classes' + (f": there is no '{unknown[0]}'" if unknown else ''))
+        if not (ok and pair[0]!=pair[1] and not unknown):
+            raise FineGrainedError(f'{pair!r} is no pair of classes' + (f": there is no '{unknown[0]}'" if unknown else ''))
     return list(pairs)
 
 @patch
@@ -149,7 +153,9 @@ def _pictures_of(self:FeatureHierarchy, pair):
     res = [o[o.isin(pair)] for o in self._labels()]
     for o,split in zip(res, ('training','validation')):
         none = [k for k in pair if not (o==k).any()]
-        check(not none, f"{' / '.join(pair)}: there are no {split} pictures of {listing(none)}, and the probe is fitted on training pictures and scored on validation pictures of both: choose another pair, or `data.split(valid=.2)`")
+        if none:
+            raise FineGrainedError(f"{' / '.join(pair)}: there are no {split} pictures of {listing(none)}, and the probe is fitted on training pictures and "
+                "scored on validation pictures of both: choose another pair, or `data.split(valid=.2)`")
     return [(list(o.index), (o==pair[1]).to_numpy()) for o in res]
 
 # %% ../../nbs/api/630_interpret.features.ipynb #bc08e4a7
@@ -166,7 +172,9 @@ def linear_probes(self:FeatureHierarchy,
     for pair in _pairs_of(pairs, vocab):
         (train,y),(valid,want) = self._pictures_of(pair)
         own,new = self._rows(train),self._rows(valid)
-        def score(k): return balanced_accuracy_score(want, make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, class_weight='balanced')).fit(own[k], y).predict(new[k]))
+        def score(k):
+            return balanced_accuracy_score(want, make_pipeline(StandardScaler(),
+                LogisticRegression(max_iter=1000, class_weight='balanced')).fit(own[k], y).predict(new[k]))
         res[' / '.join(pair)] = {k: score(k) for k in self.stages} | dict(pictures=len(want))
     return pd.DataFrame(res).T.astype(dict(pictures=int))
 
@@ -184,7 +192,8 @@ def plot_linear_probes(self:FeatureHierarchy, pairs, # As `linear_probes`
     import matplotlib.pyplot as plt
     df = self.linear_probes(pairs)
     df.pop('pictures')
-    counts = [{pair[1]: want.sum(), pair[0]: (~want).sum()} for pair in _pairs_of(pairs, list(self.learn.dls.vocab)) for _,want in self._pictures_of(pair)[1:]]
+    counts = [{pair[1]: want.sum(), pair[0]: (~want).sum()} for pair in _pairs_of(pairs, list(self.learn.dls.vocab))
+        for _,want in self._pictures_of(pair)[1:]]
     room,n = _guessed(counts),sum({k: v for o in counts for k,v in o.items()}.values())
     if ax is None: _,ax = plt.subplots(figsize=(6.2,3), layout='constrained')
     for name,row in df.iterrows(): ax.plot(row, '.-', lw=1, color='C0' if len(df)<2 else 'lightgrey', label=wrap_label(name, 26, 4) if len(df)<2 else None)
@@ -209,11 +218,11 @@ def top_activations(self:FeatureHierarchy,
     "Show the pictures in which `channel` of `stage` answers most strongly, with its map"
     k = self.model.body.stage_index(stage)
     check_number('n', n, 1, whole=True)
-    check(items is None or isinstance(items, Iterable), f"items={items!r}: give paths, pictures or rows of the data set")
+    if items is not None and not isinstance(items, Iterable): raise FineGrainedError(f"items={items!r}: give paths, pictures or rows of the data set")
     items = list(self.learn.dls.valid.items) if items is None else list(items)
     check(items, 'There are no pictures to look at: give paths, pictures or rows of the data set')
     c = self.model.body.stages[k].channels
-    check(isinstance(channel, Integral) and 0<=channel<c, f"channel={channel!r}: stage '{self.stages[k]}' has {c} maps, 0 to {c-1}")
+    if not (isinstance(channel, Integral) and 0<=channel<c): raise FineGrainedError(f"channel={channel!r}: stage '{self.stages[k]}' has {c} maps, 0 to {c-1}")
     peak = torch.cat([ms[k][:,channel].amax((1,2)).cpu() for _,ms in self._batches(items)])
     top = peak.topk(min(n, len(items))).indices.tolist()
     (x,ms), = self._batches([items[i] for i in top])

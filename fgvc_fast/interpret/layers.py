@@ -51,8 +51,9 @@ def _by_shape(o, n, size, prefix=0):
     if isinstance(o, (tuple,list)) and len(o):
         m,pack = _by_shape(o[0], n, size, prefix)
         return m,lambda t: type(o)([pack(t), *o[1:]])
-    check(torch.is_tensor(o) and o.ndim in (3,4), f'This layer gives {tuple(getattr(o, "shape", ())) or type(o).__name__}, which is no map and no tokens: choose another')
-    check(len(o)==n, f'This layer sees the pictures in windows ({len(o)} of {n} pictures): choose a stage, or a whole block')
+    if not (torch.is_tensor(o) and o.ndim in (3,4)):
+        raise FineGrainedError(f'This layer gives {tuple(getattr(o, "shape", ())) or type(o).__name__}, which is no map and no tokens: choose another')
+    if len(o)!=n: raise FineGrainedError(f'This layer sees the pictures in windows ({len(o)} of {n} pictures): choose a stage, or a whole block')
     H,W = size
     if o.ndim==4:
         _,a,b,c = o.shape
@@ -60,13 +61,14 @@ def _by_shape(o, n, size, prefix=0):
         return (o.permute(0,3,1,2),lambda t: t.permute(0,2,3,1)) if last else (o,lambda t: t)
     places = o.shape[1]-prefix
     h = round(math.sqrt(max(places, 0)*H/W))
-    check(h and places%h==0, f'{places} tokens cannot be laid over a picture of {H}×{W} px: choose another layer')
+    if not (h and places%h==0): raise FineGrainedError(f'{places} tokens cannot be laid over a picture of {H}×{W} px: choose another layer')
     return as_map(o, size, prefix),lambda t: torch.cat([o[:,:prefix], t.flatten(2).transpose(1, 2)], 1)
 
 def _module(model, o):
     "The module that `o` is or names, in `model` or in its body's own network"
     if isinstance(o, nn.Module):
-        check(any(o is m for m in model.modules()), f'This {type(o).__name__} is no part of the model that is asked: choose one of `learn.model`')
+        if not any(o is m for m in model.modules()):
+            raise FineGrainedError(f'This {type(o).__name__} is no part of the model that is asked: choose one of `learn.model`')
         return o
     nets = [model] + ([model.body.model] if hasattr(getattr(model, 'body', None), 'model') else [])
     for net in nets:
@@ -84,10 +86,13 @@ def find_layer(
     if ours and (layer is None or isinstance(layer, int) or layer in model.body.group_names()): return _stage(model, layer)
     if layer is None or isinstance(layer, int):
         can_split(model)
-        check(layer in (None,-1), f'layer={layer}: a {type(model).__name__} has no stages, so give one of its modules, or its dotted name')
+        if layer not in (None,-1):
+            raise FineGrainedError(f'layer={layer}: a {type(model).__name__} has no stages, so give one of its modules, or its dotted name')
         return Layer(model[0], None, _as_is)
     m = _module(model, layer)
-    check(m is not None, f"layer='{layer}' is neither a stage" + (f' ({listing(model.body.group_names(), 20)})' if ours else '') + ' nor the dotted name of a module: `learn.model` prints them')
+    if m is None:
+        raise FineGrainedError(f"layer='{layer}' is neither a stage" + (f' ({listing(model.body.group_names(), 20)})' if ours else '')
+            + ' nor the dotted name of a module: `learn.model` prints them')
     return Layer(m, None, lambda o: _by_shape(o, len(x), x.shape[2:], getattr(model.body, '_prefix', 0) if ours else 0))
 
 # %% ../../nbs/api/610_interpret.layers.ipynb #e25d6555
@@ -105,7 +110,8 @@ def _in_full(model, x):
     "Pictures `x` in the precision of `model`'s weights, which must not be half"
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     half = [o for o in kinds if torch.finfo(o).bits<32]
-    check(not half, f'Weights of this {type(model).__name__} are {half[:1]}, in which gradients are mostly rounding: `learn.model.float()` first')
+    if half:
+        raise FineGrainedError(f'Weights of this {type(model).__name__} are {half[:1]}, in which gradients are mostly rounding: `learn.model.float()` first')
     check(x.is_floating_point() and x.isfinite().all(), 'The pictures hold NaN or infinity, or whole numbers: give pixels as the loaders do, from 0 to 1')
     return x.double() if torch.float64 in kinds else x.float()
 
@@ -117,7 +123,7 @@ def view_layers(
     layers:list|tuple=(None,) # Each a stage (name or number), a module or its dotted name; None: the last map
     )->tuple: # Logits (B, classes), and a `Activations` of each layer
     "What `layers` of `model` hold of `x`, and how what is asked would change with it"
-    check(isinstance(layers, (list,tuple)), f"layers={layers!r}: give a list of stages or modules, as (None, 'layer3')")
+    if not isinstance(layers, (list,tuple)): raise FineGrainedError(f"layers={layers!r}: give a list of stages or modules, as (None, 'layer3')")
     model = bare_model(model)
     x = _in_full(model, x.as_subclass(torch.Tensor))
     if x.is_inference(): x = x.clone()
@@ -125,15 +131,20 @@ def view_layers(
     with ExitStack() as hooks:
         for a,c in zip(at, caught): hooks.callback(a.hook(c).remove)
         with torch.no_grad(): logits = model(x)
-    for o,c in zip(layers, caught): check(c.maps is not None, f'Layer {o!r} took no part in what the model says of a picture: choose another')
+    for o,c in zip(layers, caught):
+        if c.maps is None: raise FineGrainedError(f'Layer {o!r} took no part in what the model says of a picture: choose another')
     said = logits.detach()
     check(said.isfinite().all(), "The model's answers are not finite numbers (NaN or infinity), so there is nothing to explain: did training diverge?")
-    logit_weights = target_weights(said.argmax(1), said.shape[1]) if logit_weights is None else logit_weights(said) if callable(logit_weights) else logit_weights
-    check(logit_weights.shape==said.shape, f'What is asked has the shape {tuple(logit_weights.shape)}, and the model gives {tuple(said.shape)}: has it as many outputs as the loaders have classes?')
+    logit_weights = (target_weights(said.argmax(1), said.shape[1]) if logit_weights is None else logit_weights(said)
+        if callable(logit_weights) else logit_weights)
+    if logit_weights.shape!=said.shape:
+        raise FineGrainedError(f'What is asked has the shape {tuple(logit_weights.shape)}, and the model gives {tuple(said.shape)}: has it as many outputs as '
+            'the loaders have classes?')
     logit_weights = logit_weights.to(said)
     @cache
     def grads():
-        with torch.enable_grad(): return torch.autograd.grad(score_of(logits, logit_weights).sum(), [c.maps for c in caught], materialize_grads=True)
+        with torch.enable_grad():
+            return torch.autograd.grad(score_of(logits, logit_weights).sum(), [c.maps for c in caught], materialize_grads=True)
     return said,[Activations(model, x, logit_weights, c.maps, lambda i=i: grads()[i], o) for i,(o,c) in enumerate(zip(layers, caught))]
 
 # %% ../../nbs/api/610_interpret.layers.ipynb #eb3353f9
@@ -145,7 +156,8 @@ def target_weights(
     "What is asked about each of `classes`, as weights of `n` logits"
     check_number('n', n, 1, whole=True)
     ok = isinstance(classes, torch.Tensor) and classes.ndim==1 and classes.dtype in (torch.uint8,torch.int32,torch.int64)
-    check(ok and (not len(classes) or 0<=classes.min() and classes.max()<n), f"classes: give one number for each picture, a tensor (B,) of whole numbers from 0 to {n-1}")
+    if not (ok and (not len(classes) or 0<=classes.min() and classes.max()<n)):
+        raise FineGrainedError(f"classes: give one number for each picture, a tensor (B,) of whole numbers from 0 to {n-1}")
     own = F.one_hot(classes.long(), int(n)).float()
     if against is None: return own
     if isinstance(against, str) and against=='mean':
@@ -153,7 +165,7 @@ def target_weights(
         return (own-1/n) * (2 if n==2 else 1) # of two classes it is the pair: some methods see how long the question is
     check_number('against', against, 0, n-1, whole=True)
     same = (classes==against).nonzero().flatten().tolist()
-    check(not same, f'Class {against} would be set against itself (pictures {listing(same)}): ask about another, or set it against another')
+    if same: raise FineGrainedError(f'Class {against} would be set against itself (pictures {listing(same)}): ask about another, or set it against another')
     res = own.clone()
     res[:,against] = -1
     return res
@@ -209,8 +221,9 @@ def from_grad_cam(cls):
                 if hasattr(c, '__enter__'): stack.enter_context(c)
                 maps = _asked_of(c, v.x.clone(), v.logit_weights)
         except FineGrainedError: raise
-        except Exception as e: raise FineGrainedError(f'{cls.__name__} of pytorch-grad-cam stops on this model ({type(e).__name__}: {e}): use another method') from e
-        check(maps is not None, f'{cls.__name__} of pytorch-grad-cam gave no maps of this model: use another method') # it swallows some errors
+        except Exception as e:
+            raise FineGrainedError(f'{cls.__name__} of pytorch-grad-cam stops on this model ({type(e).__name__}: {e}): use another method') from e
+        if maps is None: raise FineGrainedError(f'{cls.__name__} of pytorch-grad-cam gave no maps of this model: use another method') # it swallows some errors
         return torch.from_numpy(np.stack(maps)).to(v.x.device)
     return method
 
@@ -220,10 +233,13 @@ def find_method(
     ):
     "The function that `method` means"
     if isinstance(method, type):
-        check(_makes_maps(method), f'{method.__name__} makes no maps of targets: use {listing(cam_methods, 20)}, a function, or a class of pytorch-grad-cam such as GradCAM')
+        if not _makes_maps(method):
+            raise FineGrainedError(f'{method.__name__} makes no maps of targets: use {listing(cam_methods, 20)}, a function, or a class of pytorch-grad-cam '
+                'such as GradCAM')
         return from_grad_cam(method)
     if callable(method): return method
-    check(isinstance(method, str) and method in cam_methods, f"method={method!r} is unknown: use {listing(cam_methods, 20)}, a function, or a class of pytorch-grad-cam")
+    if not (isinstance(method, str) and method in cam_methods):
+        raise FineGrainedError(f"method={method!r} is unknown: use {listing(cam_methods, 20)}, a function, or a class of pytorch-grad-cam")
     return cam_methods[method]
 
 def asked_against(method:str|Callable, against:str|int|None='auto'):

@@ -14,7 +14,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from PIL import Image
 from ..answers import gather
-from ..core import check
+from ..core import FineGrainedError, check
 from ..pictures import no_box, wrong_color
 from .errors import FineGrainedInterpretation
 from ..levels import Levels
@@ -23,12 +23,13 @@ from ..levels import Levels
 def _tree(learn):
     "The `Levels` of the data set of `learn`"
     data = getattr(learn.dls, 'data', None)
-    check(data is not None, "These loaders do not know their data set, and so not its levels: make them with `data.dls(...)`, or after `load_learner` put them in, `learn.dls = data.dls(...)`")
+    check(data is not None, "These loaders do not know their data set, and so not its levels: make them with `data.dls(...)`, or after `load_learner` put them "
+        "in, `learn.dls = data.dls(...)`")
     return Levels(data)
 
 def _is_probability(confidence):
     ok = isinstance(confidence, Real) and not isinstance(confidence, bool) and 0<confidence<=1
-    check(ok, f"confidence={confidence!r} is no probability that an answer could reach: give a number above 0, up to 1")
+    if not ok: raise FineGrainedError(f"confidence={confidence!r} is no probability that an answer could reach: give a number above 0, up to 1")
 
 def _deepest(p, confidence):
     "The number of the finest level at which `p` (n, levels) reaches `confidence`; -1 where none does"
@@ -42,7 +43,8 @@ def answer_level(self:Learner,
     )->pd.DataFrame:
     "For each of `items` the finest answer that is at least `confidence` sure: the species, else the family, else None"
     _is_probability(confidence) # said before minutes are spent
-    check(isinstance(items, (str,Path,Integral,Image.Image)) or hasattr(items, '__iter__'), f'items={items!r}: give rows of the data set, paths or pictures')
+    if not isinstance(items, (str,Path,Integral,Image.Image)) and not hasattr(items, '__iter__'):
+        raise FineGrainedError(f'items={items!r}: give rows of the data set, paths or pictures')
     items = [items] if isinstance(items, (str,Path,Integral,Image.Image)) else list(items)
     check(len(items), "There are no pictures to answer for: give rows of the data set, paths or pictures")
     tree = _tree(self)
@@ -54,7 +56,8 @@ def answer_level(self:Learner,
         answer=pd.Series([name(i, k) if k>=0 else None for i,k in enumerate(deep)], dtype=object),
         level=pd.Series([tree.levels[k] if k>=0 else None for k in deep], dtype=object),
         confidence=[p[i,max(k, 0)].item() for i,k in enumerate(deep)], # of no answer: of the coarsest
-        label=[name(i, -1) for i in range(len(p))], label_confidence=p[:,-1])).set_index(pd.Index(items if all(isinstance(o, Integral) for o in items) else range(len(items))))
+        label=[name(i, -1) for i in range(len(p))], label_confidence=p[:,-1])).set_index(pd.Index(items
+        if all(isinstance(o, Integral) for o in items) else range(len(items))))
 
 # %% ../../nbs/api/650_interpret.levels.ipynb #1c4eca89
 @patch
@@ -62,7 +65,8 @@ def level_coverage(self:FineGrainedInterpretation,
     confidences:list|tuple|np.ndarray=(.5,.6,.7,.8,.9,.95,.99) # Probabilities that an answer must have, each 0–1
     )->pd.DataFrame:
     "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are right (`accuracy`)"
-    check(isinstance(confidences, (tuple,list,np.ndarray)) and len(confidences), f'confidences={confidences!r}: give probabilities, as (.5, .9)')
+    if not (isinstance(confidences, (tuple,list,np.ndarray)) and len(confidences)):
+        raise FineGrainedError(f'confidences={confidences!r}: give probabilities, as (.5, .9)')
     for c in confidences: _is_probability(c)
     tree,(p,right) = _tree(self.learn),(self.level_probs, self.level_right)
     if len(tree.levels)==1: p,right = self.probs[:,None],(self.preds==self.targs)[:,None]
@@ -72,7 +76,8 @@ def level_coverage(self:FineGrainedInterpretation,
         deep = _deepest(p, c)
         for k in range(len(tree.levels)-1, -2, -1):
             there = deep==k
-            rows.append(dict(confidence=c, level=tree.levels[k] if k>=0 else 'unsure', share=there.float().mean().item(), accuracy=right[there,k].float().mean().item() if k>=0 else np.nan))
+            rows.append(dict(confidence=c, level=tree.levels[k] if k>=0 else 'unsure', share=there.float().mean().item(),
+                accuracy=right[there,k].float().mean().item() if k>=0 else np.nan))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/api/650_interpret.levels.ipynb #d83dde1f
@@ -93,7 +98,8 @@ def plot_level_coverage(self:FineGrainedInterpretation,
             ok = o.share if o.level=='unsure' else o.share*np.nan_to_num(o.accuracy)
             ax.bar(x, ok, .8, y, color='#dddddd' if o.level=='unsure' else greens[k])
             ax.bar(x, o.share-ok, .8, y+ok, color=wrong_color)
-            if o.share>.06 and o.level!='unsure': ax.text(x, y+ok/2, f'{o.accuracy:.0%}', ha='center', va='center', fontsize=9, color='white' if k==0 else 'black')
+            if o.share>.06 and o.level!='unsure':
+                ax.text(x, y+ok/2, f'{o.accuracy:.0%}', ha='center', va='center', fontsize=9, color='white' if k==0 else 'black')
             y += o.share
     for k,o in enumerate(levels): ax.bar(0, 0, color='#dddddd' if o=='unsure' else greens[k], label=o)
     ax.bar(0, 0, color=wrong_color, label='wrong')

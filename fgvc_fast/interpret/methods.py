@@ -8,7 +8,7 @@ __all__ = ['cam_methods', 'score_of', 'Activations', 'center_logits']
 # %% ../../nbs/api/605_interpret.methods.ipynb #b5ae0756
 import torch
 from collections.abc import Callable
-from ..core import check, listing
+from ..core import FineGrainedError, check, listing
 from ..models.split import split_model
 from ..models.body import as_map
 from ..models.stages import check_token_flow, hook_attention, RollOut
@@ -53,7 +53,9 @@ def center_logits(
     "Take from the last layer of `model`, in place, what all classes share: probabilities stay, and any tool's map of a score alone is one against the mean of all"
     heads = [o for k in ('head','branch') if (o := getattr(model, k, None)) is not None] or [model[-1] if isinstance(model, nn.Sequential) else model]
     lasts = [o.fc if hasattr(o, 'fc') else o[-1] if isinstance(o, nn.Sequential) else None for o in heads]
-    check(all(isinstance(o, nn.Linear) for o in lasts), f'The last layer of {listing(type(o).__name__ for o in heads)} is not linear, so what its classes share cannot be taken off; maps here need not have it')
+    if not all(isinstance(o, nn.Linear) for o in lasts):
+        raise FineGrainedError(f'The last layer of {listing(type(o).__name__ for o in heads)} is not linear, so what its classes share cannot be taken off; '
+            'maps here need not have it')
     for head,fc in zip(heads, lasts):
         above = [*zip(getattr(head, 'above', ()), getattr(head, 'up', ()))] # of levels: what all labels share is there too
         for name in ('weight','bias'):
@@ -129,7 +131,8 @@ def _as_rolled(v, flow, maps):
 # %% ../../nbs/api/605_interpret.methods.ipynb #2631e472
 def _has_attention(v):
     check(v.layer is None, 'Roll-out goes through all blocks: leave `layer` out')
-    check(hasattr(getattr(v.model, 'body', None), '_prefix'), f"{type(v.model).__name__} shows no attention that could be rolled out: use a ViT of `fine_grained_learner`, or method='gradcam'")
+    if not hasattr(getattr(v.model, 'body', None), '_prefix'):
+        raise FineGrainedError(f"{type(v.model).__name__} shows no attention that could be rolled out: use a ViT of `fine_grained_learner`, or method='gradcam'")
 
 def _rollout(v):
     _has_attention(v)
@@ -143,4 +146,5 @@ def _gradrollout(v):
     return _as_rolled(v, out.flow, out.maps)
 
 # %% ../../nbs/api/605_interpret.methods.ipynb #4311faf6
-cam_methods = dict(gradcam=_gradcam, cam=_cam, gradcampp=_gradcampp, hirescam=_hirescam, layercam=_layercam, eigencam=_eigencam, scorecam=_scorecam, rollout=_rollout, gradrollout=_gradrollout)
+cam_methods = dict(gradcam=_gradcam, cam=_cam, gradcampp=_gradcampp, hirescam=_hirescam, layercam=_layercam, eigencam=_eigencam,
+    scorecam=_scorecam, rollout=_rollout, gradrollout=_gradrollout)

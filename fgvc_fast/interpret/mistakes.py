@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/api/670_interpret.mistakes.ipynb #08be772c
 import pandas as pd, torch
 from fastcore.basics import patch
-from ..core import check, check_number, wrap_label
+from ..core import FineGrainedError, check_number, wrap_label
 from ..pictures import picture_grid
 from .probe import to_images
 from .cam import logits_and_maps, draw_cam
@@ -28,7 +28,7 @@ def _nearest_of(self:FineGrainedInterpretation, idxs, classes):
         res.append([])
         for c in cs:
             at = (targs==c).nonzero()[:,0]
-            check(len(at), f"There is no training picture of '{self.vocab[c]}'")
+            if not len(at): raise FineGrainedError(f"There is no training picture of '{self.vocab[c]}'")
             others = at[known[at]!=file] # not itself, unless there is nothing else
             if len(others): at = others
             res[-1].append(items[at[(embeddings[at]@row).argmax()].item()])
@@ -45,7 +45,7 @@ def plot_errors(self:FineGrainedInterpretation,
 ): # Axes (n, 6)
     "Mistakes: the picture, what spoke for what was said, for what it is, for the one and not the other, and the nearest training picture of each"
     check_number('n', n, 1, whole=True)
-    check(idxs is None or hasattr(idxs, '__iter__'), f"idxs={idxs!r}: give numbers of pictures, or None")
+    if idxs is not None and not hasattr(idxs, '__iter__'): raise FineGrainedError(f"idxs={idxs!r}: give numbers of pictures, or None")
     for i in [] if idxs is None else idxs: check_number('idxs: picture', int(i) if hasattr(i, 'item') else i, 0, len(self.preds)-1, whole=True)
     self.check_fresh()
     if idxs is None:
@@ -54,7 +54,7 @@ def plot_errors(self:FineGrainedInterpretation,
         if not len(idxs): return print('There are no mistakes: every answer is right.')
     idxs = [int(i) for i in idxs]
     same = [i for i in idxs if self.preds[i]==self.targs[i]]
-    check(not same, f'Pictures {same} were named rightly: there is no mistake to explain')
+    if same: raise FineGrainedError(f'Pictures {same} were named rightly: there is no mistake to explain')
     said,true = ([int(o[i]) for i in idxs] for o in (self.preds, self.targs))
     items = [self.dl.items[i] for i in idxs]
     x,_,maps = logits_and_maps(self.learn, items*3, method, [*said, *true, *zip(said, true)], layer, against)
@@ -66,7 +66,8 @@ def plot_errors(self:FineGrainedInterpretation,
     def titles(i, *names):
         a,b = (wrap_label(self.vocab[o], 18, 3) for o in names)
         return f'said {self.probs[i]:.0%}:\n{a}', f'why\n{a}{alone}', f'why\n{b}{alone}', 'why the one,\nnot the other', f'training:\n{a}', f'training:\n{b}'
-    axs = picture_grid([o for t in map(titles, idxs, said, true) for o in t], 6, size=1.6, right=[False,*[None]*5]*len(idxs), figsize=figsize).reshape(-1, 6)
+    axs = picture_grid([o for t in map(titles, idxs, said, true) for o in t], 6, size=1.6, right=[False,*[None]*5]*len(idxs),
+        figsize=figsize).reshape(-1, 6)
     for row,im,ms,two in zip(axs, shown, maps.transpose(0, 1), others):
         for ax,o in zip(row[[0,4,5]], (im,*two)): ax.imshow(o.permute(1,2,0))
         for ax,m in zip(row[1:4], ms): draw_cam(ax, im, m)
@@ -84,4 +85,5 @@ def label_issues(self:FineGrainedInterpretation,
     i = i[self.probs[i].argsort(descending=True)].tolist()
     data,items = getattr(self.dls, 'data', None),[self.dl.items[k] for k in i]
     names = [str(data.path(o)) if data is not None and isinstance(o, Integral) else str(o) for o in items]
-    return pd.DataFrame(dict(item=items, picture=names, label=[self.vocab[self.targs[k]] for k in i], predicted=[self.vocab[self.preds[k]] for k in i], confidence=self.probs[i].tolist(), number=i))
+    return pd.DataFrame(dict(item=items, picture=names, label=[self.vocab[self.targs[k]] for k in i],
+        predicted=[self.vocab[self.preds[k]] for k in i], confidence=self.probs[i].tolist(), number=i))

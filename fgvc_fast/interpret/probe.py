@@ -14,7 +14,7 @@ from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from fastai.torch_core import TensorImage, get_model
 from ..answers import check_vocab
-from ..core import check
+from ..core import FineGrainedError, check
 from ..data.image import is_one_picture
 from ..models.split import eval_mode
 from numbers import Integral
@@ -30,10 +30,13 @@ def batches_of(learn:Learner, items:int|str|Path|Image.Image|Iterable):
     if isinstance(items, (tuple,list)) and len(items) and is_batch(items[0]): items = items[0] # (xb, yb)
     alone = isinstance(items, Integral) or is_one_picture(items)
     if torch.is_tensor(items) and not alone:
-        check(is_batch(items) and items.shape[1]==3 and len(items), f"A tensor of shape {tuple(items.shape)} is no batch: (n, 3, height, width) is needed")
-        check(not items.is_floating_point() or not (items>16).any(), f'The batch goes up to {float(items.max()):.4g}: give pixels as the loaders do, from 0 to 1')
+        if not (is_batch(items) and items.shape[1]==3 and len(items)):
+            raise FineGrainedError(f"A tensor of shape {tuple(items.shape)} is no batch: (n, 3, height, width) is needed")
+        if items.is_floating_point() and (items>16).any():
+            raise FineGrainedError(f'The batch goes up to {float(items.max()):.4g}: give pixels as the loaders do, from 0 to 1')
         return len(items),[items]
-    check(alone or isinstance(items, Iterable), f"items={items!r} are no pictures: give paths, pictures, rows of the data set, or a batch")
+    if not alone and not isinstance(items, Iterable):
+        raise FineGrainedError(f"items={items!r} are no pictures: give paths, pictures, rows of the data set, or a batch")
     items = [items] if alone else list(items)
     check(len(items), "There are no pictures to look at: give paths, pictures, rows of the data set, or a batch")
     dl = learn.dls.test_dl(items, **(dict(num_workers=0) if len(items)<=64 else {})) # workers take longer to start than that
@@ -65,14 +68,16 @@ class PixelModel(nn.Module):
     def __init__(self, learn:Learner # A fastai learner
         ):
         super().__init__()
-        check(hasattr(learn, 'model') and hasattr(learn, 'dls'), f'learn={learn!r}: give a learner, such as `fine_grained_learner` makes')
+        if not (hasattr(learn, 'model') and hasattr(learn, 'dls')):
+            raise FineGrainedError(f'learn={learn!r}: give a learner, such as `fine_grained_learner` makes')
         t = next((t for t in learn.dls.valid.after_batch.fs if isinstance(t, Normalize)), None)
         self.model,self.stats = get_model(learn.model),None if t is None else [o.as_subclass(torch.Tensor) for o in (t.mean, t.std)]
     def to_pixels(self, x:torch.Tensor):
         "A batch of the loaders as pixels"
         x = x.as_subclass(torch.Tensor)
         if self.stats is not None: x = x*self.stats[1].to(x)+self.stats[0].to(x)
-        check(x.min()>=-.25 and x.max()<=1.25, 'The loaders give something else than pixels from 0 to 1, and have no `Normalize` that could be undone: normalise with `Normalize`, or leave it to the model')
+        check(x.min()>=-.25 and x.max()<=1.25, 'The loaders give something else than pixels from 0 to 1, and have no `Normalize` that could be undone: '
+            'normalise with `Normalize`, or leave it to the model')
         return x.clamp(0, 1)
     def to_batch(self, x:torch.Tensor):
         "Pixels as the loaders would have given them"

@@ -9,7 +9,7 @@ __all__ = []
 import numpy as np
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, listing, wrap_label
+from ..core import FineGrainedError, listing, wrap_label
 from .retrieval import kept_embeddings
 from ..levels import levels_of
 
@@ -24,13 +24,14 @@ def plot_embeddings(self:Learner,
     "The rows that the head gets of the pictures of a split, in two dimensions, coloured by level"
     import matplotlib.pyplot as plt
     from sklearn.manifold import TSNE
-    check(how is None or hasattr(how, 'fit_transform'), f'how={how!r}: give something with `fit_transform`, such as PCA(2) of scikit-learn')
+    if how is not None and not hasattr(how, 'fit_transform'):
+        raise FineGrainedError(f'how={how!r}: give something with `fit_transform`, such as PCA(2) of scikit-learn')
     embeddings,targs = kept_embeddings(self, split)
-    check(len(embeddings)>3, f'{len(embeddings)} pictures are no map')
+    if not len(embeddings)>3: raise FineGrainedError(f'{len(embeddings)} pictures are no map')
     tree = levels_of(self.dls)
     levels = list(tree.levels) if tree else ['label']
     by = levels[0] if by is None else by
-    check(isinstance(by, str) and by in levels, f"by={by!r} is no level of this data set: use {listing(levels)}")
+    if not (isinstance(by, str) and by in levels): raise FineGrainedError(f"by={by!r} is no level of this data set: use {listing(levels)}")
     group = tree.up[by][targs].numpy() if tree else targs.numpy()
     names = tree.vocab[by] if tree else self.dls.vocab
     if how is None: how = TSNE(perplexity=min(30, (len(embeddings)-1)/3), init='pca', random_state=0)

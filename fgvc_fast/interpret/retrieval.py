@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 from torch.nn import functional as F
 from weakref import WeakKeyDictionary
-from ..core import check, check_number, wrap_label, listing
+from ..core import FineGrainedError, check, check_number, listing, wrap_label
 from ..pictures import picture_grid
 from ..embed import retrieval_measures, nearest_elsewhere
 from .probe import to_images
@@ -35,7 +35,8 @@ def items_loader(learn:Learner, items:list, labels:bool=False):
 def embeddings_of(learn:Learner, dl:DataLoader):
     "The rows (n, nf) of the pictures of `dl`, of length 1, and class numbers (n,) where it has them"
     model = get_model(learn.model)
-    check(isinstance(model, FineGrainedModel), f'Embeddings are asked of models of `fine_grained_learner`, and this is a {type(model).__name__}')
+    if not isinstance(model, FineGrainedModel):
+        raise FineGrainedError(f'Embeddings are asked of models of `fine_grained_learner`, and this is a {type(model).__name__}')
     with model.trace('embeddings') as t, learn.no_bar() if len(dl.dataset)<=64 else nullcontext():
         return gather(learn, dl, lambda _,*targs: (F.normalize(t.embeddings.float()), *targs))
 
@@ -46,7 +47,8 @@ _made = WeakKeyDictionary() # not in the learner, which may be exported
 
 def kept_embeddings(learn:Learner, split:str='train'):
     "`learn.embeddings(split)` itself, to be read and not changed"
-    check(isinstance(split, str) and split in ('train','valid'), f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
+    if not (isinstance(split, str) and split in ('train','valid')):
+        raise FineGrainedError(f"split={split!r}: use 'train' or 'valid', the splits of the loaders")
     check_vocab(learn)
     own = learn.dls.train if split=='train' else learn.dls.valid
     dl,kept = items_loader(learn, list(own.dataset.items), True),_made.setdefault(learn, {})
@@ -110,13 +112,15 @@ def retrieve(self:Learner,
     k:int=5 # How many
     )->Neighbors:
     "The `k` training pictures whose rows are nearest to that of `item`, by the cosine"
-    check(isinstance(item, (str,Path,Integral,Image.Image,bytes)), f'retrieve looks for the neighbours of one picture: give a path, a picture or a row of the data set, not {type(item).__name__}')
+    if not isinstance(item, (str,Path,Integral,Image.Image,bytes)):
+        raise FineGrainedError(f'retrieve looks for the neighbours of one picture: give a path, a picture or a row of the data set, not {type(item).__name__}')
     check_number('k', k, 1, whole=True)
     (embeddings,targs),items = kept_embeddings(self),self.dls.train.dataset.items
     dl = items_loader(self, [item])
     (cos,i), = nearest_elsewhere(embeddings_of(self, dl)[0], k, embeddings, files=file_numbers(dl, self.dls.train))
     keep = [(c,j) for c,j in zip(cos[0].tolist(), i[0].tolist()) if c>-torch.inf]
-    return Neighbors(self, item, pd.DataFrame(dict(item=[items[j] for _,j in keep], label=[self.dls.vocab[targs[j]] for _,j in keep], cosine=[c for c,_ in keep])))
+    return Neighbors(self, item, pd.DataFrame(dict(item=[items[j] for _,j in keep], label=[self.dls.vocab[targs[j]] for _,j in keep],
+        cosine=[c for c,_ in keep])))
 
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #63bb327f
 @patch
@@ -124,34 +128,39 @@ def retrieval_metrics(self:Learner,
     ks:tuple=(1,5) # Neighbours for recall@k; the last also for k-NN accuracy
     )->pd.DataFrame:
     "How often the nearest pictures are of the right class: validation pictures among one another, and among the training pictures"
-    check(isinstance(ks, (tuple,list)) and len(ks), f'ks={ks!r}: give numbers of neighbours, as (1, 5)')
+    if not (isinstance(ks, (tuple,list)) and len(ks)): raise FineGrainedError(f'ks={ks!r}: give numbers of neighbours, as (1, 5)')
     for k in ks: check_number('ks: k', k, 1, whole=True)
     v,t = kept_embeddings(self, 'valid'),kept_embeddings(self)
     files = file_numbers(self.dls.valid, self.dls.train)
-    return pd.DataFrame([retrieval_measures(*v, ks, files=files[:1]), retrieval_measures(*v, ks, *t, files=files)], index=['among one another', 'among training pictures'])
+    return pd.DataFrame([retrieval_measures(*v, ks, files=files[:1]), retrieval_measures(*v, ks, *t, files=files)],
+        index=['among one another', 'among training pictures'])
 
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #9c0eafa4
 class Prototypes:
     "Classes as the mean rows of their pictures: `learn`'s own, and new ones"
-    def __init__(self, learn:Learner, embeddings:torch.Tensor, vocab:list, new:list): self.learn,self.embeddings,self.vocab,self.new,self.mark = learn,embeddings,vocab,new,learner_key(learn)
+    def __init__(self, learn:Learner, embeddings:torch.Tensor, vocab:list, new:list):
+        self.learn,self.embeddings,self.vocab,self.new,self.mark = learn,embeddings,vocab,new,learner_key(learn)
     def __repr__(self): return f'Prototypes: {len(self.vocab)} classes' + (f', of which new: {listing(self.new)}' if self.new else '')
 
     def scores(self, items:int|str|Path|Image.Image|Iterable # Paths, pictures or rows of the data set
         )->torch.Tensor: # (n, classes)
         "The cosine of each picture with each class"
-        check(self.mark==learner_key(self.learn), 'The learner has other weights or other loaders than when these prototypes were made, so pictures and prototypes cannot be compared: make them anew, `learn.prototypes(...)`')
+        check(self.mark==learner_key(self.learn), 'The learner has other weights or other loaders than when these prototypes were made, so pictures and '
+            'prototypes cannot be compared: make them anew, `learn.prototypes(...)`')
         return _embed(self.learn, _as_list('items', items)) @ self.embeddings.T
 
     def predict(self, items:int|str|Path|Image.Image|Iterable # Paths, pictures or rows of the data set
         )->pd.DataFrame:
         "For each picture the nearest class, its cosine, the second, and by how much it is farther"
         cos,i = self.scores(items).topk(min(2, len(self.vocab)), 1)
-        return pd.DataFrame(dict(label=[self.vocab[o] for o in i[:,0]], cosine=cos[:,0], second=[self.vocab[o] for o in i[:,-1]], farther=cos[:,0]-cos[:,-1]))
+        return pd.DataFrame(dict(label=[self.vocab[o] for o in i[:,0]], cosine=cos[:,0], second=[self.vocab[o] for o in i[:,-1]],
+            farther=cos[:,0]-cos[:,-1]))
 
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #141e6640
 def _as_list(name, o):
     "`o`, which the user calls `name`, as a list of pictures"
-    check(isinstance(o, (str,Path,Integral,Image.Image,Iterable)), f"{name}={o!r}: give paths, pictures or rows of the data set, one or many")
+    if not isinstance(o, (str,Path,Integral,Image.Image,Iterable)):
+        raise FineGrainedError(f"{name}={o!r}: give paths, pictures or rows of the data set, one or many")
     return [o] if isinstance(o, (str,Path,Integral,Image.Image)) else list(o)
 def _mean_row(embeddings): return F.normalize(embeddings.mean(0), dim=0)
 
@@ -160,14 +169,15 @@ def prototypes(self:Learner,
     new:dict|None=None # Names of new classes → a few pictures of each (paths, pictures, rows of the data set)
     )->Prototypes:
     "The classes of `learn`, and `new` ones, by the mean rows of their pictures; `learn` stays as it is"
-    check(new is None or isinstance(new, dict) and all(isinstance(k, str) for k in new), f"new={new!r}: give a dict, as {{'Snowy Finch': five_paths}}")
+    if new is not None and not (isinstance(new, dict) and all(isinstance(k, str) for k in new)):
+        raise FineGrainedError(f"new={new!r}: give a dict, as {{'Snowy Finch': five_paths}}")
     embeddings,targs = kept_embeddings(self)
     new,vocab = {k: _as_list(f'new: {k}', v) for k,v in (new or {}).items()},list(self.dls.vocab)
     known = [o for o in new if o in vocab]
-    check(not known, f'{listing(known)}: this learner knows that class already. Give new names only')
+    if known: raise FineGrainedError(f'{listing(known)}: this learner knows that class already. Give new names only')
     empty = [k for k,v in new.items() if not v]
-    check(not empty, f'{listing(empty)}: there are no pictures of it. Five are a beginning')
+    if empty: raise FineGrainedError(f'{listing(empty)}: there are no pictures of it. Five are a beginning')
     none = [o for i,o in enumerate(vocab) if not (targs==i).any()]
-    check(not none, f'{listing(none)}: there are no training pictures of it, so it has no mean')
+    if none: raise FineGrainedError(f'{listing(none)}: there are no training pictures of it, so it has no mean')
     means = [_mean_row(embeddings[targs==i]) for i in range(len(vocab))] + [_mean_row(_embed(self, v)) for v in new.values()]
     return Prototypes(self, torch.stack(means), vocab+list(new), list(new))

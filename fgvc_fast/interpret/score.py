@@ -11,7 +11,7 @@ import copy, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from collections.abc import Callable, Iterable
 from fastai.learner import Learner
 from fastcore.basics import patch
-from ..core import check, check_choice, check_number, check_size, half_interval, listing
+from ..core import FineGrainedError, check, check_choice, check_number, check_size, half_interval, listing
 from ..pictures import no_box
 from ..data.block import CropResize, PictureOf
 from ..data.lazy import open_lazily
@@ -33,7 +33,7 @@ def _places(name, o, n):
     "`o`, which the user calls `name`, as a tensor (any, `n`)"
     try: o = torch.as_tensor(np.asarray(o, dtype=np.float32))
     except (TypeError,ValueError): o = torch.zeros(0)
-    check(o.ndim==2 and o.shape[1]==n, f"{name}: give {n} numbers for each picture, an array or tensor (n, {n})")
+    if not (o.ndim==2 and o.shape[1]==n): raise FineGrainedError(f"{name}: give {n} numbers for each picture, an array or tensor (n, {n})")
     return o
 
 def box_masks(
@@ -58,18 +58,19 @@ def disc_masks(
 def truth_of(learn:Learner, data:FineGrainedData, rows:list, part:str|pd.Series|None):
     "Of `rows` as validation sees them: boxes (n, 4) and discs round the part that counts (n, 3), in pixels of the crop, NaN where unknown; None where the data set has none"
     cut = next((t for t in learn.dls.valid.after_item.fs if isinstance(t, CropResize)), None)
-    check(cut is not None, 'Where boxes and parts are after the crop is known for `CropResize` only: make the loaders with `data.dls(size=...)`, without `item_tfms`')
+    check(cut is not None, 'Where boxes and parts are after the crop is known for `CropResize` only: make the loaders with `data.dls(size=...)`, without '
+        '`item_tfms`')
     cut,pick,(h,w) = copy.copy(cut),PictureOf(data),cut.size
     cut.train = False
     check(cut.crop is None or data is learn.dls.data, "These loaders cut to the box, which they know for their own data set only: leave `data` out")
     if part is None and data.parts is not None and 'differs' in data.items: part = data.items.differs
     names = None if data.parts is None else set(data.parts.part)
-    check(part is None or names, f"part={part!r}: {data.card.get('title') or data.root} knows no parts, so leave `part` out")
+    if part is not None and not names: raise FineGrainedError(f"part={part!r}: {data.card.get('title') or data.root} knows no parts, so leave `part` out")
     if isinstance(part, str):
-        check(part in names, f"part='{part}' is none of {listing(sorted(names), 20)}")
+        if part not in names: raise FineGrainedError(f"part='{part}' is none of {listing(sorted(names), 20)}")
         part = pd.Series(part, data.items.index)
     lacks = [] if part is None else [i for i in rows if i not in part.index] if isinstance(part, pd.Series) else rows
-    check(not lacks, f'part does not say which part counts in rows {listing(lacks)}: give one name, or a Series with one for each row')
+    if lacks: raise FineGrainedError(f'part does not say which part counts in rows {listing(lacks)}: give one name, or a Series with one for each row')
     spots = None if part is None else data.parts[data.parts.visible>0].set_index(['item','part'])
     boxes,discs = [],[]
     for i in rows:
@@ -88,7 +89,9 @@ def truth_of(learn:Learner, data:FineGrainedData, rows:list, part:str|pd.Series|
 # %% ../../nbs/api/644_interpret.score.ipynb #e9055ab1
 def _check_maps(maps, masks):
     ok = all(torch.is_tensor(o) and o.ndim==3 for o in (maps, masks)) and maps.shape==masks.shape
-    check(ok, f'maps {tuple(getattr(maps, "shape", ()))} and masks {tuple(getattr(masks, "shape", ()))}: give two tensors of one shape (n, H, W)')
+    if not ok:
+        raise FineGrainedError(f'maps {tuple(getattr(maps, "shape", ()))} and masks {tuple(getattr(masks, "shape", ()))}: give two tensors of one shape (n, H, '
+            'W)')
     check(maps.isfinite().all(), 'These maps hold NaN or infinity: nothing can be said of where they are')
 
 def pointing_game(
@@ -130,17 +133,22 @@ def deletion_insertion(
     )->tuple: # Two (n, steps+1): probability of the class while pixels go, while they come back
     "How the probability of `classes` changes as the pixels of `x` are blurred, and sharpened, in the order of `maps`"
     check_number('steps', steps, 1, whole=True)
-    check(callable(f), f'f={f!r}: give a function from pictures to logits, such as a model')
-    check(torch.is_tensor(x) and x.ndim==4 and len(x), f'x is a {type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}: give pictures, a tensor (n, 3, H, W)')
-    check(torch.is_tensor(maps) and torch.is_tensor(classes), f'maps and classes are a {type(maps).__name__} and a {type(classes).__name__}: give tensors, one map and one number for each picture')
+    if not callable(f): raise FineGrainedError(f'f={f!r}: give a function from pictures to logits, such as a model')
+    if not (torch.is_tensor(x) and x.ndim==4 and len(x)):
+        raise FineGrainedError(f'x is a {type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}: give pictures, a tensor (n, 3, H, W)')
+    if not (torch.is_tensor(maps) and torch.is_tensor(classes)):
+        raise FineGrainedError(f'maps and classes are a {type(maps).__name__} and a {type(classes).__name__}: give tensors, one map and one number for each '
+            'picture')
     n,_,H,W = x.shape
-    check(maps.shape==(n,H,W) and maps.isfinite().all(), f'maps {tuple(maps.shape)} of pictures {tuple(x.shape)}: give one map (H, W) for each, without NaN')
+    if not (maps.shape==(n,H,W) and maps.isfinite().all()):
+        raise FineGrainedError(f'maps {tuple(maps.shape)} of pictures {tuple(x.shape)}: give one map (H, W) for each, without NaN')
     classes = classes.to(x.device)
-    check(classes.shape==(n,) and not classes.is_floating_point(), f'classes {tuple(classes.shape)}: give the number of one class for each of {n} pictures')
+    if not (classes.shape==(n,) and not classes.is_floating_point()):
+        raise FineGrainedError(f'classes {tuple(classes.shape)}: give the number of one class for each of {n} pictures')
     soft,rank = _blurred(x),maps.to(x.device).flatten(1).argsort(1, descending=True).argsort(1).view(n, 1, H, W)
     def p(o):
         said = f(o).softmax(1)
-        check(0<=classes.min() and classes.max()<said.shape[1], f'classes: the model knows {said.shape[1]}, 0 to {said.shape[1]-1}')
+        if not (0<=classes.min() and classes.max()<said.shape[1]): raise FineGrainedError(f'classes: the model knows {said.shape[1]}, 0 to {said.shape[1]-1}')
         return said.gather(1, classes[:,None])[:,0]
     def at(i): return rank < round(i*H*W/steps)
     with torch.no_grad(): both = [torch.stack([p(torch.where(at(i), *o)) for i in range(steps+1)], 1) for o in ((soft,x),(x,soft))]
@@ -174,7 +182,7 @@ def _asked(how, labels, n):
 def _listed(what, o):
     "`o`, one or several of what the user calls `what`, as a list"
     o = list(o) if isinstance(o, (list,tuple)) else [o]
-    check(o, f'{what}=[]: name at least one')
+    if not o: raise FineGrainedError(f'{what}=[]: name at least one')
     return o
 
 def _named(methods):
@@ -182,7 +190,7 @@ def _named(methods):
     methods = _listed('methods', methods)
     names = [getattr(o, '__name__', str(o)) for o in methods]
     twice = [o for o in names if names.count(o)>1 or o in cam_baselines]
-    check(not twice, f"Two methods are called '{twice[0] if twice else ''}': give functions names of their own")
+    if twice: raise FineGrainedError(f"Two methods are called '{twice[0] if twice else ''}': give functions names of their own")
     return {k: (find_method(o), asked_against(o)) for k,o in zip(names, methods)}
 
 def _said(model, layer):
@@ -197,7 +205,8 @@ def _scored(f, x, maps, y, boxes, discs, steps, tolerance):
     for name,mask in (('box',None if boxes is None else box_masks(boxes, size)), ('part',None if discs is None else disc_masks(discs, size))):
         if mask is None: continue
         known = mask.flatten(1).any(1)
-        for what,score in (('peak in',pointing_game(here, mask, tolerance)), ('energy in',energy_inside(here, mask))): res[f'{what} {name}'] = torch.where(known, score, torch.nan)
+        for what,score in (('peak in',pointing_game(here, mask, tolerance)), ('energy in',energy_inside(here, mask))):
+            res[f'{what} {name}'] = torch.where(known, score, torch.nan)
     if steps:
         gone,back = deletion_insertion(f, x, maps, y, steps)
         res['deletion'],res['insertion'] = (torch.trapezoid(o, dx=1/steps).cpu() for o in (gone,back))
@@ -214,7 +223,8 @@ class CamReport:
     def table(self)->pd.DataFrame:
         "Mean and half of the 95 % confidence interval by method, layer and what was asked"
         g = self.scores.groupby(self.keys, sort=False)
-        return pd.concat({o: pd.DataFrame(dict(mean=g[o].mean(), ci=g[o].apply(_peak_ci if o.startswith('peak') else _half_ci))) for o in self.names}, axis=1)
+        return pd.concat({o: pd.DataFrame(dict(mean=g[o].mean(), ci=g[o].apply(_peak_ci if o.startswith('peak') else _half_ci)))
+            for o in self.names}, axis=1)
 
     def beats(self, base:str='center' # Method that the others are compared with
         )->pd.DataFrame:
@@ -257,7 +267,7 @@ def plot(self:CamReport,
 ):
     "`score` of each method with its 95 % confidence interval, the best on top; baselines as lines"
     import matplotlib.pyplot as plt
-    check(score in self.names, f"score='{score}' is none of {listing(self.names, 20)}")
+    if score not in self.names: raise FineGrainedError(f"score='{score}' is none of {listing(self.names, 20)}")
     t = self.table()[score].reset_index()
     low,t = t[t.method.isin(cam_baselines)],t[~t.method.isin(cam_baselines)].sort_values('mean')
     if ax is None: _,ax = plt.subplots(figsize=(6.4,.8+.24*len(t)), layout='constrained')
@@ -297,8 +307,10 @@ def cam_report(self:FineGrainedInterpretation,
     self.check_fresh()
     learn,data,rows = self.learn,getattr(self.dls, 'data', None),self.rows()
     asked,layers,named = _listed('asked', asked),_listed('layers', layers),_named(methods)
-    for o in asked: check(o in cam_questions, f"asked={o!r}: use {', '.join(map(repr, cam_questions))}, one or several")
-    for what,o in (('asked',asked), ('layers',layers)): check(all(o.count(k)==1 for k in o), f'{what}={o}: one stands there twice')
+    for o in asked:
+        if o not in cam_questions: raise FineGrainedError(f"asked={o!r}: use {', '.join(map(repr, cam_questions))}, one or several")
+    for what,o in (('asked',asked), ('layers',layers)):
+        if not all(o.count(k)==1 for k in o): raise FineGrainedError(f'{what}={o}: one stands there twice')
     check_number('n', n, 1, whole=True, none=True), check_number('steps', steps, 0, whole=True), check_number('tolerance', tolerance, 0)
     if n and n<len(rows): rows = [rows[i*len(rows)//n] for i in range(n)]
     boxes,discs = truth_of(learn, data, rows, part)
@@ -314,7 +326,8 @@ def cam_report(self:FineGrainedInterpretation,
         with eval_fp32(learn.model, dev):
             for name,layer,how,maps in _every_map(bare_model(learn.model), x, y, named, layers, asked, len(learn.dls.vocab)):
                 s = _scored(bare_model(learn.model), x, maps, y, b, d, steps, tolerance)
-                res.append(pd.DataFrame(dict(item=rows[at], method=name, layer=layer, asked=how, **{k: o.cpu().numpy() for k,o in s.items()})))
+                res.append(pd.DataFrame(dict(item=rows[at], method=name, layer=layer, asked=how,
+                    **{k: o.cpu().numpy() for k,o in s.items()})))
     return CamReport(pd.concat(res, ignore_index=True))
 
 # %% ../../nbs/api/644_interpret.score.ipynb #b04f31ca
@@ -359,9 +372,10 @@ def cam_sanity_check(self:Learner,
     )->pd.DataFrame:
     "Rank correlation of maps with those of the same model with random pool and head, and with ever more random stages (rows), by method; NaN where a map is the same everywhere"
     learn,whole = self,bare_model(self.model)
-    check(isinstance(whole, FineGrainedModel), f'The stages of a {type(whole).__name__} are not known: the check needs a model of `fine_grained_learner`')
+    if not isinstance(whole, FineGrainedModel):
+        raise FineGrainedError(f'The stages of a {type(whole).__name__} are not known: the check needs a model of `fine_grained_learner`')
     check_number('seed', seed, 0, whole=True)
-    check(not isinstance(layer, (list,tuple)), f'layer={layer!r}: the check is of one layer')
+    if isinstance(layer, (list,tuple)): raise FineGrainedError(f'layer={layer!r}: the check is of one layer')
     auto = isinstance(against, str) and against=='auto'
     named = {k: (f, own if auto else contrast_class(against, vocab_of(learn))) for k,(f,own) in _named(methods).items()}
     dev,batches = next(whole.parameters()).device,batches_of(learn, items)[1]
@@ -376,7 +390,8 @@ def cam_sanity_check(self:Learner,
                     for k,(f,own) in named.items():
                         if own==how: res[k].append(resize_maps(f(v).detach(), x.shape[2:]).cpu())
         return {k: _ranked(torch.cat(o)) for k,o in res.items()}
-    true,model,rows,flat = maps(whole),copy.deepcopy(whole),{},{}
+    true,model,rows = maps(whole),copy.deepcopy(whole),{}
+    flat = {}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for what in _ever_more_random(model):
@@ -384,5 +399,6 @@ def cam_sanity_check(self:Learner,
             r = pd.DataFrame({k: (true[k]*now[k]).sum(1).numpy() for k in named})
             rows[what] = r.mean()
             for k,o in r.isna().sum()[r.isna().any()].items(): flat.setdefault(k, []).append(f'{what}: {o} of {len(r)}')
-    for k,o in flat.items(): warn(f"'{k}' gives maps that are the same everywhere, which correlate with nothing and are left out ({listing(o, 20)} pictures)", stacklevel=2)
+    for k,o in flat.items():
+        warn(f"'{k}' gives maps that are the same everywhere, which correlate with nothing and are left out ({listing(o, 20)} pictures)", stacklevel=2)
     return pd.DataFrame(rows).T.rename_axis('random')

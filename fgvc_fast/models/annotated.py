@@ -7,7 +7,7 @@ __all__ = ['part_targets', 'AnnotatedPartPool']
 
 # %% ../../nbs/api/142_models.annotated.ipynb #aea130ac
 import torch, torch.nn.functional as F
-from ..core import check, check_number
+from ..core import FineGrainedError, check, check_number
 from torch import nn
 
 # %% ../../nbs/api/142_models.annotated.ipynb #4e2675fc
@@ -18,7 +18,7 @@ def part_targets(places:torch.Tensor, # (B, K, 2) points or (B, 4) boxes from 0 
     "How much each place of a map belongs to each part"
     check_number('sigma', sigma, 1e-3)
     ok = torch.is_tensor(places) and (places.ndim==3 and places.shape[2]==2 or places.ndim==2 and places.shape[1]==4)
-    check(ok, f'places of shape {tuple(getattr(places, "shape", ()))} are neither points (B, K, 2) nor boxes (B, 4)')
+    if not ok: raise FineGrainedError(f'places of shape {tuple(getattr(places, "shape", ()))} are neither points (B, K, 2) nor boxes (B, 4)')
     o = places.as_subclass(torch.Tensor).float()
     if o.ndim==2: # the share of each place that the box covers
         o = o[:,None]*o.new_tensor([w,h,w,h])
@@ -48,11 +48,10 @@ class AnnotatedPartPool(nn.Module):
     ):
         super().__init__()
         check_number('nf', nf, 1, whole=True), check_number('parts', parts, 1, whole=True)
-        check_number('dim', dim, 1, whole=True, none=True)
-        check_number('given', given, 0, 1)
-        check_number('sigma', sigma, 1e-3)
-        check_number('weight', weight, 0)
-        self.parts,self.given,self.sigma,self.weight = parts,given,sigma,weight
+        check_number('dim', dim, 1, whole=True, none=True), check_number('given', given, 0, 1)
+        check_number('sigma', sigma, 1e-3), check_number('weight', weight, 0)
+        self.parts,self.given,self.sigma = parts,given,sigma
+        self.weight = weight
         self.where = nn.Conv2d(nf, parts, 1)
         self.reduce = nn.Conv2d(nf, dim, 1) if dim else nn.Identity()
         self.nf = (parts+1)*(dim or nf)
@@ -75,8 +74,9 @@ class AnnotatedPartPool(nn.Module):
 
     def _targets(self, points, maps):
         ok = tuple(points.shape[1:])==(self.parts,2) or tuple(points.shape[1:])==(4,) and self.parts==1
-        check(ok, f'The loaders give places of shape {tuple(points.shape[1:])}, which are not those of {self.parts} part{"s"*(self.parts>1)}: '
-            f'build the pool as `partial(AnnotatedPartPool, parts={points.shape[1] if points.ndim==3 else 1})`')
+        if not ok:
+            raise FineGrainedError(f'The loaders give places of shape {tuple(points.shape[1:])}, which are not those of {self.parts} part{"s"*(self.parts>1)}: '
+                f'build the pool as `partial(AnnotatedPartPool, parts={points.shape[1] if points.ndim==3 else 1})`')
         return part_targets(points, *maps.shape[2:], self.sigma)
 
     @property
@@ -85,7 +85,8 @@ class AnnotatedPartPool(nn.Module):
     def aux_losses(self, embeddings:torch.Tensor, maps:torch.Tensor, points:torch.Tensor|None=None):
         "How far the predicted places are from the true ones: their Kullback-Leibler divergence, mean over the known parts"
         if not self.weight: return []
-        check(points is not None, 'AnnotatedPartPool learns where the parts are: make the loaders with `data.dls(..., parts=True)` (or `parts=\'box\'`), or build it with `weight=0`')
+        check(points is not None, 'AnnotatedPartPool learns where the parts are: make the loaders with `data.dls(..., parts=True)` (or `parts=\'box\'`), or '
+            'build it with `weight=0`')
         true,known = self._targets(points, maps)
         far = F.kl_div(self.logits(maps).flatten(2).log_softmax(2), true.flatten(2), reduction='none').sum(2) # (B, parts), 0 where unknown
         return [('places', self.weight, far.sum()/known.sum().clamp(min=1))]

@@ -12,7 +12,7 @@ from timm.layers.cbam import CbamModule
 from timm.models.cait import LayerScaleBlockClassAttn
 from torch import nn
 from torch.nn import functional as F
-from ..core import check, check_number, listing
+from ..core import FineGrainedError, check_number, listing
 
 # %% ../../nbs/api/130_models.attention.ipynb #b0c705a6
 attention_blocks = dict(se=SEModule, eca=EcaModule, cbam=CbamModule)
@@ -24,7 +24,8 @@ class Attended(nn.Module):
         kind:str # A name from `attention_blocks`
     ):
         super().__init__()
-        check(isinstance(kind, str) and kind in attention_blocks, f'{kind!r} is no attention block: use one of {listing(attention_blocks, 20)}')
+        if not (isinstance(kind, str) and kind in attention_blocks):
+            raise FineGrainedError(f'{kind!r} is no attention block: use one of {listing(attention_blocks, 20)}')
         self.block = attention_blocks[kind](check_number('nf', nf, 1, whole=True))
         self.a = nn.Parameter(torch.zeros(()))
 
@@ -96,7 +97,8 @@ class ClassAttentionPool(nn.Module):
         self.token = nn.Parameter(torch.zeros(1, 1, self.nf))
         nn.init.trunc_normal_(self.token, std=.02)
         self.looks = nn.ModuleList([LayerScaleBlockClassAttn(self.nf, self.heads, mlp, init_values=scale) for _ in range(depth)])
-        for o in self.looks: o.attn.q,o.attn.k = nn.Sequential(o.attn.q, _EvenHeads(self.heads)),nn.Sequential(o.attn.k, _EvenHeads(self.heads))
+        for o in self.looks:
+            o.attn.q,o.attn.k = nn.Sequential(o.attn.q, _EvenHeads(self.heads)),nn.Sequential(o.attn.k, _EvenHeads(self.heads))
 
     def forward(self, x:torch.Tensor):
         z,t = self.narrow(_places(x)),self.token.expand(len(x), -1, -1)

@@ -36,11 +36,13 @@ def as_map(
     nhwc:bool=False # Are the channels last?
 ):
     "`x` as a map (B, C, h, w); a view, nothing is copied"
-    check(torch.is_tensor(x) and x.ndim in (3,4), f'features of shape {tuple(getattr(x, "shape", ()))} are no map and no tokens: (n, channels, height, width) or (n, places, channels)')
+    if not (torch.is_tensor(x) and x.ndim in (3,4)):
+        raise FineGrainedError(f'features of shape {tuple(getattr(x, "shape", ()))} are no map and no tokens: (n, channels, height, width) or (n, places, '
+            'channels)')
     if x.ndim==4: return x.permute(0, 3, 1, 2) if nhwc else x
     x = x[:, prefix:]                                        # (B, h*w, C)
     h = max(round(math.sqrt(x.shape[1]*size[0]/size[1])), 1)
-    check(x.shape[1] and x.shape[1]%h==0, f'{x.shape[1]} tokens are no map of an image of {size[0]}×{size[1]} px')
+    if not (x.shape[1] and x.shape[1]%h==0): raise FineGrainedError(f'{x.shape[1]} tokens are no map of an image of {size[0]}×{size[1]} px')
     return x.transpose(1, 2).unflatten(2, (h, -1))
 
 # %% ../../nbs/api/100_models.body.ipynb #cbb70800
@@ -132,7 +134,8 @@ def _runs(net, met, last, least=5):
     "The units of `net` in runs of one resolution, `last` the coarsest: [[(unit, channels that go in, channels, reduction), …], …]"
     calls = {u: [o for o in met if f'{o[0]}.'.startswith(f'{u}.')] for u in _units(net)}
     order = {u: met.index(o[0]) for u,o in calls.items() if o}
-    c,r,units,gives = 3,1,[],{}
+    c,r,units = 3,1,[]
+    gives = {}
     for u in sorted(calls, key=lambda u: order.get(u, len(met))):   # in the order in which the batch meets them
         maps = [out for _,_,out,_ in calls[u] if out and out[1]<=last] # beyond the last map: squeezed for attention
         if maps and maps[-1][1]>=r: c,r = maps[-1]
@@ -182,7 +185,8 @@ def _known(name):
     "Stop at a name that timm does not have, with those that come near"
     if ':' in name or timm.is_model(name.split('.')[0]): return
     near = difflib.get_close_matches(name, timm.list_models(), 5, 0.5) or timm.list_models(f'*{name}*')
-    raise FineGrainedError(f"timm has no model '{name}'" + (f'; near it: {listing(near)}' if near else '') + ". timm.list_models('*resnet*') finds names by pattern")
+    raise FineGrainedError(f"timm has no model '{name}'" + (f'; near it: {listing(near)}' if near else '')
+        + ". timm.list_models('*resnet*') finds names by pattern")
 
 # %% ../../nbs/api/100_models.body.ipynb #479c5856
 def _timm_net(name, pretrained, size, kwargs):
@@ -199,10 +203,12 @@ def _timm_net(name, pretrained, size, kwargs):
     step = getattr(getattr(net, 'patch_embed', None), 'patch_size', None)
     if size and step:
         ph,pw = as_pair(step)
-        check(size[0]%ph==0 and size[1]%pw==0, f"'{name}' sees patches of {ph} px: {_px(size)} cannot be divided into them, give multiples of {ph}")
+        if not (size[0]%ph==0 and size[1]%pw==0):
+            raise FineGrainedError(f"'{name}' sees patches of {ph} px: {_px(size)} cannot be divided into them, give multiples of {ph}")
     fc,token = cfg.get('classifier') or (),getattr(net, 'cls_token', None)
     facts = dict(mean=cfg.get('mean'), std=cfg.get('std'), native_size=tuple(cfg.get('input_size', (3,224,224))[-2:]), fixed=fixed,
-        prefix=getattr(net, 'num_prefix_tokens', token.shape[1] if torch.is_tensor(token) and token.ndim==3 else int(token is not None)), nhwc=str(getattr(net, 'output_fmt', ''))=='NHWC', heads=(fc,) if isinstance(fc, str) else tuple(fc),
+        prefix=getattr(net, 'num_prefix_tokens', token.shape[1] if torch.is_tensor(token) and token.ndim==3 else int(token is not None)),
+        nhwc=str(getattr(net, 'output_fmt', ''))=='NHWC', heads=(fc,) if isinstance(fc, str) else tuple(fc),
         convert=getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None))
     return net, facts
 
@@ -226,7 +232,8 @@ def _tv_net(arch, pretrained, size, kwargs):
     native = getattr(net, 'image_size', None)
     at = size[0] if size else native
     if native and size and size!=(native,native):
-        check(size[0]==size[1] and size[0]%net.patch_size==0, f"'{arch.__name__}' takes squares of a multiple of {net.patch_size} px, not {size[0]}×{size[1]}")
+        if not (size[0]==size[1] and size[0]%net.patch_size==0):
+            raise FineGrainedError(f"'{arch.__name__}' takes squares of a multiple of {net.patch_size} px, not {size[0]}×{size[1]}")
         sd = interpolate_embeddings(at, net.patch_size, net.state_dict())
         net = arch(weights=None, image_size=at, **kwargs)
         net.load_state_dict(sd)
@@ -253,22 +260,27 @@ def read_weights(
     path:str|Path # A '.safetensors', '.pth', '.pt' or '.bin' file
 )->dict:
     "The tensors in a file by name, without running any code that the file may hold"
-    check(isinstance(path, (str,Path)), f'weights={path!r}: give the path of a file')
+    if not isinstance(path, (str,Path)): raise FineGrainedError(f'weights={path!r}: give the path of a file')
     path = Path(path).expanduser()
-    check(not os.path.isdir(path), f"'{path}' is a folder: give the weights file in it")
-    check(os.path.isfile(path), f"no weights file '{path}'")
+    if os.path.isdir(path): raise FineGrainedError(f"'{path}' is a folder: give the weights file in it")
+    if not os.path.isfile(path): raise FineGrainedError(f"no weights file '{path}'")
     try:
         with open(path, 'rb') as f: begins = f.read(9) # what it is stands there, whatever it is called
         check(begins[8:]==b'{' or begins.startswith((b'PK\x03\x04',b'\x80')), 'neither a safetensors file nor one that torch has written')
         if begins[8:]==b'{': sd = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]), open(path, 'rb') as f: sd = torch.load(f, map_location='cpu', weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]), open(path, 'rb') as f:
+                sd = torch.load(f, map_location='cpu', weights_only=True)
     except UnpicklingError as e:
-        raise FineGrainedError(f"'{path}' holds more than tensors: it would run code when opened, so it stays closed. Ask for a .safetensors file, or for the state_dict alone") from e
-    except Exception as e: raise FineGrainedError(f"'{path}' cannot be read as weights ({next(iter(str(e).splitlines()), '') or type(e).__name__}): fetch it again, or ask for a .safetensors file") from e
+        raise FineGrainedError(f"'{path}' holds more than tensors: it would run code when opened, so it stays closed. Ask for a .safetensors file, or for the "
+            "state_dict alone") from e
+    except Exception as e:
+        raise FineGrainedError(f"'{path}' cannot be read as weights ({next(iter(str(e).splitlines()), '') or type(e).__name__}): fetch it again, or ask for a "
+            ".safetensors file") from e
     while isinstance(sd, dict) and (k := next((k for k in ('state_dict','model') if isinstance(sd.get(k), dict)), None)): sd = sd[k]
     holds = listing(sd, 3) if isinstance(sd, dict) and sd else type(sd).__name__
-    check(isinstance(sd, dict) and sd and all(isinstance(k, str) and torch.is_tensor(v) for k,v in sd.items()), f"'{path}' is no table of named tensors (it holds {holds}): give a state_dict of the model")
+    if not (isinstance(sd, dict) and sd and all(isinstance(k, str) and torch.is_tensor(v) for k,v in sd.items())):
+        raise FineGrainedError(f"'{path}' is no table of named tensors (it holds {holds}): give a state_dict of the model")
     for pre in ('_orig_mod.', 'module.'): sd = {k.removeprefix(pre): v for k,v in sd.items()}
     for pre in ('body.model.', 'model.'): # one of our own models, or its body
         if any(k.startswith(pre) for k in sd): return {k.removeprefix(pre): v for k,v in sd.items() if k.startswith(pre)}
@@ -286,9 +298,12 @@ def _fit(net, sd, convert, spare, path):
     bad = {'missing': [k for k in own if k not in sd and not k.endswith('num_batches_tracked')], 'unexpected': [k for k in sd if k not in own],
         'of another shape': [f'{k} {tuple(sd[k].shape)} for {tuple(own[k].shape)}' for k in sd if k in own and sd[k].shape!=own[k].shape]}
     said = '; '.join(f'{len(v)} {what} ({listing(v, 3)})' for what,v in bad.items() if v)
-    check(not said, f"'{path}' does not fit the model: {said}. Is it the same architecture, built with the same arguments?")
-    mad = next((k for k,v in sd.items() if own[k].is_floating_point() and own[k].isfinite().all() and not v.to(own[k].dtype).isfinite().all()), None)
-    check(mad is None, f"'{path}': {mad} holds NaN or infinity, so the model would answer nothing. Written by a training that diverged, or damaged on the way: fetch it again, or give other weights")
+    if said: raise FineGrainedError(f"'{path}' does not fit the model: {said}. Is it the same architecture, built with the same arguments?")
+    mad = next((k for k,v in sd.items() if own[k].is_floating_point() and own[k].isfinite().all()
+        and not v.to(own[k].dtype).isfinite().all()), None)
+    if mad is not None:
+        raise FineGrainedError(f"'{path}': {mad} holds NaN or infinity, so the model would answer nothing. Written by a training that diverged, or damaged on "
+            "the way: fetch it again, or give other weights")
     net.load_state_dict(sd, strict=False)
 
 # %% ../../nbs/api/100_models.body.ipynb #7d251ce7
@@ -337,10 +352,12 @@ class Body(nn.Module):
         **kwargs # For `timm.create_model`, or the constructor
     ):
         super().__init__()
-        check(isinstance(arch, str) and arch or callable(arch), f"arch={arch!r}: give the name of a timm model, as 'resnet18', or a constructor of torchvision")
+        if not (isinstance(arch, str) and arch) and not callable(arch):
+            raise FineGrainedError(f"arch={arch!r}: give the name of a timm model, as 'resnet18', or a constructor of torchvision")
         enum = callable(arch) and isinstance(weights, Enum)
         given = isinstance(weights, dict) and weights and all(isinstance(k, str) and torch.is_tensor(v) for k,v in weights.items())
-        check(weights is None or isinstance(weights, (str,Path)) or enum or given, f"weights={str(weights)[:80]}: give the path of a file, or tensors by name")
+        if weights is not None and not isinstance(weights, (str,Path)) and not enum and not given:
+            raise FineGrainedError(f"weights={str(weights)[:80]}: give the path of a file, or tensors by name")
         check_choice('pretrained', pretrained, (False,True))
         self.arch,self.kwargs,self.name = arch,kwargs,arch if isinstance(arch, str) else arch.__name__
         size = self._size = None if img_size is None else as_pair(img_size)
@@ -364,8 +381,9 @@ class Body(nn.Module):
             if self._cut is None: self._cut = _tv_cut(self.model)
             o = self._cut[self.training](self.model, x)['map']
         else: o = self.model.forward_features(x)
-        check(torch.is_tensor(o), f"'{self.name}' gives {type(o).__name__} instead of one feature map: choose another architecture")
-        check(o.ndim>3 or o.shape[1]>self._prefix, f"'{self.name}' gives its class token alone and no map of the places: choose another architecture")
+        if not torch.is_tensor(o): raise FineGrainedError(f"'{self.name}' gives {type(o).__name__} instead of one feature map: choose another architecture")
+        if not o.ndim>3 and not o.shape[1]>self._prefix:
+            raise FineGrainedError(f"'{self.name}' gives its class token alone and no map of the places: choose another architecture")
         maps = as_map(o, size, self._prefix, self._nhwc)
         if self.after and (last := str(len(self.stages)-1)) in self.after: maps = self.after[last](maps)
         return (maps,o[:,:self._prefix]) if prefix else maps
@@ -425,7 +443,9 @@ def _look(self:Body, facts, path):
     try: unused and _trace(self, self.img_size)
     except Exception: back() # it calls what it does not use
     spare -= set(self.model.state_dict())
-    if path is not None: _fit(self.model, path if isinstance(path, dict) else read_weights(path), facts['convert'], (*facts['heads'], 'aux', *spare), 'the tensors given' if isinstance(path, dict) else path)
+    if path is not None:
+        _fit(self.model, path if isinstance(path, dict) else read_weights(path), facts['convert'], (*facts['heads'], 'aux', *spare),
+            'the tensors given' if isinstance(path, dict) else path)
     last = _ratio(self.img_size, x[0,0].numel())
     self.nf = x.shape[1]
     runs,self.stages,at = _stages(_runs(self.model, met, last), met, self.nf, last)
@@ -466,7 +486,8 @@ def _like(self:Body, size, weights=None): return Body(self.arch, False, weights,
 def reinit(self:Body, n:int # How many groups, counted from the deepest
     ):
     "Give the last `n` groups fresh random values, as the architecture's own constructor draws them"
-    check(isinstance(n, Integral) and not isinstance(n, bool) and 0<=n<=len(self.stages), f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups ({listing(self.group_names(), 8)})")
+    if not (isinstance(n, Integral) and not isinstance(n, bool) and 0<=n<=len(self.stages)):
+        raise FineGrainedError(f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups ({listing(self.group_names(), 8)})")
     if not n: return self
     fresh = self._like(self._size).model.state_dict()
     for k,t in self.model.state_dict().items():
@@ -544,10 +565,14 @@ def for_size(body:Body, size:tuple):
         with torch.random.fork_rng(devices=[]): now,was = (torch.manual_seed(0) and body._like(o).model for o in (size, body._size))
         jobs = _exchange(body.model, was, now, body.img_size, size, body._prefix)
         free = jobs is not None and (any(torch.is_tensor(v) for _,_,v in jobs) or not _bound(body, size))
-        check(free, f"'{body.name}' stays at {_px(body.img_size)}: nobody knows how to resample what it has learned there for {_px(size)}. Leave the size, or choose another architecture")
+        if not free:
+            raise FineGrainedError(f"'{body.name}' stays at {_px(body.img_size)}: nobody knows how to resample what it has learned there for {_px(size)}. "
+                "Leave the size, or choose another architecture")
     dev = next(body.model.parameters()).device
     def go():
-        for at,k,v in jobs: at[k] = v.to(dev, at[k].dtype if torch.is_tensor(at.get(k)) else v.dtype) if torch.is_tensor(v) and not isinstance(v, nn.Parameter) else v
+        for at,k,v in jobs:
+            at[k] = (v.to(dev, at[k].dtype if torch.is_tensor(at.get(k)) else v.dtype) if torch.is_tensor(v)
+                and not isinstance(v, nn.Parameter) else v)
         body._size = body.img_size = size
         if body._cut: body._cut = _tv_cut(body.model)
     return go

@@ -10,7 +10,7 @@ import math, torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from ..core import check, check_number
+from ..core import FineGrainedError, check, check_number
 
 # %% ../../nbs/api/160_models.head.ipynb #b33f11a1
 def _sizes(nf, n_out, drop):
@@ -80,7 +80,7 @@ class CosineHead(nn.Module):
     ):
         super().__init__()
         _sizes(nf, n_out, drop)
-        check(check_number('scale', scale, 0, none=True)!=0, f'CosineHead has scale={scale}: it must be above 0')
+        if check_number('scale', scale, 0, none=True)==0: raise FineGrainedError(f'CosineHead has scale={scale}: it must be above 0')
         self.norm,self.drop = nn.BatchNorm1d(nf),nn.Dropout(drop)
         self.weight = nn.Parameter(torch.randn(n_out, nf)/nf**.5)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale or _least_scale(n_out))))
@@ -94,16 +94,22 @@ class CosineHead(nn.Module):
 # %% ../../nbs/api/160_models.head.ipynb #f2f165f6
 def check_parents(parents:list, n_out:int):
     "Stop unless `parents` is a tree over `n_out` labels"
-    check(isinstance(parents, (tuple,list)) and parents, 'LevelHead needs `parents`: for each level above the labels, coarse → fine, a list of the number of the group of each label')
+    check(isinstance(parents, (tuple,list)) and parents, 'LevelHead needs `parents`: for each level above the labels, coarse → fine, a list of the number of '
+        'the group of each label')
     for i,o in enumerate(parents):
         ok = isinstance(o, (list,tuple))
-        check(ok and len(o)==n_out, f'parents[{i}] is {f"a list of {len(o)}" if ok else repr(o)}: give a list of {n_out} group numbers, one for each label')
+        if not (ok and len(o)==n_out):
+            raise FineGrainedError(f'parents[{i}] is {f"a list of {len(o)}" if ok else repr(o)}: give a list of {n_out} group numbers, one for each label')
         lacks = set(range(len(set(o))))-set(o)
-        check(not lacks, f'parents[{i}] has no group {min(lacks, default=0)}, but a group {next((g for g in o if g not in range(len(set(o)))), 0)!r}: number its {len(set(o))} groups from 0 without gaps')
+        if lacks:
+            raise FineGrainedError(f'parents[{i}] has no group {min(lacks, default=0)}, but a group '
+                f'{next((g for g in o if g not in range(len(set(o)))), 0)!r}: number its {len(set(o))} groups from 0 without gaps')
     for i,(coarse,fine) in enumerate(zip(parents, parents[1:])):
         over = dict(zip(fine, coarse))
         bad = next((j for j in range(n_out) if over[fine[j]]!=coarse[j]), 0)
-        check(over[fine[bad]]==coarse[bad], f'Group {fine[bad]} of parents[{i+1}] lies in the groups {coarse[bad]} and {over[fine[bad]]} of parents[{i}]: each must lie in one. Give the levels coarse → fine')
+        if over[fine[bad]]!=coarse[bad]:
+            raise FineGrainedError(f'Group {fine[bad]} of parents[{i+1}] lies in the groups {coarse[bad]} and {over[fine[bad]]} of parents[{i}]: each must lie '
+                'in one. Give the levels coarse → fine')
 
 class LevelHead(nn.Module):
     "A linear layer for each level: a label's score is its own and that of all that stands above it"

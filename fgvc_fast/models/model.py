@@ -15,7 +15,7 @@ from functools import partial
 from numbers import Integral
 from pathlib import Path
 from torch import nn
-from ..core import FineGrainedError, check, check_number, listing
+from ..core import FineGrainedError, check_number, listing
 from .attention import Attended
 from .head import check_parents, heads
 from .parts import ZoomIn
@@ -30,7 +30,8 @@ def _channels(name, o):
     "`o`, which the user calls `name`, as a list of finite numbers, one for each channel"
     try: res = torch.as_tensor(o, dtype=torch.float64, device='cpu').tolist()
     except (TypeError,ValueError,RuntimeError): res = []
-    check(isinstance(res, list) and res and all(isinstance(t, float) and math.isfinite(t) for t in res), f'{name}={o!r}: give a number for each channel')
+    if not (isinstance(res, list) and res and all(isinstance(t, float) and math.isfinite(t) for t in res)):
+        raise FineGrainedError(f'{name}={o!r}: give a number for each channel')
     return res
 
 class NormalizeInput(nn.Module):
@@ -41,7 +42,7 @@ class NormalizeInput(nn.Module):
     ):
         super().__init__()
         mean,std = _channels('mean', mean),_channels('std', std)
-        check(len(mean)==len(std) and min(std)>0, f'std={std}: give a number above 0 for each of the {len(mean)} channels of mean')
+        if not (len(mean)==len(std) and min(std)>0): raise FineGrainedError(f'std={std}: give a number above 0 for each of the {len(mean)} channels of mean')
         self.register_buffer('mean', torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer('std',  torch.tensor(std ).view(1, -1, 1, 1))
 
@@ -62,7 +63,8 @@ class FineGrainedModel(nn.Module):
         zoom:ZoomIn|None=None # A `ZoomIn`
     ):
         super().__init__()
-        self.norm,self.body,self.pool,self.head,self.branch,self.zoom = norm,body,pool,head,branch,zoom
+        self.norm,self.body,self.pool = norm,body,pool
+        self.head,self.branch,self.zoom = head,branch,zoom
         self.added = nn.ModuleDict() # of `AddLoss`, as long as they are learned with
         self.traces = [] # of those who ask for more than logits: see `trace`
         self.register_buffer('temperature', torch.ones(())) # by which answers are divided: see `calibrate`
@@ -174,7 +176,8 @@ def halves(self:FineGrainedModel, x:torch.Tensor # Pictures (B, 3, H, W) from 0 
         def go_on(m): return m,{k: _repeated(o, len(m)//len(maps)) for k,o in seen.items()}
     def decide(m):
         whole = m.shape==maps.shape
-        check(whole or 'prefix' not in wants, f"{type(self.pool).__name__} reads tokens that have met, so no place can be asked by itself: use method='gradcam'")
+        if not whole and 'prefix' in wants:
+            raise FineGrainedError(f"{type(self.pool).__name__} reads tokens that have met, so no place can be asked by itself: use method='gradcam'")
         last,more = go_on(m)
         logits = self.head(self.pool(last, **more))
         if mid is not None: logits = logits + self.branch(_repeated(mid, len(m)//len(mid)))
@@ -225,7 +228,7 @@ imagenet_stats = (0.485,0.456,0.406), (0.229,0.224,0.225)
 def _part(o, known, kind):
     "The builder or module that `o` means"
     if callable(o): return o
-    check(isinstance(o, str) and o in known, f"{o!r} is no {kind}: use one of {listing(known, 20)}, or a class or module of your own")
+    if not (isinstance(o, str) and o in known): raise FineGrainedError(f"{o!r} is no {kind}: use one of {listing(known, 20)}, or a class or module of your own")
     return known[o]
 
 def _listed(o, known):
@@ -253,16 +256,20 @@ def _fits(o, shape, width, kind):
     try: got,err = tuple(o.eval()(torch.ones(2, *shape, device=dev)).shape[1:]),None
     except Exception as e: got,err = e,e
     o.train(training)
-    if got!=(width,): raise FineGrainedError(f'the {kind} {type(o).__name__} does not fit: out of {shape[0]} channels it should make {width} numbers, not {got}. '
-        'Give the class instead, and it is built to fit') from err
+    if got!=(width,):
+        raise FineGrainedError(f'the {kind} {type(o).__name__} does not fit: out of {shape[0]} channels it should make {width} numbers, not {got}. '
+            'Give the class instead, and it is built to fit') from err
 
 def _stats(stats, body):
     "(mean, std) that are meant by `stats`"
     if stats is None: stats = (body.mean, body.std) if body.mean else imagenet_stats
     try: res = [torch.as_tensor(o, dtype=torch.float32).tolist() for o in stats]
     except (TypeError,ValueError,RuntimeError): res = []
-    ok = len(res)==2 and all(isinstance(o, list) and len(o)==3 and all(isinstance(t, float) and math.isfinite(t) for t in o) for o in res) and min(res[1])>0
-    check(ok, f'stats={stats!r}: give (mean, std) with a number for each of three channels, those of std above 0, or False if the images come normalised')
+    ok = (len(res)==2 and all(isinstance(o, list) and len(o)==3 and all(isinstance(t, float) and math.isfinite(t) for t in o) for o in res)
+        and min(res[1])>0)
+    if not ok:
+        raise FineGrainedError(f'stats={stats!r}: give (mean, std) with a number for each of three channels, those of std above 0, or False if the images come '
+            'normalised')
     return res
 
 # %% ../../nbs/api/170_models.model.ipynb #6f2c4dbc
@@ -286,7 +293,7 @@ def fine_grained_model(
     check_number('n_out', n_out, 1, whole=True)
     drop = float(check_number('drop', drop, 0, 1))
     if parents is not None: check_parents(parents, n_out)
-    check(blocks is None or isinstance(blocks, dict), f"blocks={blocks!r}: give blocks by stage, as {{-2: 'cbam'}}")
+    if blocks is not None and not isinstance(blocks, dict): raise FineGrainedError(f"blocks={blocks!r}: give blocks by stage, as {{-2: 'cbam'}}")
     if stats is not None and stats is not False: _stats(stats, None)
     (pool_name,pool_opts),(head_name,head_opts) = _listed(pool, pools),_listed(head, heads)
     pool,head = _part(pool, pools, 'pool'),_part(head, heads, 'head') # a wrong name is said before anything is loaded
@@ -296,11 +303,12 @@ def fine_grained_model(
     for stage,kind in blocks.items(): body.put_after(stage, Attended(body.stages[body.stage_index(stage)].channels, kind))
     if not isinstance(pool, nn.Module): pool = _build(pool, body.nf, body=body, streams=getattr(body, 'streams', None))
     elif not getattr(pool, 'wants', None): _fits(pool, (body.nf,7,7), getattr(pool, 'nf', None), 'pool')
-    check(isinstance(pool, nn.Module) and hasattr(pool, 'nf'), f'pool={pool!r}: a pool is a module with `nf`, the width of its rows')
+    if not (isinstance(pool, nn.Module) and hasattr(pool, 'nf')): raise FineGrainedError(f'pool={pool!r}: a pool is a module with `nf`, the width of its rows')
     if not isinstance(head, nn.Module): head = _build(head, pool.nf, n_out, drop, kind='head', parents=parents)
     else: _fits(head, (pool.nf,), n_out, 'head')
-    check(isinstance(head, nn.Module), f'head={head!r}: a head is a module from rows to scores')
-    check(not zoom or hasattr(pool, 'attention'), f"zoom=True: {type(pool).__name__} attends to nothing in particular, so there is nothing to look closer at: use pool='parts'")
+    if not isinstance(head, nn.Module): raise FineGrainedError(f'head={head!r}: a head is a module from rows to scores')
+    if zoom and not hasattr(pool, 'attention'):
+        raise FineGrainedError(f"zoom=True: {type(pool).__name__} attends to nothing in particular, so there is nothing to look closer at: use pool='parts'")
     norm = nn.Identity() if stats is False else NormalizeInput(*_stats(stats, body))
     model = FineGrainedModel(norm, body, pool, head, None if branch is None else Branch(body, n_out, branch), ZoomIn() if zoom else None)
     if parents is not None and 'parents' in inspect.signature(type(head)).parameters: head_opts['parents'] = parents

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from numbers import Real
 from torch import nn
 from torch.nn import functional as F
-from ..core import check, check_number
+from ..core import FineGrainedError, check_number
 
 # %% ../../nbs/api/140_models.parts.ipynb #09690bdd
 class PartPool(nn.Module):
@@ -29,9 +29,10 @@ class PartPool(nn.Module):
         check_number('dim', dim, whole=True, none=True)
         check_number('pull', pull, 0)
         check_number('beta', beta, 0, 1)
-        check(1<=parts<=nf, f'parts={parts} cannot be made from a map of {nf} channels: use 1 to {nf}')
-        check(dim is None or 1<=dim<=nf, f'dim={dim} is no reduction of a map of {nf} channels: use 1 to {nf}, or None')
-        self.parts,self.pull,self.beta,self.nf = parts,pull,beta,parts*(dim or nf)
+        if not 1<=parts<=nf: raise FineGrainedError(f'parts={parts} cannot be made from a map of {nf} channels: use 1 to {nf}')
+        if dim is not None and not 1<=dim<=nf: raise FineGrainedError(f'dim={dim} is no reduction of a map of {nf} channels: use 1 to {nf}, or None')
+        self.parts,self.pull,self.beta = parts,pull,beta
+        self.nf = parts*(dim or nf)
         self.look = nn.Sequential(nn.Conv2d(nf, parts, 1, bias=False), nn.BatchNorm2d(parts), nn.ReLU())
         self.reduce = nn.Sequential(nn.Conv2d(nf, dim, 1, bias=False), nn.BatchNorm2d(dim)) if dim else nn.Identity()
         self.register_buffer('centers', torch.zeros(self.nf))
@@ -64,16 +65,18 @@ def threshold_range(name:str, v:float|tuple|list):
     "(low, high) of the threshold `v`, a number or a range"
     lo,hi = v if isinstance(v, (tuple,list)) and len(v)==2 else (v,v)
     ok = all(isinstance(o, Real) and not isinstance(o, bool) for o in (lo, hi)) and 0<=lo<=hi<1
-    check(ok, f'{name}={v!r} is no threshold: give a number from 0 up, below 1, or (low, high)')
+    if not ok: raise FineGrainedError(f'{name}={v!r} is no threshold: give a number from 0 up, below 1, or (low, high)')
     return lo,hi
 
-def check_pad(pad:float): check(check_number('pad', pad, 0)<1, f"pad={pad} is room round a crop, of the picture's side: 0 or more, below 1")
+def check_pad(pad:float):
+    if not check_number('pad', pad, 0)<1: raise FineGrainedError(f"pad={pad} is room round a crop, of the picture's side: 0 or more, below 1")
 
 def _lit(x, attention, thresh):
     "Which pixels of pictures `x` their `attention` (B, h, w) lights above `thresh`, or above one drawn from a range (B, H, W)"
-    ok = torch.is_tensor(x) and torch.is_tensor(attention) and x.ndim==4 and attention.ndim==3 and len(x)==len(attention) and x.is_floating_point()
+    ok = (torch.is_tensor(x) and torch.is_tensor(attention) and x.ndim==4 and attention.ndim==3 and len(x)==len(attention)
+        and x.is_floating_point())
     a,b = (f'{o.dtype} of shape {tuple(o.shape)}' if torch.is_tensor(o) else repr(o) for o in (attention, x))
-    check(ok, f'attention={a} does not go with pictures x={b}: give one map (h, w) for each picture (3, H, W), pixels from 0 to 1')
+    if not ok: raise FineGrainedError(f'attention={a} does not go with pictures x={b}: give one map (h, w) for each picture (3, H, W), pixels from 0 to 1')
     lo,hi = threshold_range('thresh', thresh)
     a = F.interpolate(attention.detach().float()[:,None], x.shape[-2:], mode='bilinear', align_corners=False)[:,0]
     a = a - a.amin((1,2), keepdim=True)
@@ -127,12 +130,13 @@ class ZoomIn:
         for k,v in dict(crop=crop, drop=drop).items(): check_number(k, v, 0)
         for k,v in dict(crop_at=crop_at, drop_at=drop_at, whole_at=whole_at).items(): threshold_range(k, v)
         check_pad(pad)
-        self.crop,self.drop,self.crop_at,self.drop_at,self.whole_at,self.pad = crop,drop,crop_at,drop_at,whole_at,pad
+        self.crop,self.drop,self.crop_at = crop,drop,crop_at
+        self.drop_at,self.whole_at,self.pad = drop_at,whole_at,pad
 
     @torch.no_grad()
     def attention(self, maps:torch.Tensor, pool:nn.Module):
         "The attention maps of `pool` (B, parts, h, w)"
-        check(hasattr(pool, 'attention'), f"{type(pool).__name__} attends to no parts, so there is no closer look: use pool='parts'")
+        if not hasattr(pool, 'attention'): raise FineGrainedError(f"{type(pool).__name__} attends to no parts, so there is no closer look: use pool='parts'")
         return pool.attention(maps).float()
 
 # %% ../../nbs/api/140_models.parts.ipynb #a836ed75
@@ -175,7 +179,7 @@ def part_hits(
     near:float=.1 # Nearer than this counts, of the picture's side
 )->torch.Tensor: # (parts, n)
     "Share of the pictures in which the brightest place of each map is near each true part"
-    check(check_number('near', near, 0), f"near={near}: give a distance above 0, of the picture's side")
+    if not check_number('near', near, 0): raise FineGrainedError(f"near={near}: give a distance above 0, of the picture's side")
     h,w = attention.shape[-2:]
     i = attention.flatten(2).argmax(2)
     peaks = torch.stack([(i%w+.5)/w, (i//w+.5)/h], -1) # (B, parts, 2)

@@ -11,4 +11,5 @@ from .pyramid import PyramidPool, StagePool, map_pools
 from .tokens import ClassTokenPool, PartTokenPool, TokenPool
 
 # %% ../../nbs/api/158_models.pools.ipynb #e66eb38d
-pools = dict(**map_pools, annotated_parts=AnnotatedPartPool, class_token=ClassTokenPool, tokens=TokenPool, part_tokens=PartTokenPool, stages=StagePool, pyramid=PyramidPool)
+pools = dict(**map_pools, annotated_parts=AnnotatedPartPool, class_token=ClassTokenPool, tokens=TokenPool, part_tokens=PartTokenPool,
+    stages=StagePool, pyramid=PyramidPool)

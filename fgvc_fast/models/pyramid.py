@@ -12,33 +12,39 @@ from .body import Body
 from numbers import Integral
 from torch import nn
 from torch.nn import functional as F
-from ..core import FineGrainedError, check, check_number, listing
+from ..core import FineGrainedError, check_number, listing
 from .attention import AttentionPool, ClassAttentionPool
 from .parts import PartPool
 from .pool import GeM, MeanPool
 from .second import BilinearPool, CompactPool, CovPool
 
 # %% ../../nbs/api/150_models.pyramid.ipynb #46340164
-map_pools = dict(avg=MeanPool, gem=GeM, bilinear=BilinearPool, compact=CompactPool, cov=CovPool, attention=AttentionPool, class_attention=ClassAttentionPool, parts=PartPool)
+map_pools = dict(avg=MeanPool, gem=GeM, bilinear=BilinearPool, compact=CompactPool, cov=CovPool, attention=AttentionPool,
+    class_attention=ClassAttentionPool, parts=PartPool)
 
 # %% ../../nbs/api/150_models.pyramid.ipynb #b6cb42b0
 def _others(body, stages):
     "Numbers of `stages` of the body, shallow to deep, without the last one, which every pool gets"
-    check(isinstance(stages, (Integral,str,tuple,list,range)), f'stages={stages!r}: give numbers or names of stages, as (-2,-1)')
+    if not isinstance(stages, (Integral,str,tuple,list,range)): raise FineGrainedError(f'stages={stages!r}: give numbers or names of stages, as (-2,-1)')
     stages = [stages] if isinstance(stages, (Integral,str)) else stages
     idx = sorted({body.stage_index(o) for o in stages}-{len(body.stages)-1})
-    check(idx, f"stages={list(stages)} are no more than the last one of '{body.name}': name others ({listing(body.group_names(), 20)}), as in stages=(-3,-2,-1)")
+    if not idx:
+        raise FineGrainedError(f"stages={list(stages)} are no more than the last one of '{body.name}': name others ({listing(body.group_names(), 20)}), as in "
+            "stages=(-3,-2,-1)")
     return idx
 
 def _inner(pool, nf):
     "The pool that is meant by a name or class, of `nf` channels"
-    check(not isinstance(pool, str) or pool in map_pools, f"'{pool}' is no pool: use one of {listing(map_pools, 20)}, or a class of your own")
-    check(isinstance(pool, str) or callable(pool) and not isinstance(pool, nn.Module), f'pool={pool!r}: use one of {listing(map_pools, 20)}, or a class of your own')
+    if isinstance(pool, str) and pool not in map_pools:
+        raise FineGrainedError(f"'{pool}' is no pool: use one of {listing(map_pools, 20)}, or a class of your own")
+    if not isinstance(pool, str) and not (callable(pool) and not isinstance(pool, nn.Module)):
+        raise FineGrainedError(f'pool={pool!r}: use one of {listing(map_pools, 20)}, or a class of your own')
     try: res = (map_pools[pool] if isinstance(pool, str) else pool)(nf)
     except FineGrainedError: raise
-    except Exception as e: raise FineGrainedError(f'pool={pool!r} cannot be built of {nf} channels ({e}): use one of {listing(map_pools, 20)}, or a class of your own') from e
-    check(isinstance(res, nn.Module) and hasattr(res, 'nf'), f'pool={pool!r}: a pool is a module with `nf`, the width of its rows')
-    check(not getattr(res, 'wants', None), f'{type(res).__name__} wants more than one map: inside of another pool use one like avg or gem')
+    except Exception as e:
+        raise FineGrainedError(f'pool={pool!r} cannot be built of {nf} channels ({e}): use one of {listing(map_pools, 20)}, or a class of your own') from e
+    if not (isinstance(res, nn.Module) and hasattr(res, 'nf')): raise FineGrainedError(f'pool={pool!r}: a pool is a module with `nf`, the width of its rows')
+    if getattr(res, 'wants', None): raise FineGrainedError(f'{type(res).__name__} wants more than one map: inside of another pool use one like avg or gem')
     return res
 
 class StagePool(nn.Module):
@@ -71,7 +77,8 @@ class PyramidPool(nn.Module):
         self.wants = dict(stages=idx)
         self.sides_in = nn.ModuleList(nn.Conv2d(body.stages[i].channels, width, 1, bias=False) for i in (*idx, -1))
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in self.sides_in)
-        self.smooth = nn.ModuleList(nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()) for _ in self.sides_in)
+        self.smooth = nn.ModuleList(nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+            for _ in self.sides_in)
         self.pools = nn.ModuleList(_inner(pool, width) for _ in self.sides_in)
         self.nf = sum(o.nf for o in self.pools)
 

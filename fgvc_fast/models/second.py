@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from ..core import check, check_number
+from ..core import FineGrainedError, check_number
 
 # %% ../../nbs/api/112_models.second.ipynb #985880fd
 def _apart(backward):
@@ -67,7 +67,8 @@ class _Triangle(nn.Module):
         self.nf,off = len(i),1.*(i!=j)
         back = torch.empty(d, d, dtype=torch.int64)
         back[i,j] = back[j,i] = torch.arange(self.nf)
-        for k,v in dict(up=i*d+j, back=back.flatten(), share=1-off/2, root2=1+off*(2**.5-1)).items(): self.register_buffer(k, v, persistent=False)
+        for k,v in dict(up=i*d+j, back=back.flatten(), share=1-off/2, root2=1+off*(2**.5-1)).items():
+            self.register_buffer(k, v, persistent=False)
 
     def forward(self, G): return _Upper.apply(G, self.up, self.back, self.share)
 
@@ -94,8 +95,9 @@ def _whole(k, v): check_number(k, v, 1, whole=True)
 def _split(nf, streams):
     "The channels of each stream of a map of `nf`"
     _whole('nf', nf)
-    ok = streams is None or isinstance(streams, (tuple,list)) and len(streams)==2 and all(isinstance(o, Integral) and o>0 for o in streams) and sum(streams)==nf
-    check(ok, f'streams={streams}: give the numbers of channels of two bodies, together the {nf} of the map')
+    ok = (streams is None or isinstance(streams, (tuple,list)) and len(streams)==2
+        and all(isinstance(o, Integral) and o>0 for o in streams) and sum(streams)==nf)
+    if not ok: raise FineGrainedError(f'streams={streams}: give the numbers of channels of two bodies, together the {nf} of the map')
     return list(streams or [nf])
 
 # %% ../../nbs/api/112_models.second.ipynb #b7fa0c1a

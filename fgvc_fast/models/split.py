@@ -8,7 +8,7 @@ __all__ = ['split_model', 'can_split', 'eval_mode']
 # %% ../../nbs/api/180_models.split.ipynb #7069fdaa
 import torch
 from contextlib import contextmanager
-from ..core import check
+from ..core import FineGrainedError
 from torch import nn
 
 # %% ../../nbs/api/180_models.split.ipynb #8a536f3a
@@ -20,8 +20,9 @@ def split_model(model:nn.Module, x:torch.Tensor):
 
 def can_split(model:nn.Module):
     "Stop unless it is known where the last map of `model` is"
-    check(hasattr(model, 'halves') or isinstance(model, nn.Sequential) and len(model)==2,
-        f"{type(model).__name__} does not say where its last map is: use a model of `fine_grained_learner`, or fastai's body and head in one `nn.Sequential`")
+    if not hasattr(model, 'halves') and not (isinstance(model, nn.Sequential) and len(model)==2):
+        raise FineGrainedError(f"{type(model).__name__} does not say where its last map is: use a model of `fine_grained_learner`, or fastai's body and head "
+            "in one `nn.Sequential`")
 
 # %% ../../nbs/api/180_models.split.ipynb #a9a590ac
 @contextmanager

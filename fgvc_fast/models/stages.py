@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from fastcore.basics import patch
 from numbers import Integral
 from torch import nn
-from ..core import check, listing
+from ..core import FineGrainedError, listing
 from .body import Body, as_map
 
 # %% ../../nbs/api/102_models.stages.ipynb #dcb3a7fb
@@ -24,9 +24,10 @@ def stage_index(self:Body,
     names = self.group_names()
     n = len(names)
     if isinstance(o, str):
-        check(o in names, f"'{self.name}' has no stage {o!r}: use {listing(names, 20)}, or a number from {-n} to {n-1}")
+        if o not in names: raise FineGrainedError(f"'{self.name}' has no stage {o!r}: use {listing(names, 20)}, or a number from {-n} to {n-1}")
         return names.index(o)
-    check(isinstance(o, Integral) and not isinstance(o, bool) and -n<=o<n, f"stage {o!r}: '{self.name}' has {n} stages ({listing(names, 20)}), so use a number from {-n} to {n-1}, or a name")
+    if not (isinstance(o, Integral) and not isinstance(o, bool) and -n<=o<n):
+        raise FineGrainedError(f"stage {o!r}: '{self.name}' has {n} stages ({listing(names, 20)}), so use a number from {-n} to {n-1}, or a name")
     return int(o%n)
 
 # %% ../../nbs/api/102_models.stages.ipynb #7d66f4d5
@@ -68,9 +69,10 @@ def put_after(self:Body, stage:int|str, # Number or name
     block:nn.Module # Maps (B, channels, h, w) to such maps
     ):
     "Put `block` between `stage` and what comes next; its parameters are in none of `groups()`"
-    check(isinstance(block, nn.Module), f'block={block!r}: give an `nn.Module` from maps to maps')
+    if not isinstance(block, nn.Module): raise FineGrainedError(f'block={block!r}: give an `nn.Module` from maps to maps')
     i = self.stage_index(stage)
-    check(str(i) not in self.after, f"after stage '{self.stages[i].name}' of '{self.name}' there is a block already: put both into one nn.Sequential")
+    if str(i) in self.after:
+        raise FineGrainedError(f"after stage '{self.stages[i].name}' of '{self.name}' there is a block already: put both into one nn.Sequential")
     self.after[str(i)] = block
     if i<len(self._doors): self.model.get_submodule(self._doors[i]).register_forward_pre_hook(_Door(self, i))
     return self
@@ -84,7 +86,9 @@ def blocks(self:Body)->list:
 # %% ../../nbs/api/102_models.stages.ipynb #9fa42398
 def _checkpointed(body): return [m for m in body.modules() if getattr(m, 'grad_checkpointing', False)]
 
-def _rolled(body, ok, why): check(ok, f"'{body.name}' {why}, so there is no attention that could be rolled out: use one of timm's plain ViTs, or method='gradcam'")
+def _rolled(body, ok, why):
+    if not ok:
+        raise FineGrainedError(f"'{body.name}' {why}, so there is no attention that could be rolled out: use one of timm's plain ViTs, or method='gradcam'")
 
 @contextmanager
 def hook_attention(body:Body, use:Callable, n:int):
@@ -131,7 +135,7 @@ def see(self:Body, x:torch.Tensor, # Images (B, 3, H, W)
     rollout:bool=False # Where attention went?
     ):
     "The last map (B, nf, h, w) of `x`; and what else was asked for, by name: `stages` a list of maps, `prefix` (B, n, nf), `rollout` (B, h, w)"
-    check(self._prefix or not prefix, f"'{self.name}' has no class token: use a ViT, or a pool over the map")
+    if not self._prefix and prefix: raise FineGrainedError(f"'{self.name}' has no class token: use a ViT, or a pool over the map")
     idx,kept,flow = [self.stage_index(o) for o in stages],{},RollOut()
     uses = {i: lambda m, i=i: kept.update({i: m}) for i in {*idx}-{len(self.stages)-1}}
     with _hooked(self, uses), hook_attention(self, flow, len(x)) if rollout else nullcontext(): res = self(x, prefix)
@@ -148,8 +152,8 @@ def before(self:Body, n:int # How many blocks
     )->set:
     "The parameters of the body that lie before its last `n` attention blocks"
     names = self.blocks()
-    check(names, f"'{self.name}' has no attention blocks: name a stage ({listing(self.group_names(), 20)})")
-    check(type(n) is int and 0<n<=len(names), f"'blocks:-{n}': '{self.name}' has {len(names)} attention blocks")
+    if not names: raise FineGrainedError(f"'{self.name}' has no attention blocks: name a stage ({listing(self.group_names(), 20)})")
+    if not (type(n) is int and 0<n<=len(names)): raise FineGrainedError(f"'blocks:-{n}': '{self.name}' has {len(names)} attention blocks")
     first,at = names[-n],names[-n].rpartition('.')[0]
     keys = [k for k,_ in self.model.named_parameters()]
     i = next(i for i,k in enumerate(keys) if k.startswith(f'{first}.'))

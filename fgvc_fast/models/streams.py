@@ -11,7 +11,7 @@ from fastcore.basics import patch
 from numbers import Integral
 from torch import nn
 from torch.nn import functional as F
-from ..core import check, listing
+from ..core import FineGrainedError, listing
 from .body import Body, Stage, for_size, as_pair
 
 # %% ../../nbs/api/104_models.streams.ipynb #bf758354
@@ -25,12 +25,15 @@ class TwoStreams(nn.Module):
         **kwargs # Of `Body`, for both
     ):
         super().__init__()
-        check(isinstance(arch, (tuple,list)) and len(arch)==2, f'arch={arch!r}: give one architecture for one body, or two for two streams')
-        check(weights is None or isinstance(weights, (tuple,list)) and len(weights)==2, f'weights={weights!r}: two streams need two files, weights=(first, second)')
+        if not (isinstance(arch, (tuple,list)) and len(arch)==2):
+            raise FineGrainedError(f'arch={arch!r}: give one architecture for one body, or two for two streams')
+        if weights is not None and not (isinstance(weights, (tuple,list)) and len(weights)==2):
+            raise FineGrainedError(f'weights={weights!r}: two streams need two files, weights=(first, second)')
         self.bodies = nn.ModuleList(Body(o, pretrained, w, img_size, **kwargs) for o,w in zip(arch, weights or (None,None)))
         a,b = self.bodies
         self.arch,self.kwargs,self.name,self.streams,self.nf = tuple(arch),kwargs,f'{a.name} + {b.name}',(a.nf,b.nf),a.nf+b.nf
-        self.mean,self.std,self.fixed,self.native_size,self.img_size = a.mean,a.std,a.fixed or b.fixed,a.native_size,a.img_size
+        self.mean,self.std,self.fixed = a.mean,a.std,a.fixed or b.fixed
+        self.native_size,self.img_size = a.native_size,a.img_size
         n = max(len(a.stages), len(b.stages))
         self._pairs = [[o.stages[i-n] for o in self.bodies if i>=n-len(o.stages)] for i in range(n)] # counted from the deepest
         self.stages = [Stage(' + '.join(s.name for s in o), sum(s.channels for s in o), min(s.reduction for s in o)) for o in self._pairs]
@@ -46,10 +49,13 @@ class TwoStreams(nn.Module):
 
     def see(self, x:torch.Tensor, **wants):
         "The map, as `Body.see`; two bodies have no stages or tokens in common"
-        check(not any(wants.values()), f"'{self.name}' has two bodies, so there is no one stage or token to ask for ({listing(wants)}): use a pool of the last map, or one body")
+        if any(wants.values()):
+            raise FineGrainedError(f"'{self.name}' has two bodies, so there is no one stage or token to ask for ({listing(wants)}): use a pool of the last "
+                "map, or one body")
         return self(x),{}
 
-    def stage_index(self, o:int|str): check(False, f"'{self.name}' has two bodies, so there is no one stage {o!r}: use a pool of the last map, or one body")
+    def stage_index(self, o:int|str):
+        if not False: raise FineGrainedError(f"'{self.name}' has two bodies, so there is no one stage {o!r}: use a pool of the last map, or one body")
 
     def groups(self):
         "Parameters of both by depth, counted from the deepest stage"
@@ -67,7 +73,8 @@ class TwoStreams(nn.Module):
 
     def reinit(self, n:int):
         "Give the last `n` groups of both fresh random values"
-        check(isinstance(n, Integral) and not isinstance(n, bool) and 0<=n<=len(self.stages), f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups")
+        if not (isinstance(n, Integral) and not isinstance(n, bool) and 0<=n<=len(self.stages)):
+            raise FineGrainedError(f"reinit={n!r}: '{self.name}' has {len(self.stages)} groups")
         for o in self.bodies: o.reinit(min(n, len(o.stages)))
         return self
 

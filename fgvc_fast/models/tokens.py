@@ -9,7 +9,7 @@ __all__ = ['ClassTokenPool', 'TokenPool', 'PartTokenPool']
 import torch
 from .body import Body
 from torch import nn
-from ..core import check, check_number
+from ..core import FineGrainedError, check_number
 
 # %% ../../nbs/api/155_models.tokens.ipynb #ced88627
 class ClassTokenPool(nn.Module):
@@ -19,7 +19,9 @@ class ClassTokenPool(nn.Module):
     ):
         super().__init__()
         has = any(getattr(getattr(body, 'model', None), o, None) is not None for o in ('cls_token','class_token')) # registers alone are no class token
-        check(has, f"{type(self).__name__} reads the class token, and '{body.name}' has none: use a ViT that has one, or a pool over the map such as 'avg'")
+        if not has:
+            raise FineGrainedError(f"{type(self).__name__} reads the class token, and '{body.name}' has none: use a ViT that has one, or a pool over the map "
+                "such as 'avg'")
         self.nf = body.nf
 
     def forward(self, maps:torch.Tensor, prefix:torch.Tensor): return prefix[:,0]

@@ -8,7 +8,7 @@ __all__ = ['attacks', 'as_pixels', 'fgsm', 'bim', 'pgd']
 # %% ../../nbs/api/700_robust.attack.ipynb #54997918
 import torch
 from torch import nn
-from ..core import FineGrainedError, check, check_choice, check_number
+from ..core import FineGrainedError, check_choice, check_number
 from ..models.split import eval_mode
 
 # %% ../../nbs/api/700_robust.attack.ipynb #7ee8a7f7
@@ -26,7 +26,9 @@ def _allowed(x, start, eps, norm):
 def as_pixels(x:torch.Tensor, what:str):
     "`x` as a plain tensor of pixels; what rounding has put beyond 0 or 1 is brought back"
     ok = torch.is_tensor(x) and x.ndim==4 and x.is_floating_point() and x.numel() and x.min()>=-1e-3 and x.max()<=1+1e-3
-    check(ok, f'{what}: give pixels from 0 to 1 (n, channels, height, width); these are something else. Where loaders normalise, `PixelModel` undoes that')
+    if not ok:
+        raise FineGrainedError(f'{what}: give pixels from 0 to 1 (n, channels, height, width); these are something else. Where loaders normalise, `PixelModel` '
+            'undoes that')
     return x.detach().as_subclass(torch.Tensor).clamp(0, 1)
 
 def _labels(y, n, x):
@@ -65,7 +67,7 @@ def _climb(model, x, y, eps, alpha, steps, norm, targeted, begin=None):
 
 def _asked(model, x, eps, norm, targeted):
     "Pixels, if all that every attack is asked for is in order"
-    check(isinstance(model, nn.Module), f'model={model!r}: give an `nn.Module` from pixels to logits, such as `PixelModel(learn)`')
+    if not isinstance(model, nn.Module): raise FineGrainedError(f'model={model!r}: give an `nn.Module` from pixels to logits, such as `PixelModel(learn)`')
     check_choice('norm', norm, ('linf','l2')), check_choice('targeted', targeted, (False,True))
     check_number('eps', eps, 0)
     return as_pixels(x, 'x')
@@ -85,7 +87,7 @@ def fgsm(
 # %% ../../nbs/api/700_robust.attack.ipynb #3b4ab0e5
 def _step(eps, steps, alpha):
     check_number('steps', steps, 1, whole=True)
-    check(check_number('alpha', alpha, 0, none=True)!=0, f'alpha={alpha} is the length of a step, above 0, or None')
+    if check_number('alpha', alpha, 0, none=True)==0: raise FineGrainedError(f'alpha={alpha} is the length of a step, above 0, or None')
     return 2.5*eps/steps if alpha is None else alpha
 
 def bim(
@@ -114,9 +116,11 @@ def pgd(
     generator:torch.Generator|None=None # A `torch.Generator` for the random start
     )->torch.Tensor: # Pixels (n, 3, H, W), from 0 to 1
     "`x`, changed in `steps` up the loss from a random start"
-    check(generator is None or isinstance(generator, torch.Generator), f'generator={generator!r}: give a `torch.Generator` on the device of the pictures, or None')
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise FineGrainedError(f'generator={generator!r}: give a `torch.Generator` on the device of the pictures, or None')
     x,alpha = _asked(model, x, eps, norm, targeted),_step(eps, steps, alpha)
-    d = torch.rand(x.shape, generator=generator, device=x.device)*2-1 if norm=='linf' else torch.randn(x.shape, generator=generator, device=x.device)
+    d = (torch.rand(x.shape, generator=generator, device=x.device)*2-1
+        if norm=='linf' else torch.randn(x.shape, generator=generator, device=x.device))
     if norm=='l2': d = d/_length(d)*torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)**(1/x[0].numel())
     return _climb(model, x, y, eps, alpha, steps, norm, targeted, x+eps*d)
 

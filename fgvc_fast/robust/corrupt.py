@@ -7,7 +7,7 @@ __all__ = ['corruptions', 'corrupt']
 
 # %% ../../nbs/api/710_robust.corrupt.ipynb #055c8f19
 import io, numpy as np, torch
-from ..core import check, check_choice, check_number
+from ..core import FineGrainedError, check_choice, check_number
 from .attack import as_pixels
 from PIL import Image
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -38,7 +38,8 @@ def _jpeg(x, q):
 # %% ../../nbs/api/710_robust.corrupt.ipynb #69f7bd8e
 def _dark(x, s): return x*s
 
-_kinds = dict(noise=(_noise, (.03,.06,.1,.15,.22)), blur=(_blur, (.004,.008,.013,.02,.03)), jpeg=(_jpeg, (50,30,18,10,5)), dark=(_dark, (.7,.5,.35,.22,.12)))
+_kinds = dict(noise=(_noise, (.03,.06,.1,.15,.22)), blur=(_blur, (.004,.008,.013,.02,.03)), jpeg=(_jpeg, (50,30,18,10,5)),
+    dark=(_dark, (.7,.5,.35,.22,.12)))
 corruptions = tuple(_kinds)
 
 def corrupt(
@@ -50,5 +51,5 @@ def corrupt(
     f,levels = _kinds[check_choice('kind', kind, _kinds)]
     check_number('strength', strength, 1, 5, whole=True)
     x = as_pixels(x, 'x')
-    check(x.shape[1]==3, f'x has {x.shape[1]} channels: give pictures in colour (n, 3, height, width)')
+    if x.shape[1]!=3: raise FineGrainedError(f'x has {x.shape[1]} channels: give pictures in colour (n, 3, height, width)')
     return f(x, levels[strength-1]).clamp(0, 1)

@@ -9,7 +9,7 @@ __all__ = ['Robustness', 'plot_robustness']
 import pandas as pd, torch
 from collections.abc import Callable
 from fastcore.basics import patch
-from ..core import check, check_choice, check_number, half_interval, wrap_label
+from ..core import FineGrainedError, check, check_choice, check_number, half_interval, wrap_label
 from ..pictures import figure_size, no_box, picture_grid
 from ..metrics import check_answers, count_no_answers
 from ..models.split import eval_mode
@@ -28,7 +28,8 @@ def _spelled(e):
 class Robustness:
     "Accuracy of one model under attacks and corruptions: a `table`, curves, and some pictures that fooled it"
     def __init__(self, table:pd.DataFrame, shown:list, vocab:list, norm:str):
-        self.table,self.shown,self.vocab,self.norm = table,shown,vocab,norm
+        self.table,self.shown,self.vocab = table,shown,vocab
+        self.norm = norm
     def wide(self, corrupted:bool=False # Of corruptions instead of attacks?
         )->pd.DataFrame:
         "Accuracy by kind (rows) and strength, clean first"
@@ -66,18 +67,20 @@ def robustness(self:FineGrainedInterpretation,
     "How many of the pictures are still named rightly under each attack and corruption, clean accuracy first"
     self.check_fresh()
     learn,dl,net = self.learn,self.dl,PixelModel(self.learn)
-    check(isinstance(attack, (str,tuple,list)) or callable(attack), f"attack={attack!r}: use {', '.join(attacks)}, or a function, or several in a list")
+    if not isinstance(attack, (str,tuple,list)) and not callable(attack):
+        raise FineGrainedError(f"attack={attack!r}: use {', '.join(attacks)}, or a function, or several in a list")
     eps = eps if isinstance(eps, (tuple,list)) else [eps]
     for e in eps: check_number('eps', e, 0)
     check_choice('norm', norm, ('linf','l2')), check_choice('corrupted', corrupted, (False,True))
     check_number('n', n, 1, whole=True, none=True)
     check_number('keep', keep, 0, whole=True), check_number('seed', seed, 0, 2**63-1, whole=True)
-    named = {getattr(o, '__name__', o): o if callable(o) else attacks.get(o) if isinstance(o, str) else None for o in ([attack] if isinstance(attack, str) or callable(attack) else attack)}
+    named = {getattr(o, '__name__', o): o if callable(o) else attacks.get(o) if isinstance(o, str) else None
+        for o in ([attack] if isinstance(attack, str) or callable(attack) else attack)}
     unknown = [k for k,v in named.items() if v is None]
-    check(not unknown, f"attack={unknown} is unknown: use {', '.join(attacks)}, or a function")
+    if unknown: raise FineGrainedError(f"attack={unknown} is unknown: use {', '.join(attacks)}, or a function")
     named.setdefault('pgd', attacks['pgd'])
     stray = [k for k in kwargs if not any(k in signature(f).parameters for f in named.values())]
-    check(not stray, f"{', '.join(named)} know no option {', '.join(f'`{k}`' for k in stray)}")
+    if stray: raise FineGrainedError(f"{', '.join(named)} know no option {', '.join(f'`{k}`' for k in stray)}")
     strengths = sorted({float(e) for e in eps if e})
     g = torch.Generator(next(learn.model.parameters()).device).manual_seed(int(seed))
     right,total,shown = {},0,[]
@@ -102,7 +105,10 @@ def robustness(self:FineGrainedInterpretation,
             for kind in corruptions if corrupted else ():
                 for s in range(1, 6): count(kind, float(s), corrupt(x, kind, s), y)
             shown += [{k: (a.cpu(),int(c)) for k,(a,c) in o.items()} for o in own]
-    return Robustness(pd.DataFrame([dict(kind=k, strength=s, accuracy=v/total, error=half_interval(v/total, total), pictures=total) for (k,s),v in right.items()]).sort_values(['kind','strength'], key=lambda c: c if c.name=='strength' else c.map({k: i for i,k in enumerate(['clean',*named,*corruptions])}), ignore_index=True), shown, list(learn.dls.vocab), norm)
+    return Robustness(pd.DataFrame([dict(kind=k, strength=s, accuracy=v/total, error=half_interval(v/total, total), pictures=total)
+        for (k,s),v in right.items()]).sort_values(['kind','strength'],
+        key=lambda c: c if c.name=='strength' else c.map({k: i for i,k in enumerate(['clean',*named,*corruptions])}), ignore_index=True), shown,
+        list(learn.dls.vocab), norm)
 
 # %% ../../nbs/api/730_robust.curve.ipynb #6951e2c6
 def plot_robustness(*, figsize=None, # Inches
@@ -112,7 +118,8 @@ def plot_robustness(*, figsize=None, # Inches
     import matplotlib.pyplot as plt
     check(results and all(isinstance(o, Robustness) for o in results.values()), 'Give what `robustness` returns, by name: plot_robustness(before=r, after=s)')
     sides = [{k for r in results.values() for k in r.table.kind if (k in corruptions)==right and k!='clean'} for right in (False,True)]
-    _,axs = plt.subplots(1, 2 if sides[1] else 1, figsize=figure_size(figsize, 9.6 if sides[1] else 5.4, 2.9), sharey=True, squeeze=False, layout='constrained')
+    _,axs = plt.subplots(1, 2 if sides[1] else 1, figsize=figure_size(figsize, 9.6 if sides[1] else 5.4, 2.9), sharey=True, squeeze=False,
+        layout='constrained')
     marks = dict(zip(['fgsm','pgd','bim',*corruptions], ['--o','-o',':o','-o','--s',':^','-.D']))
     for ax,kinds,right in zip(axs[0], sides, (False,True)):
         for j,(name,r) in enumerate(results.items()):
@@ -145,7 +152,7 @@ def gallery(self:Robustness,
     "Pictures that were named rightly, what they are taken for as `eps` grows, and the difference, magnified"
     check_number('n', n, 1, whole=True)
     own = [o for o in self.shown if any(k==kind for k,_ in o)][:n]
-    check(own, f"There are no pictures of an attack '{kind}' that were named rightly before it")
+    if not own: raise FineGrainedError(f"There are no pictures of an attack '{kind}' that were named rightly before it")
     cols = [(None,0.)] + sorted((o for o in own[0] if o[0]==kind), key=lambda o: o[1])
     pictures,titles,right = [],[],[]
     for o in own:
@@ -153,7 +160,8 @@ def gallery(self:Robustness,
         changed = [o[k][0]-x for k in cols[1:]]
         by = [1/(2*d.abs().max().clamp(min=1e-9)) for d in changed]
         pictures += [o[k][0] for k in cols] + [torch.ones_like(x)] + [.5+d*f for d,f in zip(changed, by)]
-        titles += [('clean' if k[0] is None else f'eps {_spelled(k[1])}')+f'\n{wrap_label(self.vocab[o[k][1]], 18, 3)}' for k in cols] + [''] + [f'difference × {f:.0f}' for f in by]
+        titles += ([('clean' if k[0] is None else f'eps {_spelled(k[1])}')+f'\n{wrap_label(self.vocab[o[k][1]], 18, 3)}' for k in cols] + ['']
+            + [f'difference × {f:.0f}' for f in by])
         right += [o[k][1]==y for k in cols] + [None]*len(cols)
     axs = picture_grid(titles, len(cols), size=1.6, right=right, figsize=figsize)
     for ax,im in zip(axs, pictures): ax.imshow(im.permute(1,2,0))

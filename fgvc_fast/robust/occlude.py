@@ -8,7 +8,7 @@ __all__ = ['hide']
 # %% ../../nbs/api/740_robust.occlude.ipynb #7c302ac9
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from ..core import check, check_choice, check_number
+from ..core import FineGrainedError, check, check_choice, check_number
 from ..interpret.errors import FineGrainedInterpretation
 from ..interpret.probe import PixelModel, batches_of
 from ..interpret.score import truth_of, disc_masks
@@ -23,9 +23,10 @@ def hide(
     discs:torch.Tensor|np.ndarray|list # (n, 3): x, y and radius in pixels; NaN: hide nothing
     )->torch.Tensor: # Pixels (n, 3, H, W), from 0 to 1
     "`x` with each disc in the mean colour of the ring round it"
-    check(torch.is_tensor(x) and x.ndim==4, f'x={type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}: give pixels (n, channels, height, width)')
+    if not (torch.is_tensor(x) and x.ndim==4):
+        raise FineGrainedError(f'x={type(x).__name__} of shape {tuple(getattr(x, "shape", ()))}: give pixels (n, channels, height, width)')
     ok = np.ndim(discs)==2 and np.shape(discs)==(len(x),3)
-    check(ok, f'discs of shape {np.shape(discs)}: give x, y and radius for each of the {len(x)} pictures')
+    if not ok: raise FineGrainedError(f'discs of shape {np.shape(discs)}: give x, y and radius for each of the {len(x)} pictures')
     d = torch.as_tensor(np.asarray(discs, dtype=np.float32))
     inside,wide = (disc_masks(torch.stack([d[:,0], d[:,1], k*d[:,2]], 1), x.shape[2:]).to(x.device)[:,None] for k in (1,1.6))
     ring = (wide & ~inside).to(x.dtype)
@@ -51,7 +52,7 @@ def _hidden_and_control(learn, data, rows, part, grow):
     "Rows in which both can be seen, discs round the part that counts, and as large ones round another"
     known = sorted(set(data.parts.part)) if getattr(data, 'parts', None) is not None else []
     if isinstance(part, str): check_choice('part', part, known)
-    check(part is None or isinstance(part, (str,pd.Series)), f'part={part!r}: give its name, or one for each row (a Series)')
+    if part is not None and not isinstance(part, (str,pd.Series)): raise FineGrainedError(f'part={part!r}: give its name, or one for each row (a Series)')
     discs = truth_of(learn, data, rows, part)[1]
     check(discs is not None, 'Which part tells these classes apart is not known: give `part`, its name, or one for each row (a Series)')
     names = pd.Series(part, data.items.index) if isinstance(part, str) else data.items.differs if part is None else part
@@ -71,7 +72,8 @@ def occlusion(self:FineGrainedInterpretation,
     )->pd.DataFrame:
     "Accuracy at each level with nothing hidden, with the part that counts hidden, and with another as large"
     self.check_fresh()
-    learn,net,data,rows = self.learn,PixelModel(self.learn),getattr(self.dls, 'data', None),self.rows()
+    learn,net,data = self.learn,PixelModel(self.learn),getattr(self.dls, 'data', None)
+    rows = self.rows()
     check_number('grow', grow, 1e-3)
     rows,discs,control = _hidden_and_control(learn, data, rows, part, grow)
     targs,dev = torch.tensor(pd.Index(learn.dls.vocab).get_indexer(data.items.label[rows])),next(learn.model.parameters()).device
@@ -86,7 +88,8 @@ def occlusion(self:FineGrainedInterpretation,
                 check_answers(count_no_answers(scores), len(x))
                 said.setdefault(k, []).append(scores.argmax(1).cpu())
     tree = levels_of(learn.dls)
-    res = pd.DataFrame([tree.accuracy(torch.cat(o), targs) if tree else dict(label=(torch.cat(o)==targs).float().mean().item()) for o in said.values()], index=pd.Index(said, name='hidden'))
+    res = pd.DataFrame([tree.accuracy(torch.cat(o), targs) if tree else dict(label=(torch.cat(o)==targs).float().mean().item())
+        for o in said.values()], index=pd.Index(said, name='hidden'))
     if tree and len(tree.levels)>1:
         up = tree.up[tree.levels[-2]]
         res['guessing inside the family'] = (1/up.bincount()[up[targs]]).mean().item()

@@ -9,7 +9,7 @@ __all__ = ['AdversarialTraining']
 import torch
 from collections.abc import Callable
 from ..augment.mix import own_loss
-from ..core import check, check_choice, check_number
+from ..core import FineGrainedError, check, check_choice, check_number
 from ..train.aux_loss import AuxLosses
 from ..interpret.probe import PixelModel
 from ..models.model import only_logits
@@ -26,16 +26,18 @@ class AdversarialTraining(AuxLosses):
         attack:str|Callable='fgsm', # A name from `attacks`, or a function like them
         **kwargs # Of the attack: `steps`, `norm`, ...
         ):
-        check(check_number('eps', eps, 0), f'eps={eps}: an attack that may not change anything is none')
+        if not check_number('eps', eps, 0): raise FineGrainedError(f'eps={eps}: an attack that may not change anything is none')
         check_number('alpha', alpha, 0, 1)
         if not callable(attack): check_choice('attack', attack, attacks)
         stray = [k for k in kwargs if k not in signature(attack if callable(attack) else attacks[attack]).parameters]
-        check(not stray, f"{getattr(attack, '__name__', attack)} knows no option {', '.join(f'`{k}`' for k in stray)}")
+        if stray: raise FineGrainedError(f"{getattr(attack, '__name__', attack)} knows no option {', '.join(f'`{k}`' for k in stray)}")
         self.eps,self.alpha,self.kwargs = eps,alpha,kwargs
         self.attack = attack if callable(attack) else attacks[attack]
     def __repr__(self): return f'AdversarialTraining(eps={self.eps:.3g}, alpha={self.alpha:g}, attack={getattr(self.attack, "__name__", self.attack)})'
     def names(self): return ['adversarial']
-    def before_batch(self): check(len(self.yb)==1 and torch.is_tensor(self.xb[0]) and self.xb[0].ndim==4, 'AdversarialTraining attacks pictures that have one label each; this batch has something else')
+    def before_batch(self):
+        check(len(self.yb)==1 and torch.is_tensor(self.xb[0]) and self.xb[0].ndim==4,
+            'AdversarialTraining attacks pictures that have one label each; this batch has something else')
 
     def aux_losses(self):
         net,x = PixelModel(self.learn),self.xb[0]

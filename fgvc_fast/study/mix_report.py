@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from pathlib import Path
 from scipy import stats
 from tempfile import TemporaryDirectory
-from ..core import check, check_number
+from ..core import FineGrainedError, check, check_number
 from ..data.loader import FineGrainedDL, seeded
 from ..answers import gather
 
@@ -52,7 +52,8 @@ def _setting(o):
     "The callbacks and the loaders that `o` stands for, and its name"
     if isinstance(o, DataLoaders): return [],o,'other loaders'
     cbs = list(o) if isinstance(o, (tuple,list)) else [o]
-    check(cbs and all(isinstance(cb, Callback) for cb in cbs), f"mix_report compares callbacks such as `CutMix()`, lists of them, or loaders, not {o!r}")
+    if not (cbs and all(isinstance(cb, Callback) for cb in cbs)):
+        raise FineGrainedError(f"mix_report compares callbacks such as `CutMix()`, lists of them, or loaders, not {o!r}")
     return cbs,None,' + '.join(map(repr, cbs))
 
 # %% ../../nbs/api/915_study.mix_report.ipynb #e2dfa3d6
@@ -67,12 +68,14 @@ def mix_report(self:Learner,
     seeds = list(seeds) if isinstance(seeds, (list,tuple,range)) else list(range(check_number('seeds', seeds, 0, whole=True)))
     for s in seeds: check_number('seeds: seed', s, whole=True)
     if not isinstance(epochs, list): check_number('epochs', epochs, 1, whole=True)
-    check(getattr(self.dls, 'validates_on', 'valid')!='test', "These loaders validate on the test split (valid='test'), and a comparison is a choice: leave `valid` out")
+    check(getattr(self.dls, 'validates_on', 'valid')!='test', "These loaders validate on the test split (valid='test'), and a comparison is a choice: leave "
+        "`valid` out")
     check(settings, "mix_report compares something with nothing: give it a callback, as in learn.mix_report(CutMix())")
-    check(len(seeds)>2, f"seeds={seeds}: two runs say next to nothing about the spread, so at least three seeds are needed")
-    check(len(set(seeds))==len(seeds), f"seeds={seeds}: the same seed twice is the same run")
+    if not len(seeds)>2: raise FineGrainedError(f"seeds={seeds}: two runs say next to nothing about the spread, so at least three seeds are needed")
+    if len(set(seeds))!=len(seeds): raise FineGrainedError(f"seeds={seeds}: the same seed twice is the same run")
     todo = [([], None, 'as it is'), *map(_setting, settings)]
-    check(all(d is None or list(d.vocab)==list(self.dls.vocab) and len(d.valid_ds)==len(self.dls.valid_ds) for _,d,_ in todo), "The other loaders have other labels or other validation pictures: make them from the same data set")
+    check(all(d is None or list(d.vocab)==list(self.dls.vocab) and len(d.valid_ds)==len(self.dls.valid_ds) for _,d,_ in todo),
+        "The other loaders have other labels or other validation pictures: make them from the same data set")
     rows = []
     for i,(cbs,dls,name) in enumerate(todo):
         right = np.stack([_one_run(self, cbs, dls or self.dls, epochs, s, kwargs) for s in seeds])

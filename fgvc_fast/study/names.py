@@ -117,8 +117,10 @@ def _name(o, mark):
     if isinstance(o, SimpleNamespace): return _call('SimpleNamespace', (), dict(sorted(vars(o).items())), mark)
     if is_dataclass(o) and not isinstance(o, type): return _call(_name(type(o), mark), (), _fields(o), mark)
     name = getattr(o, '__name__', '')
-    if name and name!='<lambda>' and (isinstance(o, type) or callable(o) and not hasattr(getattr(o, '__self__', None), '__dict__')): return name + mark(_wrapped(o) if not isinstance(o, (type,FunctionType)) and _wrapped(o) else o)
-    raise FineGrainedError(f"{'A lambda' if name=='<lambda>' else f'An object of {type(o).__name__}'} has no name that would be the same tomorrow: give a function with a name, or a `partial` that makes it (as `partial(Mix, mixup=.4)`), or name it yourself, as in dict(arch={{'mine': ...}})")
+    if name and name!='<lambda>' and (isinstance(o, type) or callable(o) and not hasattr(getattr(o, '__self__', None), '__dict__')):
+        return name + mark(_wrapped(o) if not isinstance(o, (type,FunctionType)) and _wrapped(o) else o)
+    raise FineGrainedError(f"{'A lambda' if name=='<lambda>' else f'An object of {type(o).__name__}'} has no name that would be the same tomorrow: give a "
+        f"function with a name, or a `partial` that makes it (as `partial(Mix, mixup=.4)`), or name it yourself, as in dict(arch={{'mine': ...}})")
 
 def value_name(o:object)->str:
     "What to call the value `o`: the same in every process, and different for different options"
@@ -163,7 +165,8 @@ def _used(o):
     for c in _own_classes(o):
         for f in _methods(c):
             if f.__code__.co_filename!='<string>': yield 'code','',f # what a dataclass writes looks at nothing else
-        for v in (*(v for k,v in vars(c).items() if k[:2]!='__'), *(f.default_factory for f in getattr(c, '__dataclass_fields__', {}).values())): yield 'code','',v
+        for v in (*(v for k,v in vars(c).items() if k[:2]!='__'), *(f.default_factory for f in getattr(c, '__dataclass_fields__', {}).values())):
+            yield 'code','',v
 
 # %% ../../nbs/api/900_study.names.ipynb #a756650d
 class _Uses:
@@ -190,7 +193,9 @@ class _Uses:
         for g in _inside(v): self.look(g, _home(g)==_home(o) or kind!='global' and not _theirs(g))
         if kind=='code' or hasattr(v, '__name__') and not isinstance(v, MethodType) or _wrapped(v): return
         try: return _name(v, _plain_mark)
-        except FineGrainedError: warnings.warn(f'{o.__name__} uses `{k}`, and {type(v).__name__} has no name that would be the same tomorrow: where it changes, the study takes the old rows for new ones. Hand it in as an option')
+        except FineGrainedError:
+            warnings.warn(f'{o.__name__} uses `{k}`, and {type(v).__name__} has no name that would be the same tomorrow: where it changes, the study takes the '
+                'old rows for new ones. Hand it in as an option')
 
     def parts(self):
         "All code in order, and the values by name"
@@ -207,7 +212,8 @@ def dependencies_of(train:Callable):
         rest = next((k for k,p in inspect.signature(f.func).parameters.items() if p.kind is p.VAR_KEYWORD), None)
         given |= given.pop(rest, {})
         f = f.func
-    check(isinstance(f, FunctionType), f'train must be a function (seed, **setting) that returns a trained learner, or a `partial` of one, not {type(f).__name__}')
+    if not isinstance(f, FunctionType):
+        raise FineGrainedError(f'train must be a function (seed, **setting) that returns a trained learner, or a `partial` of one, not {type(f).__name__}')
     codes,values = _Uses(f).parts()
     try: given = {k: value_name(v) for k,v in given.items()}
     except FineGrainedError as e: raise FineGrainedError(f'An option of {f.__name__}: {e}') from None
@@ -232,12 +238,13 @@ class _Setting:
 
 def as_settings(o:dict|list|tuple):
     "The `_Setting`s that are meant by a dictionary of lists or a list of dictionaries"
-    ok = isinstance(o, dict) and all(isinstance(v, (list,tuple,dict,range,L)) and len(v) for v in o.values()) or isinstance(o, (list,tuple,L)) and len(o) and all(isinstance(v, dict) for v in o)
+    ok = (isinstance(o, dict) and all(isinstance(v, (list,tuple,dict,range,L)) and len(v) for v in o.values())
+        or isinstance(o, (list,tuple,L)) and len(o) and all(isinstance(v, dict) for v in o))
     check(ok, "settings: give a dict of lists (every combination), as dict(lr=[.01,.1], bs=[16,32]), or a list of dicts, one for each setting")
     if isinstance(o, dict):
         axes = [[(k, n, v) for n,v in (vs.items() if isinstance(vs, dict) else [(None,v) for v in vs])] for k,vs in o.items()]
         res = [_Setting({k: v for k,_,v in c}, {k: n for k,n,_ in c if n is not None}) for c in product(*axes)]
     else: res = [_Setting(dict(v), {}) for v in o]
     twice = [repr(v) for i,v in enumerate(res) if any(v.key==w.key or repr(v)==repr(w) for w in res[:i])]
-    check(not twice, f'Two settings look the same: {listing(twice)}. Leave one out, or name the values: dict(f={{"one": ..., "other": ...}})')
+    if twice: raise FineGrainedError(f'Two settings look the same: {listing(twice)}. Leave one out, or name the values: dict(f={{"one": ..., "other": ...}})')
     return res

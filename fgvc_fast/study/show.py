@@ -9,7 +9,7 @@ __all__ = []
 import numpy as np, pandas as pd, re
 from fastcore.basics import patch
 from html import escape
-from ..core import check, listing
+from ..core import FineGrainedError, listing
 from ..pictures import no_box
 from .table import Study, library_versions, shortened
 
@@ -24,7 +24,9 @@ def summary(self:Study)->pd.DataFrame:
         rows = list(self._rows(o).values())
         got = {k: [r[k] for r in rows if r.get(k) is not None] for k in _numbers}
         name = {k: f'measured {k}' if k in self.axes else k for k in _numbers}
-        res.append({**{k: o.shown.get(k) for k in self.axes}, 'seeds': len(rows), **{n: v for k in _numbers for n,v in ((name[k], np.mean(got[k]) if got[k] else np.nan), (f'{name[k]}_spread', np.std(got[k], ddof=1) if len(got[k])>1 else np.nan))}})
+        res.append({**{k: o.shown.get(k) for k in self.axes}, 'seeds': len(rows),
+            **{n: v for k in _numbers for n,v in ((name[k], np.mean(got[k]) if got[k] else np.nan),
+            (f'{name[k]}_spread', np.std(got[k], ddof=1) if len(got[k])>1 else np.nan))}})
     return pd.DataFrame(res)
 
 # %% ../../nbs/api/910_study.show.ipynb #94bff2ff
@@ -44,11 +46,12 @@ def _cells(self:Study, columns=None):
     "The table of means as it is shown, in texts"
     wide,axes = self.summary(),self.axes
     if columns is None: columns = [k for k in (f'measured {k}' if k in axes else k for k in _usual) if wide[k].notna().any()]
-    check(isinstance(columns, (list,tuple)), f"columns={columns!r}: give a list of columns, such as {listing(_numbers, 3)}")
+    if not isinstance(columns, (list,tuple)): raise FineGrainedError(f"columns={columns!r}: give a list of columns, such as {listing(_numbers, 3)}")
     lost = [k for k in columns if f'{k}_spread' not in wide]
-    check(not lost, f"There is no column {listing(lost)}: use {listing(_numbers, 20)}")
+    if lost: raise FineGrainedError(f"There is no column {listing(lost)}: use {listing(_numbers, 20)}")
     head = {k: k.replace('_', ' ').replace('top', 'top-') + ' %'*('top' in k) for k in columns}
-    rows = [{**{k: '' if v is None or v!=v else str(v) for k,v in r[axes].items()}, **{head[k]: _said(k, r[k], r[f'{k}_spread']) for k in columns}, 'seeds': str(r.seeds)} for _,r in wide.astype(object).iterrows()]
+    rows = [{**{k: '' if v is None or v!=v else str(v) for k,v in r[axes].items()}, **{head[k]: _said(k, r[k], r[f'{k}_spread']) for k in columns},
+        'seeds': str(r.seeds)} for _,r in wide.astype(object).iterrows()]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/api/910_study.show.ipynb #f32931c1
@@ -67,7 +70,8 @@ def _about(self:Study):
     counts = {s: ok[f'{s}_pictures'].dropna().astype(int).unique() for s in ('valid','test') if f'{s}_pictures' in ok}
     on = ' and '.join(f"{' or '.join(f'{o:,}' if o else 'no' for o in v)} {s} pictures" for s,v in counts.items() if len(v))
     by = ', '.join(f"{k} {' and '.join(ok[k].unique())}" for k in library_versions())
-    return f"{self.name}: {len(ok)} of {n} runs{bad}{' with '*bool(_given(self.made_of))}{_given(self.made_of)}; mean ± standard deviation over seeds, on {on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}"
+    return (f"{self.name}: {len(ok)} of {n} runs{bad}{' with '*bool(_given(self.made_of))}{_given(self.made_of)}; mean ± standard deviation over seeds, on "
+        f"{on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}")
 
 @patch
 def to_markdown(self:Study, columns:list|None=None # Names from `summary`; the usual ones if `None`
@@ -89,12 +93,14 @@ def __repr__(self:Study): return f'{self._cells().to_string(index=False)}\n{self
 def best(self:Study, by:str='valid_top1' # A column of the validation split
     )->pd.DataFrame:
     "The setting whose mean is best on the validation split, and what it does on the test"
-    check(by in ('valid_top1','valid_top5','valid_loss'), f"by={by!r}: a setting is chosen by the validation split, so use 'valid_top1', 'valid_top5' or 'valid_loss'")
+    if by not in ('valid_top1','valid_top5','valid_loss'):
+        raise FineGrainedError(f"by={by!r}: a setting is chosen by the validation split, so use 'valid_top1', 'valid_top5' or 'valid_loss'")
     wide = self.summary()
     whole = wide[wide.seeds==len(self.seeds)]
-    check(len(whole), f'No setting has all of its {len(self.seeds)} seeds yet: study.run() does what is missing')
+    if not len(whole): raise FineGrainedError(f'No setting has all of its {len(self.seeds)} seeds yet: study.run() does what is missing')
     i = whole[by].idxmin() if by=='valid_loss' else whole[by].idxmax()
-    return whole.loc[[i], [*self.axes, *[c for k in ('valid_top1','valid_loss','test_top1','test_top5','test_loss') for c in (k, f'{k}_spread') if wide[k].notna().any()]]]
+    return whole.loc[[i], [*self.axes, *[c for k in ('valid_top1','valid_loss','test_top1','test_top5','test_loss')
+        for c in (k, f'{k}_spread') if wide[k].notna().any()]]]
 
 # %% ../../nbs/api/910_study.show.ipynb #030e5680
 def _room(a, b, of, pictures, times=1):
@@ -128,9 +134,10 @@ def compare(self:Study, base:object, # What to compare with: a dict of axes and 
     )->pd.DataFrame:
     "Each setting's difference to `base`, paired by seed, and whether it is beyond the spread, however many are compared"
     base = base if isinstance(base, dict) else dict(zip(self.axes, [base]))
-    check(of in _numbers[:9], f'of={of!r}: use {listing(_numbers[:9], 9)}')
+    if of not in _numbers[:9]: raise FineGrainedError(f'of={of!r}: use {listing(_numbers[:9], 9)}')
     known = [{k: s.shown.get(k) for k in base} for s in self.settings]
-    check(base in known and (len(self.axes)==1 or len(base) or {} in [s.shown for s in self.settings]), f'base={base} is none of the settings: {listing(self.settings, 10)}')
+    if not (base in known and (len(self.axes)==1 or len(base) or {} in [s.shown for s in self.settings])):
+        raise FineGrainedError(f'base={base} is none of the settings: {listing(self.settings, 10)}')
     res,pairs = [],list(self._pairs(base, of))
     times = sum(bool(seeds) for *_,seeds in pairs)
     for o,other,seeds in pairs:
@@ -172,11 +179,11 @@ def plot(self:Study, x:str=None, # What is along the axis: one of the study's ax
     import matplotlib.pyplot as plt
     x = self.axes[0] if x is None and self.axes else x
     cost = x in ('minutes','parameters','epochs') and x not in self.axes
-    check(cost or x in self.axes, f"x={x!r}: use {listing(self.axes, 10)}, or what it costs: 'minutes', 'parameters', 'epochs'")
-    check(hue is None or hue in self.axes, f'hue={hue!r}: use {listing(self.axes, 10)}')
-    check(y in _numbers, f'y={y!r}: use {listing(_numbers, 12)}')
+    if not cost and x not in self.axes: raise FineGrainedError(f"x={x!r}: use {listing(self.axes, 10)}, or what it costs: 'minutes', 'parameters', 'epochs'")
+    if hue is not None and hue not in self.axes: raise FineGrainedError(f'hue={hue!r}: use {listing(self.axes, 10)}')
+    if y not in _numbers: raise FineGrainedError(f'y={y!r}: use {listing(_numbers, 12)}')
     done = {o: [r for r in self._rows(o).values() if r.get(y) is not None] for o in self.settings}
-    check(any(done.values()), f'There is nothing to draw yet, no run has {y}: study.run()')
+    if not any(done.values()): raise FineGrainedError(f'There is nothing to draw yet, no run has {y}: study.run()')
     ticks = list(dict.fromkeys(o.shown.get(x) for o in self.settings))
     number = not cost and all(isinstance(o, (int,float)) and not isinstance(o, bool) for o in ticks)
     if ax is None: _,ax = plt.subplots(figsize=figsize, layout='constrained')
@@ -184,7 +191,8 @@ def plot(self:Study, x:str=None, # What is along the axis: one of the study's ax
     colors = plt.get_cmap('tab10' if len(groups)<=10 else 'tab20')
     for i,(name,settings) in enumerate(groups.items()):
         push = 0 if len(groups)==1 else (.16 if number else .5)*(i/(len(groups)-1)-.5) # side by side
-        at = [_spots(ax, x if cost else ticks.index(o.shown.get(x))+push, done[o], y, colors(i%20), name or None, cost) for o in settings if done[o]]
+        at = [_spots(ax, x if cost else ticks.index(o.shown.get(x))+push, done[o], y, colors(i%20), name or None, cost)
+            for o in settings if done[o]]
         if number and at: ax.plot(*zip(*sorted(at)), color=colors(i%20), lw=1.2)
     self._name_axes(ax, x, y, ticks, cost)
     return ax

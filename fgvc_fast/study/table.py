@@ -33,7 +33,8 @@ class _Scores(Callback):
     def before_validate(self): self.sums,self.n = [],0
     def after_pred(self):
         scores,targ = self.pred.detach().float(),self.y
-        self.sums.append(torch.stack([(scores.argmax(1)==targ).sum(), in_top(scores, targ).sum(), F.cross_entropy(scores, targ, reduction='sum'), count_no_answers(scores)]))
+        self.sums.append(torch.stack([(scores.argmax(1)==targ).sum(), in_top(scores, targ).sum(),
+            F.cross_entropy(scores, targ, reduction='sum'), count_no_answers(scores)]))
         self.n += len(targ)
     def row(self, split):
         "What came of it, under the names of `split`"
@@ -54,10 +55,11 @@ def measure(learn:Learner, # A trained one
     most:int=1000 # Training pictures to look at, at the most
     )->dict:
     "Top-1, top-5 and cross-entropy of `learn` on train, valid and test; reads the test split"
-    check(isinstance(learn, Learner), f'measure looks at a learner, not at a {type(learn).__name__}')
+    if not isinstance(learn, Learner): raise FineGrainedError(f'measure looks at a learner, not at a {type(learn).__name__}')
     check_number('most', most, 1, whole=True)
     check(len(learn.dls.loaders)>1 and len(learn.dls.valid), 'There is nothing to validate on: give the data a validation split')
-    check(getattr(learn.dls, 'validates_on', 'valid')!='test', "These loaders validate on the test split (valid='test'), so nothing is left to choose by: leave `valid` out")
+    check(getattr(learn.dls, 'validates_on', 'valid')!='test', "These loaders validate on the test split (valid='test'), so nothing is left to choose by: "
+        "leave `valid` out")
     res,data = {},getattr(learn.dls, 'data', None)
     with learn.no_bar(), learn.no_logging():
         for split,dl in (('train', _still(learn.dls, most)), ('valid', learn.dls.valid)):
@@ -94,7 +96,7 @@ def _device(dev): return torch.cuda.get_device_name(dev) if dev.type=='cuda' els
 
 def whole_learner(learn:object):
     "`learn`, if it is a learner and its training was not stopped halfway"
-    check(isinstance(learn, Learner), f'train must return the trained learner, not {type(learn).__name__}')
+    if not isinstance(learn, Learner): raise FineGrainedError(f'train must return the trained learner, not {type(learn).__name__}')
     run = getattr(learn, '_phase_run', None)
     if run is not None and not run.done: raise KeyboardInterrupt # `fit_phases` comes back quietly from a stop
     return learn
@@ -112,7 +114,8 @@ def _put_aside(done, fn):
             torch.save(done | dict(versions=library_versions()), new, pickle_module=cloudpickle)
             os.replace(new, fn)
         finally: new.unlink(missing_ok=True)
-    except Exception as e: warnings.warn(f'The trained learner could not be put aside ({type(e).__name__}: {shortened(str(e))}): a stop while it is measured would train it again')
+    except Exception as e:
+        warnings.warn(f'The trained learner could not be put aside ({type(e).__name__}: {shortened(str(e))}): a stop while it is measured would train it again')
 
 def _trained(fn):
     "What `_put_aside` wrote to `fn`, if it did, with these versions"
@@ -134,7 +137,8 @@ def _one(train, values, seed, fn, say=noop):
         _put_aside(done, fn)
     say('measuring')
     learn = done.pop('learn')
-    return dict(**measure(learn), **done, parameters=sum(p.numel() for p in learn.model.parameters()), device=_device(one_param(learn.model).device), **library_versions())
+    return dict(**measure(learn), **done, parameters=sum(p.numel() for p in learn.model.parameters()),
+        device=_device(one_param(learn.model).device), **library_versions())
 
 # %% ../../nbs/api/905_study.table.ipynb #c66c5c9b
 class Study:
@@ -146,10 +150,13 @@ class Study:
         seeds:int|list=3, # How many, or which
         folder:str|Path='studies' # Where the file `name.jsonl` is
         ):
-        check(isinstance(name, str) and re.fullmatch(r'\w[\w .+,-]*', name), f'name={name!r} names a file: use letters, digits, blanks, and . + , - _')
+        if not (isinstance(name, str) and re.fullmatch(r'\w[\w .+,-]*', name)):
+            raise FineGrainedError(f'name={name!r} names a file: use letters, digits, blanks, and . + , - _')
         self.name,self.train,self.path = name,train,check_folder('folder', folder)/f'{name}.jsonl'
         self.seeds = list(range(check_number('seeds', seeds, 1, whole=True))) if not isinstance(seeds, (list,tuple,range)) else list(seeds)
-        check(self.seeds and all(isinstance(o, int) and not isinstance(o, bool) for o in self.seeds) and len(set(self.seeds))==len(self.seeds), f'seeds={seeds!r}: give how many, or a list of different whole numbers')
+        if not (self.seeds and all(isinstance(o, int) and not isinstance(o, bool) for o in self.seeds)
+            and len(set(self.seeds))==len(self.seeds)):
+            raise FineGrainedError(f'seeds={seeds!r}: give how many, or a list of different whole numbers')
         self.made_of,self.settings,self._here = dependencies_of(train),as_settings(settings),_device(default_device())
         for o in self.settings: _callable_with(train, o)
         self._unwritten = {}
@@ -167,7 +174,9 @@ def _flaw(row):
     "What keeps `row` from being a row of a study, if something does"
     if not isinstance(row, dict): return 'it is no row of a study'
     kinds = dict(key=str, setting=dict, seed=int, error=(str,type(None)), device=str, date=str, seconds=Real)
-    if row.get('error') is None: kinds |= dict.fromkeys(library_versions(), str) | dict.fromkeys(('epochs','minutes','parameters',*_measured[:None if row.get('test_pictures') else 8]), Real)
+    if row.get('error') is None:
+        kinds |= (dict.fromkeys(library_versions(), str) | dict.fromkeys(('epochs','minutes','parameters',*_measured[:None
+            if row.get('test_pictures') else 8]), Real))
     for k,kind in kinds.items():
         if k not in row: return f"'{k}' is missing"
         if not isinstance(row[k], kind) or isinstance(row[k], bool): return f"'{k}' is {row[k]!r}"
@@ -189,16 +198,19 @@ def _read(self:Study):
     if not self.path.exists():
         self.rows = dict(self._unwritten)
         return
-    check(self.path.is_file(), f"'{self.path}' is no file: move it away, or give the study another name")
+    if not self.path.is_file(): raise FineGrainedError(f"'{self.path}' is no file: move it away, or give the study another name")
     head,rows = _lines(self.path)
     texts = isinstance(head, dict) and isinstance(head.get('made_of'), dict) and all(isinstance(o, str) for o in head['made_of'].values())
-    check(texts, f"'{self.path}' does not begin as the table of a study: move it away, or give another name")
+    if not texts: raise FineGrainedError(f"'{self.path}' does not begin as the table of a study: move it away, or give another name")
     was,now = head['made_of'],self.made_of
-    said = [f'the code of {now["train"]} has changed' if k=='code' else f'{k} was {shortened(was.get(k))} and is {shortened(now.get(k))}' for k in dict.fromkeys([*was, *now]) if was.get(k)!=now.get(k)]
-    check(not said, f"'{self.path}' holds runs of another '{self.name}': {'; '.join(said)}. Give the study another name, or delete the file to begin anew")
+    said = [f'the code of {now["train"]} has changed' if k=='code' else f'{k} was {shortened(was.get(k))} and is {shortened(now.get(k))}'
+        for k in dict.fromkeys([*was, *now]) if was.get(k)!=now.get(k)]
+    if said:
+        raise FineGrainedError(f"'{self.path}' holds runs of another '{self.name}': {'; '.join(said)}. Give the study another name, or delete the file to "
+            "begin anew")
     for i,o in rows.items():
         flaw = _flaw(o)
-        check(flaw is None, f"'{self.path}', line {i}: {flaw}. Delete the line, and its run is done again, or move the file away")
+        if flaw is not None: raise FineGrainedError(f"'{self.path}', line {i}: {flaw}. Delete the line, and its run is done again, or move the file away")
     self.rows = {o['key']: o for o in rows.values()} | self._unwritten
 
 def shortened(s:str|None, n:int=120): return 'not given' if s is None else s if len(s)<=n else f'{s[:n//2]} … {s[-n//2:]}'
@@ -241,7 +253,8 @@ def runs(self:Study)->pd.DataFrame:
     "One row for each run so far, those with an error too"
     rows = [self.rows.get(self._key(o, seed)) for o in self.settings for seed in self.seeds]
     axes = self.axes
-    return pd.DataFrame([{**r['setting'], 'seed': r['seed'], **{f'measured {k}' if k in axes else k: v for k,v in r.items() if k not in ('key','setting','seed')}} for r in rows if r is not None])
+    return pd.DataFrame([{**r['setting'], 'seed': r['seed'], **{f'measured {k}' if k in axes else k: v
+        for k,v in r.items() if k not in ('key','setting','seed')}} for r in rows if r is not None])
 
 @patch(as_prop=True)
 def axes(self:Study)->list:
@@ -298,7 +311,8 @@ def _go(self:Study, bar):
     for row in [*self._unwritten.values()]: self._keep(row) # there was no room
     for setting,seed in self.todo():
         start = time.perf_counter()
-        def say(what): bar.say(n-len(self.todo()), f'{n-len(self.todo())} of {n} runs · left: {self.left(time.perf_counter()-start)} · {setting}, seed {seed}: {what}')
+        def say(what):
+            bar.say(n-len(self.todo()), f'{n-len(self.todo())} of {n} runs · left: {self.left(time.perf_counter()-start)} · {setting}, seed {seed}: {what}')
         say('starts')
         row = self._try(setting, seed, say)
         self._keep(row)
@@ -316,7 +330,7 @@ def _read_again(self:Study):
     except FineGrainedError:
         self.made_of = was
         raise
-    check(not self.rows or self.made_of==was, f"What the runs of '{self.name}' depend on has changed since it was made: make it anew")
+    if self.rows and self.made_of!=was: raise FineGrainedError(f"What the runs of '{self.name}' depend on has changed since it was made: make it anew")
 
 # %% ../../nbs/api/905_study.table.ipynb #52159863
 @patch
@@ -327,7 +341,8 @@ def run(self:Study, progress:bool=True # Show a bar
     with written_to(self.path, 'study.run() goes on'):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try: lock.acquire(timeout=0)
-        except Timeout: raise FineGrainedError(f"Another process is running '{self.name}' in {self.path.parent}: wait for it, or give the study another name") from None
+        except Timeout:
+            raise FineGrainedError(f"Another process is running '{self.name}' in {self.path.parent}: wait for it, or give the study another name") from None
     bar = None
     try:
         self._read_again()

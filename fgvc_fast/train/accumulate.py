@@ -28,7 +28,8 @@ class Accumulate(Callback):
     def before_step(self):
         self.batches,self.items = self.batches+1,self.items+find_bs(self.yb)
         if self.batches<self.n and self.iter+1<self.n_iter: raise CancelBatchException # no step, and the gradients stay
-        if self.items!=self.expected: torch._foreach_mul_([p.grad for p,*_ in self.opt.all_params(with_grad=True)], self.expected/self.items)
+        if self.items!=self.expected:
+            torch._foreach_mul_([p.grad for p,*_ in self.opt.all_params(with_grad=True)], self.expected/self.items)
         self.batches,self.items = 0,0
     def after_fit(self):
         if self.opt is not None: self.opt.zero_grad()

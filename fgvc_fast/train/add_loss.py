@@ -14,14 +14,15 @@ from fastcore.basics import patch
 from functools import partial
 from torch import nn
 from ..augment.mix import mixed_loss
-from ..core import check, check_choice, check_number, listing
+from ..core import FineGrainedError, check, check_choice, check_number, listing
 from ..embed import metric_loss, metric_losses
 from ..losses import CenterLoss, Focal, MutualChannel, PairwiseConfusion
 from ..models.model import FineGrainedModel
 from .aux_loss import AuxLosses
 
 # %% ../../nbs/api/424_train.add_loss.ipynb #889632d2
-losses = dict(focal=Focal, confusion=PairwiseConfusion, mutual_channel=MutualChannel, center=CenterLoss, **{k: partial(metric_loss, k) for k in metric_losses})
+losses = dict(focal=Focal, confusion=PairwiseConfusion, mutual_channel=MutualChannel, center=CenterLoss,
+    **{k: partial(metric_loss, k) for k in metric_losses})
 
 # %% ../../nbs/api/424_train.add_loss.ipynb #75aa5f5c
 def _source(o):
@@ -54,18 +55,22 @@ class AddLoss(AuxLosses):
         name:str|None=None, # Of its column and of its parameters; None: the loss's own
         alone:bool=False # Shall the body learn from this loss only? The label then teaches the head, and nothing below it
     ):
-        check(not isinstance(loss, str) or loss in losses, f"'{loss}' is no loss: use one of {listing(losses, 20)}, or a class or function of your own")
-        check(isinstance(loss, str) or callable(loss), f'AddLoss needs a loss, not {loss!r}: a name, a class, a module, or a function of (what it looks at, labels)')
+        if isinstance(loss, str) and loss not in losses:
+            raise FineGrainedError(f"'{loss}' is no loss: use one of {listing(losses, 20)}, or a class or function of your own")
+        if not isinstance(loss, str) and not callable(loss):
+            raise FineGrainedError(f'AddLoss needs a loss, not {loss!r}: a name, a class, a module, or a function of (what it looks at, labels)')
         src = _source(loss)
         self.on = getattr(src, 'on', 'logits') if on is None else on
         check_choice('on', self.on, ('logits','embeddings','maps')), check_choice('alone', alone, (False,True))
-        check(name is None or isinstance(name, str) and name, f'name={name!r}: give a text, or None')
+        if name is not None and not (isinstance(name, str) and name): raise FineGrainedError(f'name={name!r}: give a text, or None')
         if weight is None: weight = 1. if alone else getattr(src, 'aux_weight', 1.)
-        check(check_number('weight', weight)>0, f'weight={weight} would unlearn: use a number above 0, or leave the loss out')
-        check(not alone or self.on!='logits', "alone=True takes the label's loss off the body, so this loss must look at what the body gives: 'embeddings' or 'maps'")
+        if not check_number('weight', weight)>0: raise FineGrainedError(f'weight={weight} would unlearn: use a number above 0, or leave the loss out')
+        check(not alone or self.on!='logits', "alone=True takes the label's loss off the body, so this loss must look at what the body gives: 'embeddings' or "
+            "'maps'")
         self.part = name or _called(loss)
-        check('.' not in self.part, f"name='{self.part}' has a dot in it, which separates names of parameters: leave it out")
-        self.spec,self.weight,self.detach,self.loss = loss,weight,alone,None
+        if '.' in self.part: raise FineGrainedError(f"name='{self.part}' has a dot in it, which separates names of parameters: leave it out")
+        self.spec,self.weight,self.detach = loss,weight,alone
+        self.loss = None
         self.asks = () if self.on=='logits' else (self.on,)
 
     def names(self): return [self.part]
@@ -86,8 +91,10 @@ def _others(self:AddLoss, learn): return [o for o in learn.cbs if isinstance(o, 
 def _join(self:AddLoss, learn):
     "Make the loss part of the learner's model"
     model = get_model(learn.model)
-    check(isinstance(model, FineGrainedModel), f'AddLoss looks into models of `fine_grained_learner`, and this is a {type(model).__name__}')
-    check(self.part not in [o.part for o in self._others(learn)], f"There is a loss named '{self.part}' already: give one of them another name, as in AddLoss(..., name='{self.part}2')")
+    if not isinstance(model, FineGrainedModel):
+        raise FineGrainedError(f'AddLoss looks into models of `fine_grained_learner`, and this is a {type(model).__name__}')
+    if self.part in [o.part for o in self._others(learn)]:
+        raise FineGrainedError(f"There is a loss named '{self.part}' already: give one of them another name, as in AddLoss(..., name='{self.part}2')")
     n_out = len(learn.dls.vocab)
     if self.loss is None or self._model is None or self._model() is not model: # else a later fit goes on with what it has learned
         nf = dict(logits=n_out, embeddings=model.pool.nf, maps=model.body.nf)[self.on]

@@ -9,7 +9,7 @@ __all__ = ['AuxLosses', 'AuxColumns']
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from ..augment.mix import own_loss
-from ..core import check, listing
+from ..core import FineGrainedError, listing
 from .distributed import all_gather
 
 # %% ../../nbs/api/422_train.aux_loss.ipynb #60b1134e
@@ -53,7 +53,8 @@ class AuxColumns(Callback):
         self.at = len(rec.metric_names)-rec.add_time
         rec.metric_names = rec.metric_names[:self.at] + names + rec.metric_names[self.at:]
         twice = [n for n in names if list(rec.metric_names).count(n)>1]
-        check(not twice, f"Two columns would be named '{listing(twice, 1)}': give the loss another, as in AddLoss(..., name='{listing(twice, 1)}2')")
+        if twice:
+            raise FineGrainedError(f"Two columns would be named '{listing(twice, 1)}': give the loss another, as in AddLoss(..., name='{listing(twice, 1)}2')")
     def before_train(self): self.trained = True
     def after_validate(self):
         if not self.trained or not hasattr(self.learn, 'recorder'): return

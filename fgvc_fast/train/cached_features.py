@@ -24,7 +24,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame, get_same_padding
 from torch import nn
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from ..core import check, check_number, digest, listing, swapped
+from ..core import FineGrainedError, check, check_number, digest, listing, swapped
 from ..data.loader import FineGrainedDL, seed_all, seeded
 from ..models.body import shared_twin
 from ..models.model import FineGrainedModel
@@ -88,28 +88,39 @@ def _touches(cb):
 def _check_frozen(learn):
     "Stop with one line where the body of `learn` would not say the same of a picture every time"
     model = get_model(learn.model)
-    check(isinstance(model, FineGrainedModel), f"Features are kept for models of `fine_grained_learner`, which know their body from their head; {type(model).__name__} does not")
+    if not isinstance(model, FineGrainedModel):
+        raise FineGrainedError(f"Features are kept for models of `fine_grained_learner`, which know their body from their head; {type(model).__name__} does not")
     after = getattr(model.body, 'after', {})
     own = {p for o in after.values() for p in o.parameters()}
     trains = [k for k,p in (*model.norm.named_parameters(), *model.body.named_parameters()) if p.requires_grad and p not in own]
-    check(not trains, f"The body trains ({listing(trains, 2)}), so what it says of a picture changes with every step: freeze it, `with freeze_below(learn, 'head'): ...`")
+    if trains:
+        raise FineGrainedError(f"The body trains ({listing(trains, 2)}), so what it says of a picture changes with every step: freeze it, `with "
+            "freeze_below(learn, 'head'): ...`")
     seen = {model.body.stage_index(o) for o in getattr(model.pool, 'wants', {}).get('stages', ())}
     last = len(model.body.stages)-1
     inside = [model.body.stages[int(i)].name for i in after if int(i)!=last or last in seen]
-    check(not inside, f"The attention block after stage {listing(map(repr, inside))} learns, and the stages behind it see what it does: features can be kept only before a block after the last stage. Train through the body")
-    check(model.zoom is None, 'zoom=True looks at crops of the pictures, which stored features are not: train through the body, or build the learner without it')
+    if inside:
+        raise FineGrainedError(f"The attention block after stage {listing(map(repr, inside))} learns, and the stages behind it see what it does: features can "
+            "be kept only before a block after the last stage. Train through the body")
+    check(model.zoom is None,
+        'zoom=True looks at crops of the pictures, which stored features are not: train through the body, or build the learner without it')
     still = {m for o in learn.cbs if isinstance(o, FreezeBN) for m in o.norms}
     alive = [k for k,m in model.body.named_modules() if hasattr(m, 'running_mean') and m not in still and not own & {*m.parameters()}]
-    check(not alive, f"Norm layers of the body ({listing(alive, 2)}) would renew their statistics with every batch: freeze them too, `with freeze_below(learn, 'head'): ...` without `stats`")
+    if alive:
+        raise FineGrainedError(f"Norm layers of the body ({listing(alive, 2)}) would renew their statistics with every batch: freeze them too, `with "
+            "freeze_below(learn, 'head'): ...` without `stats`")
     mixers = [type(o).__name__ for o in learn.cbs if _touches(o)]
-    check(not mixers, f"{listing(mixers)} changes the pictures of each batch, and stored features cannot follow: leave it out while the body is frozen, or train through the body")
+    if mixers:
+        raise FineGrainedError(f"{listing(mixers)} changes the pictures of each batch, and stored features cannot follow: leave it out while the body is "
+            "frozen, or train through the body")
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #f85e79ec
 def _check_steady(model, x, rows=False):
     "Stop where what is kept of `model` (a copy) would be random in training"
     def answers(): return _sees(model, x, rows).values()
     plain = [*answers()]
-    check(all(o.isfinite().all() for o in plain), 'The frozen body says nan or inf of pictures, so no head can learn from it: its weights are spoiled, build the learner with others')
+    check(all(o.isfinite().all() for o in plain), 'The frozen body says nan or inf of pictures, so no head can learn from it: its weights are spoiled, build '
+        'the learner with others')
     model.train()
     for m in model.modules():
         if hasattr(m, 'running_mean'): m.eval()
@@ -118,7 +129,9 @@ def _check_steady(model, x, rows=False):
     def chance(m): return max((v for k in ('p','drop_prob','prob') if isinstance(v := getattr(m, k, 0), float)), default=0)
     drops = sorted({type(m).__name__ for o in (model.body, model.pool) for m in o.modules() if chance(m)>0})
     why = f' ({listing(drops)})' if drops else ''
-    check(same, f"The frozen body is random while it trains{why}, and stored features are not: build the learner with that off (timm: `drop_path_rate=0., drop_rate=0.`), or train through the body")
+    if not same:
+        raise FineGrainedError(f"The frozen body is random while it trains{why}, and stored features are not: build the learner with that off (timm: "
+            "`drop_path_rate=0., drop_rate=0.`), or train through the body")
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #09173a1e
 def _pairs(model, x):
@@ -139,7 +152,8 @@ def _even(conv, size):
     if type(conv) is not Conv2dSame or conv.dilation!=(1,1): return conv
     pads = [get_same_padding(*o, 1) for o in zip(size, conv.kernel_size, conv.stride)]
     h,w = odd = [p%2 for p in pads]
-    res = skip_init(nn.Conv2d, conv.in_channels, conv.out_channels, [k+o for k,o in zip(conv.kernel_size, odd)], conv.stride, [(p+o)//2 for p,o in zip(pads, odd)], groups=conv.groups)
+    res = skip_init(nn.Conv2d, conv.in_channels, conv.out_channels, [k+o for k,o in zip(conv.kernel_size, odd)], conv.stride,
+        [(p+o)//2 for p,o in zip(pads, odd)], groups=conv.groups)
     res.weight,res.bias = nn.Parameter(nn.functional.pad(conv.weight, (w,0,h,0)), requires_grad=False),conv.bias
     return res
 
@@ -149,7 +163,8 @@ def _fused(model, x):
     try:
         names = {m: k for k,m in quick.named_modules()}
         for conv,norm,size in _pairs(quick, x):
-            both = {conv: _even(fuse_conv_bn_eval(conv, norm), size), norm: nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()}
+            both = {conv: _even(fuse_conv_bn_eval(conv, norm), size), norm: nn.Sequential(norm.drop, norm.act)
+                if isinstance(norm, BatchNormAct2d) else nn.Identity()}
             for old,new in both.items():
                 owner,_,leaf = names[old].rpartition('.')
                 setattr(quick.get_submodule(owner), leaf, new)
@@ -168,7 +183,9 @@ def _place(need, half, device, home, max_gb):
     if device.type=='cuda' and need<torch.cuda.mem_get_info(device)[0]/2: return 'gpu'
     if need<_free_memory()/2: return 'memory'
     limit = min(max_gb*1e9, shutil.disk_usage(home).free*.9)
-    check(half<=limit, f'The features would take {half/1e9:,.1f} GB even in half precision, more than the {limit/1e9:,.1f} GB that they may (max_gb={max_gb:g}, free disk): ask for fewer views, or train through the body')
+    if not half<=limit:
+        raise FineGrainedError(f'The features would take {half/1e9:,.1f} GB even in half precision, more than the {limit/1e9:,.1f} GB that they may '
+            f'(max_gb={max_gb:g}, free disk): ask for fewer views, or train through the body')
     return 'disk'
 
 def _empty(shape, dtype, place, device, home):
@@ -182,7 +199,8 @@ class FeatureDL(GetAttr):
     "Deals stored features in the batches in which `dl` deals pictures"
     _default = 'dl'
     def __init__(self, dl:FineGrainedDL, cached_views:list, more:list, device:torch.device):
-        self.dl,self.cached_views,self.more,self.where,self.view = dl,cached_views,more,device,0
+        self.dl,self.cached_views,self.more = dl,cached_views,more
+        self.where,self.view = device,0
         self.before_iter = self.after_iter = self.after_batch = noop # what `dl` does there, it does to pictures
     @property
     def rng(self): return self.dl.rng
@@ -211,10 +229,12 @@ def _looks(dls, cached_views, seed, cpu):
     "(number of the loader, a loader of all its pictures in order, or of those of training as in validation)"
     for i,dl in enumerate(dls.loaders):
         ok = hasattr(dl, 'new') and getattr(dl, 'n', None) and dl.bs
-        check(ok, f'Features are kept of loaders that know how many pictures they have and deal them in batches; {type(dl).__name__} does not')
+        if not ok:
+            raise FineGrainedError(f'Features are kept of loaders that know how many pictures they have and deal them in batches; {type(dl).__name__} does not')
         for v in range(max(cached_views, 1) if i==0 else 1):
             own = dict(seed=hash((seed, v))%2**63) if isinstance(dl, FineGrainedDL) else {}
-            yield i,dl.new(shuffle=False, drop_last=False, n=dl.n, get_idxs=partial(range, dl.n), bs=min(dl.bs, 16) if cpu else 2*dl.bs, **own)
+            yield i,dl.new(shuffle=False, drop_last=False, n=dl.n, get_idxs=partial(range, dl.n), bs=min(dl.bs, 16) if cpu else 2*dl.bs,
+                **own)
 
 def _batches(looks, cached_views, seed):
     "Batches of all `looks`: (number of the look, batch)"
@@ -261,7 +281,8 @@ def _compute(learn, cached_views, seed, max_gb):
     need,half = (n*lay.width*o.itemsize for o in (lay.dtype, torch.float16))
     place = _place(need, half, device, home, max_gb)
     size = half if place=='disk' else need
-    if size>2e8: print(f"Features of {n:,} pictures, {size/1e9:,.1f} GB {dict(gpu='on the GPU', memory='in memory', disk=f'on disk ({home}), in half precision')[place]}")
+    if size>2e8:
+        print(f"Features of {n:,} pictures, {size/1e9:,.1f} GB {dict(gpu='on the GPU', memory='in memory', disk=f'on disk ({home}), in half precision')[place]}")
     kept = [_empty((dl.n, lay.width), lay.dtype, place, device, home) for _,dl in looks]
     more = _ask(learn, see, looks, kept, cached_views, seed, device)
     of = [[k for k,(j,_) in enumerate(looks) if j==i] for i in range(len(learn.dls.loaders))]
@@ -273,21 +294,24 @@ def _ask(learn, see, looks, kept, cached_views, seed, device):
     with closing(_batches(looks, cached_views, seed)) as batches:
         for k,b in progress_bar(batches, total=sum(len(dl) for _,dl in looks), leave=False) if hasattr(learn, 'progress') else batches:
             x,*others = to_device(b, device)
-            check(all(isinstance(o, torch.Tensor) for o in others), f'Beside pictures the loaders give {listing({type(o).__name__ for o in others})}: only tensors can be kept with features')
+            if not all(isinstance(o, torch.Tensor) for o in others):
+                raise FineGrainedError(f'Beside pictures the loaders give {listing({type(o).__name__ for o in others})}: only tensors can be kept with features')
             got = see(x)
             check(got.shape[1]==kept[k].shape[1], 'The loaders give pictures of different sizes, and features of one size are needed: give all one size')
             if kept[k].dtype is torch.float16: got = got.clamp(-65504, 65504) # the largest there is
             kept[k][at[k]:at[k]+len(got)] = got
             at[k] += len(got)
             more[k].append(others)
-    check(at==[dl.n for _,dl in looks], f'The loaders gave {sum(at):,} of {sum(dl.n for _,dl in looks):,} pictures: some were skipped, so their places are unknown')
+    if at!=[dl.n for _,dl in looks]:
+        raise FineGrainedError(f'The loaders gave {sum(at):,} of {sum(dl.n for _,dl in looks):,} pictures: some were skipped, so their places are unknown')
     return [[torch.cat(o) for o in zip(*m)] for m in more]
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #4cf1afa8
 def _body_mark(model):
     "A digest of all that decides what the frozen body says, and of what the pool does to it where that is fixed"
     after = {id(o) for o in getattr(model.body, 'after', nn.ModuleDict()).state_dict(keep_vars=True).values()}
-    held = [(k,v) for k,v in [*model.norm.state_dict(keep_vars=True).items(), *model.body.state_dict(keep_vars=True).items()] if id(v) not in after]
+    held = [(k,v) for k,v in [*model.norm.state_dict(keep_vars=True).items(), *model.body.state_dict(keep_vars=True).items()]
+        if id(v) not in after]
     return digest(*[o for k,v in held for o in (k, (v.float() if v.is_floating_point() else v).detach().cpu().numpy())])
 
 class _Deal(Callback):
@@ -302,10 +326,12 @@ class _Deal(Callback):
         "Once in each fit or validation: is the body still the one that was asked?"
         if self.looked: return
         self.looked = True
-        check(_body_mark(get_model(self.model))==self.mark, 'The body has other weights than when the features were computed: leave `frozen_features`, and enter it again')
+        check(_body_mark(get_model(self.model))==self.mark, 'The body has other weights than when the features were computed: leave `frozen_features`, and '
+            'enter it again')
     def before_train(self):
         self._look()
-        check(not (self.rows and any(isinstance(o, AuxLosses) and 'maps' in o.asks for o in self.learn.cbs)), 'A loss wants the maps, and the rows of the pool were kept: add its callback to the learner before the features are computed')
+        check(not (self.rows and any(isinstance(o, AuxLosses) and 'maps' in o.asks for o in self.learn.cbs)),
+            'A loss wants the maps, and the rows of the pool were kept: add its callback to the learner before the features are computed')
         self.train_dl.view = self.epoch%len(self.train_dl.cached_views)
 
 @contextmanager
@@ -329,7 +355,7 @@ def frozen_features(
     max_gb:float=10. # That features may take on disk, where memory does not hold them
     ):
     "Inside this `with`, `learn` trains on features that the frozen body gives once for each view of a picture"
-    check(isinstance(learn, Learner), f'learn={learn!r}: give the learner whose body is frozen')
+    if not isinstance(learn, Learner): raise FineGrainedError(f'learn={learn!r}: give the learner whose body is frozen')
     check_number('cached_views', cached_views, 0, whole=True), check_number('seed', seed, whole=True, none=True), check_number('max_gb', max_gb, 0)
     _check_frozen(learn)
     dls,model = learn.dls,get_model(learn.model)

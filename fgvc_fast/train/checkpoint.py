@@ -8,7 +8,7 @@ __all__ = ['write_snapshot', 'read_snapshot']
 # %% ../../nbs/api/445_train.checkpoint.ipynb #de15e0a0
 import hashlib, json, math, numpy as np, os, random, torch
 from fastcore.foundation import L
-from ..core import FineGrainedError, check, check_folder
+from ..core import FineGrainedError, check_folder
 from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
@@ -35,12 +35,16 @@ class _Aside:
 # %% ../../nbs/api/445_train.checkpoint.ipynb #025d0374
 def _array(o, at, aside):
     ok = o.dtype.kind in 'biufcmMSU' and o.dtype.itemsize
-    check(ok, ok or f"{at} is a NumPy {type(o).__name__} of {o.dtype}, which is no plain data: numbers, truth values, dates and strings can be kept")
+    if not ok:
+        raise FineGrainedError(ok or f"{at} is a NumPy {type(o).__name__} of {o.dtype}, which is no plain data: numbers, truth values, dates and strings can "
+            "be kept")
     if isinstance(o, np.generic): return {'$scalar': [o.dtype.str, o.tobytes().hex()]}
-    return {'$array': [aside.add(torch.frombuffer(bytearray(o.tobytes()), dtype=torch.uint8) if o.size else torch.empty(0, dtype=torch.uint8), at), o.dtype.str, list(o.shape)]}
+    return {'$array': [aside.add(torch.frombuffer(bytearray(o.tobytes()), dtype=torch.uint8) if o.size else torch.empty(0, dtype=torch.uint8), at),
+        o.dtype.str, list(o.shape)]}
 
 def _tensor(o, at, aside):
-    check(o.layout is torch.strided and not o.is_quantized and o.device.type!='meta', f"{at} is a tensor of layout {o.layout} on {o.device}, which cannot be written: make it a dense one")
+    if not (o.layout is torch.strided and not o.is_quantized and o.device.type!='meta'):
+        raise FineGrainedError(f"{at} is a tensor of layout {o.layout} on {o.device}, which cannot be written: make it a dense one")
     return {'$tensor': [aside.add(o, at), str(o.dtype).removeprefix('torch.'), list(o.shape)]}
 
 def _plain(o, at, aside):
@@ -58,7 +62,8 @@ def _plain(o, at, aside):
         vals = [_plain(v, f'{at}[{i}]', aside) for i,v in enumerate(o)]
         return {'$tuple': vals} if t is tuple else vals
     if t is random.Random: return {'$random': _plain(o.getstate(), at, aside)}
-    raise FineGrainedError(f"{at} is a {t.__module__}.{t.__qualname__}, which is no plain data: keep what makes it (numbers, strings, tensors, lists and dictionaries of them) instead")
+    raise FineGrainedError(f"{at} is a {t.__module__}.{t.__qualname__}, which is no plain data: keep what makes it (numbers, strings, tensors, lists and "
+        "dictionaries of them) instead")
 
 # %% ../../nbs/api/445_train.checkpoint.ipynb #09fb208a
 def _from_bytes(t, dtype, shape): return np.frombuffer(t.numpy().tobytes(), dtype=dtype).reshape(shape).copy()
@@ -111,7 +116,8 @@ def write_snapshot(folder:str|Path, # Made if it is not there; holds one snapsho
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder/new)
-        top = dict(format=1, tensors=dict(file=new, bytes=(folder/new).stat().st_size, sha256=_file_digest(folder/new)), sha256=_digest(_text(data).encode()), data=data)
+        top = dict(format=1, tensors=dict(file=new, bytes=(folder/new).stat().st_size, sha256=_file_digest(folder/new)),
+            sha256=_digest(_text(data).encode()), data=data)
         with open(folder/'snapshot.json.new', 'w', encoding='utf-8') as f:
             f.write(_text(top))
             f.flush()
@@ -129,14 +135,16 @@ def read_snapshot(folder:str|Path # Where `write_snapshot` wrote
     ):
     "What was written to `folder`, bit by bit; tensors are on the CPU"
     fn = check_folder('folder', folder)/'snapshot.json'
-    check(fn.is_file(), f"There is no snapshot in '{folder}' (no file snapshot.json)")
-    def whole(ok, fn, why): check(ok, f"'{fn}' is damaged: {why}. Take another copy of the folder, or begin anew")
+    if not fn.is_file(): raise FineGrainedError(f"There is no snapshot in '{folder}' (no file snapshot.json)")
+    def whole(ok, fn, why):
+        if not ok: raise FineGrainedError(f"'{fn}' is damaged: {why}. Take another copy of the folder, or begin anew")
     try: top = json.loads(fn.read_text(encoding='utf-8'))
     except ValueError as e: whole(False, fn, f'it is no JSON ({e})')
-    check(isinstance(top, dict) and top.get('format')==1, f"'{fn}' is no snapshot that this version of fgvc_fast can read")
+    if not (isinstance(top, dict) and top.get('format')==1): raise FineGrainedError(f"'{fn}' is no snapshot that this version of fgvc_fast can read")
     try: return _whole(fn, top, whole)
     except FineGrainedError: raise
-    except (ValueError,KeyError,IndexError,TypeError,AttributeError,RuntimeError,RecursionError,OSError,SafetensorError) as e: whole(False, fn, f'what it says cannot be ({type(e).__name__}: {e})')
+    except (ValueError,KeyError,IndexError,TypeError,AttributeError,RuntimeError,RecursionError,OSError,SafetensorError) as e:
+        whole(False, fn, f'what it says cannot be ({type(e).__name__}: {e})')
 
 def _whole(fn, top, whole):
     "What the snapshot `top`, in the file `fn`, holds"

@@ -16,7 +16,7 @@ from fastai.metrics import AccumMetric
 from fastai.torch_core import num_distrib, one_param, rank_distrib
 from fastcore.basics import patch
 from fastcore.xtras import ContextManagers
-from ..core import check, check_choice, FineGrainedError, listing
+from ..core import FineGrainedError, check, check_choice, listing
 from ..models.head import EmbeddingNorm
 from timm.layers import BatchNormAct2d
 from timm.layers.norm_act import SyncBatchNormAct
@@ -38,7 +38,8 @@ def all_gather(learn:Learner, o:object)->list:
 
 # %% ../../nbs/api/420_train.distributed.ipynb #83d13b1a
 class _SyncRowNorm(EmbeddingNorm, nn.SyncBatchNorm): pass # `EmbeddingNorm` asks the next class to measure, and that is the synchronised one
-_all_see = {nn.BatchNorm1d: nn.SyncBatchNorm, nn.BatchNorm2d: nn.SyncBatchNorm, nn.BatchNorm3d: nn.SyncBatchNorm, BatchNormAct2d: SyncBatchNormAct, EmbeddingNorm: _SyncRowNorm}
+_all_see = {nn.BatchNorm1d: nn.SyncBatchNorm, nn.BatchNorm2d: nn.SyncBatchNorm, nn.BatchNorm3d: nn.SyncBatchNorm,
+    BatchNormAct2d: SyncBatchNormAct, EmbeddingNorm: _SyncRowNorm}
 
 def _synced(model):
     "Have the norms of `model` measure over all processes; returns them with the class that each had"
@@ -65,7 +66,9 @@ class Parallel(Callback):
     def before_train(self):
         if self.ddp is None: self._begin()
         self._divide(pad=True)
-        check(len(self.dl), f"{self.dl.whole.n} pictures do not fill one batch of {self.dl.bs} in each of {num_distrib()} processes: use a smaller `bs`, or fewer processes")
+        if not len(self.dl):
+            raise FineGrainedError(f"{self.dl.whole.n} pictures do not fill one batch of {self.dl.bs} in each of {num_distrib()} processes: use a smaller "
+                "`bs`, or fewer processes")
     def before_batch(self):
         if self.training: self.learn.model = self.ddp
     def after_pred(self): self._unwrap()
@@ -88,11 +91,13 @@ class Parallel(Callback):
 def _begin(self:Parallel):
     "Wrap the model as it is now, for one fit"
     self._metrics_can_be_joined()
-    check(any(p.requires_grad for p in self.model.parameters()), "Nothing in this model trains, so there is nothing to do for several processes: thaw some of it")
+    check(any(p.requires_grad for p in self.model.parameters()), "Nothing in this model trains, so there is nothing to do for several processes: thaw some of "
+        "it")
     if self.sync_bn and one_param(self.model).device.type=='cuda': self.norms = _synced(self.model)
     self.plain = self.model
     self.ddp = self.prepare(self.model)
-    check(isinstance(self.ddp, DistributedDataParallel), "Accelerate is set up to cut models into pieces, and distrib_ctx trains a whole model in each process: choose multi-GPU in `accelerate config`, and neither FSDP nor DeepSpeed")
+    check(isinstance(self.ddp, DistributedDataParallel), "Accelerate is set up to cut models into pieces, and distrib_ctx trains a whole model in each "
+        "process: choose multi-GPU in `accelerate config`, and neither FSDP nor DeepSpeed")
 
 @patch
 def _unwrap(self:Parallel):
@@ -110,7 +115,9 @@ def _metrics_can_be_joined(self:Parallel):
     mets = self.recorder._valid_mets if hasattr(self.learn, 'recorder') else []
     for m in mets: m.reset()
     bad = [m.name for m in mets if not (isinstance(m, AccumMetric) or hasattr(m, 'total') and hasattr(m, 'count'))]
-    check(not bad, f"metric {listing(bad)} is neither a mean nor made of all answers, so what several processes measured cannot be put together: leave it out, or give a function of (predictions, labels)")
+    if bad:
+        raise FineGrainedError(f"metric {listing(bad)} is neither a mean nor made of all answers, so what several processes measured cannot be put together: "
+            "leave it out, or give a function of (predictions, labels)")
 
 @patch
 def _join(self:Parallel, mets):
@@ -132,10 +139,14 @@ class SyncBuffers(Callback):
 def _accelerator(kwargs_handlers=(), cpu=None, **kwargs):
     try: from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as e: raise FineGrainedError('accelerate is not installed: pip install "fgvc_fast[scale]"') from e
-    own = [] if any(isinstance(o, DistributedDataParallelKwargs) for o in kwargs_handlers) else [DistributedDataParallelKwargs(static_graph=True)]
-    res = Accelerator(mixed_precision='no', kwargs_handlers=[*kwargs_handlers, *own], cpu=not torch.cuda.is_available() if cpu is None else cpu, **kwargs) # precision is the learner's
+    own = ([] if any(isinstance(o, DistributedDataParallelKwargs) for o in kwargs_handlers)
+        else [DistributedDataParallelKwargs(static_graph=True)])
+    res = Accelerator(mixed_precision='no', kwargs_handlers=[*kwargs_handlers, *own],
+        cpu=not torch.cuda.is_available() if cpu is None else cpu, **kwargs) # precision is the learner's
     ours,its = (rank_distrib(), num_distrib()),(res.process_index, res.num_processes)
-    check(ours==its, f"This is process {ours[0]} of {ours[1]}, as RANK and WORLD_SIZE say, but for Accelerate {its[0]} of {its[1]}: start processes with `accelerate launch` or `notebook_launcher`")
+    if ours!=its:
+        raise FineGrainedError(f"This is process {ours[0]} of {ours[1]}, as RANK and WORLD_SIZE say, but for Accelerate {its[0]} of {its[1]}: start processes "
+            "with `accelerate launch` or `notebook_launcher`")
     return res
 
 class _Unwound(ContextManagers):
@@ -151,7 +162,9 @@ class FineGrainedLearner(Learner):
     def _do_one_batch(self):
         try: super()._do_one_batch()
         except ValueError as e:
-            check('more than 1 value per channel' not in str(e), f"A training batch of {len(self.xb[0])} picture leaves batch norm a single value of each channel, and nothing to measure: make the loaders with bs=2 or more, and drop_last=True where the last batch may be of one")
+            if 'more than 1 value per channel' in str(e):
+                raise FineGrainedError(f"A training batch of {len(self.xb[0])} picture leaves batch norm a single value of each channel, and nothing to "
+                    "measure: make the loaders with bs=2 or more, and drop_last=True where the last batch may be of one")
             raise
     def validation_context(self, cbs:list|Callback|None=None, inner:bool=False):
         return _Unwound(super().validation_context(cbs, inner).default)
@@ -167,7 +180,7 @@ class FineGrainedLearner(Learner):
             yield self
             return
         bad = {type(o).__name__ for o in self.dls.loaders if not hasattr(o, 'shard')}
-        check(not bad, f"{listing(bad)} does not know how to deal a share of its batches: make the loaders with `data.dls(...)`")
+        if bad: raise FineGrainedError(f"{listing(bad)} does not know how to deal a share of its batches: make the loaders with `data.dls(...)`")
         device = _accelerator(**kwargs).device
         self.dls.to(device)
         self.model.to(device)

@@ -10,7 +10,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from fastcore.basics import patch
-from ..core import check, check_number
+from ..core import FineGrainedError, check, check_number
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # %% ../../nbs/api/432_train.ema.ipynb #e44cb47f
@@ -26,7 +26,7 @@ class EMA(Callback):
     order,run_valid = 55,False # after what freezes
     def __init__(self, decay:float=.999 # How much of the average stays in a step, at most; it begins lower, see `decay_at`
         ):
-        check(check_number('decay', decay, 0)<1, f"decay={decay}: give a part, from 0 to below 1")
+        if not check_number('decay', decay, 0)<1: raise FineGrainedError(f"decay={decay}: give a part, from 0 to below 1")
         self.decay,self.loaded = decay,None
         self._drop()
     def before_fit(self):
@@ -67,7 +67,10 @@ def _moving(model):
     "Names and tensors of all that training moves: parameters that train, running statistics of layers in training mode"
     measured = {b for m in model.modules() if m.training for b in m.buffers(recurse=False) if b.is_floating_point()}
     res = {k: v for k,v in [*model.named_parameters(), *model.named_buffers()] if v.requires_grad or v in measured}
-    for k,v in res.items(): check(v.dtype in (torch.float32,torch.float64), f"EMA adds thousandths to weights, and {v.dtype} of `{k}` would round them away: keep weights in float32 and train with amp='bf16' or 'fp16'")
+    for k,v in res.items():
+        if v.dtype not in (torch.float32,torch.float64):
+            raise FineGrainedError(f"EMA adds thousandths to weights, and {v.dtype} of `{k}` would round them away: keep weights in float32 and train with "
+                "amp='bf16' or 'fp16'")
     return res
 
 # %% ../../nbs/api/432_train.ema.ipynb #6142aed6

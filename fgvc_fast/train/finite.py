@@ -27,7 +27,8 @@ class FiniteLoss(Callback):
     "Stop at the first loss that is NaN or infinite, with the weights of the last epoch in which none was"
     order = 1000 # after all others: what they swap is back, and what they clean up is clean
     def before_fit(self):
-        self.good,self.err,self.whole,self.was = None,None,0,{}
+        self.good,self.err,self.whole = None,None,0
+        self.was = {}
         self.zero,self.steps,self.skipped = 0.,0,0
         t = getattr(get_model(self.model), 'temperature', None)
         if t is not None: self.was = dict(temperature=t.detach().clone()) # that of a calibration, which a training takes back
@@ -61,7 +62,8 @@ class FiniteLoss(Callback):
     def after_epoch(self):
         if self.good is not None: self.good,self.whole = self._weights(),self.epoch+1
     def after_fit(self):
-        good,err,self.good,self.err = self.good,self.err,None,None
+        good,err,self.good = self.good,self.err,None
+        self.err = None
         if err is None: return None if good is None else self._warn()
         get_model(self.model).load_state_dict(good() if callable(good) else good)
         self.opt.clear_state()
@@ -90,14 +92,18 @@ _least_scale = 2.**-20
 def _ill(self:FiniteLoss):
     "What is wrong with the steps of this epoch, if anything is"
     if not math.isfinite(self.zero):
-        bad = [k for cb in self.learn.cbs if isinstance(sums := getattr(cb, 'sums', None), dict) for k,(total,_) in sums.items() if not math.isfinite(total)]
+        bad = [k for cb in self.learn.cbs if isinstance(sums := getattr(cb, 'sums', None), dict)
+            for k,(total,_) in sums.items() if not math.isfinite(total)]
         return f"the loss '{bad[0]}' is NaN or infinite" if bad else 'what is learned (`learn.loss_grad`) is NaN or infinite'
     scaler = getattr(self.learn, 'scaler', None)
-    if self.skipped and scaler is not None and scaler.is_enabled() and scaler.get_scale()<_least_scale: return f'the gradient is NaN or infinite at whatever loss scale, so that the last {self.skipped} steps were skipped,'
+    if self.skipped and scaler is not None and scaler.is_enabled() and scaler.get_scale()<_least_scale:
+        return f'the gradient is NaN or infinite at whatever loss scale, so that the last {self.skipped} steps were skipped,'
 
 @patch
 def _warn(self:FiniteLoss):
-    if self.skipped and not self.steps: warnings.warn(f'Nothing was learned: the gradient was NaN or infinite in all {self.skipped} steps, which were skipped. float16 may still be looking for its loss scale: train for longer. If that does not help, {self._try()}')
+    if self.skipped and not self.steps:
+        warnings.warn(f'Nothing was learned: the gradient was NaN or infinite in all {self.skipped} steps, which were skipped. float16 may still be looking '
+            f'for its loss scale: train for longer. If that does not help, {self._try()}')
 
 # %% ../../nbs/api/436_train.finite.ipynb #8841d7af
 @patch
@@ -105,17 +111,20 @@ def _where(self:FiniteLoss, what):
     "`what`, then in which epoch it was, why as far as can be seen, and what there is now"
     watch = getattr(self.learn, 'phase_watch', None)
     phase = '' if watch is None else f' of phase {watch.phase_run.phase+1}'
-    now = 'the best so far, or those the phase began with' if watch is not None else f'those after epoch {self.whole-1}' if self.whole else 'those before this training'
+    now = ('the best so far, or those the phase began with' if watch is not None else f'those after epoch {self.whole-1}'
+        if self.whole else 'those before this training')
     return f'Stopped: {what} of epoch {self.epoch}{phase}. {self._why()}. The weights are {now}'
 
 @patch
 def _why(self:FiniteLoss):
     std = getattr(getattr(get_model(self.model), 'norm', None), 'std', None)
     if std is not None and not (std.isfinite() & (std>0)).all(): return f'The model divides pictures by std={std.flatten().tolist()}: give other `stats`'
-    if any(isinstance(o, torch.Tensor) and o.is_floating_point() and not o.isfinite().all() for o in self.xb): return 'The pictures of this batch hold NaN or infinity: look for damaged files with `data.check()`, and at your transforms'
+    if any(isinstance(o, torch.Tensor) and o.is_floating_point() and not o.isfinite().all() for o in self.xb):
+        return 'The pictures of this batch hold NaN or infinity: look for damaged files with `data.check()`, and at your transforms'
     return 'T'+self._try()[1:]
 
 @patch
 def _try(self:FiniteLoss):
     h,half = self.opt.hypers[-1],any(isinstance(o, MixedPrecision) and o.amp_mode==AMPMode.FP16 for o in self.learn.cbs)
-    return f"try a lower rate (lr={h['lr']:.2g}){', amp=None or bf16' if half else ''}, less wd (wd={h.get('wd') or 0:g}), and see whether `stats` and a loss of your own divide by 0"
+    return (f"try a lower rate (lr={h['lr']:.2g}){', amp=None or bf16' if half else ''}, less wd (wd={h.get('wd') or 0:g}), and see whether `stats` and a loss "
+        "of your own divide by 0")

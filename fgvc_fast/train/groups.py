@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastcore.foundation import L
-from ..core import check, check_number
+from ..core import FineGrainedError, check_number
 from torch import nn
 
 # %% ../../nbs/api/400_train.groups.ipynb #4af950a6
@@ -24,7 +24,7 @@ def by_layer(model:nn.Module # One of ours, or anything with `layers()`: paramet
     )->L:
     "A splitter that cuts finer than stages: every residual or attention block is a group of its own"
     layers = getattr(model, 'layers', dict)()
-    check(layers, f"{type(model).__name__} does not know its layers: by_layer cuts models of `fine_grained_model` that have one body")
+    if not layers: raise FineGrainedError(f"{type(model).__name__} does not know its layers: by_layer cuts models of `fine_grained_model` that have one body")
     return L(layers.values()).map(L)
 
 def group_names(learn:Learner)->list:
@@ -35,7 +35,8 @@ def group_names(learn:Learner)->list:
 
 # %% ../../nbs/api/400_train.groups.ipynb #baaed900
 def _rates(lr, n, ratio):
-    for k,v in dict(lr=lr, ratio=ratio).items(): check(check_number(k, v)>0, f'{k}={v!r}: give a number above 0')
+    for k,v in dict(lr=lr, ratio=ratio).items():
+        if not check_number(k, v)>0: raise FineGrainedError(f'{k}={v!r}: give a number above 0')
     check_number('n', n, 1, whole=True)
 
 def spread(lr:float, # Rate of the deepest group
@@ -53,19 +54,21 @@ def group_rates(lr:float|slice, # Rate of the deepest group; a slice as in fasta
     )->list:
     "The rate of each of `n` groups, shallow to deep"
     if isinstance(lr, slice):
-        check(lr.stop is not None and lr.step is None, f"lr={lr}: a slice is slice(shallowest, deepest) or slice(deepest)")
+        if not (lr.stop is not None and lr.step is None): raise FineGrainedError(f"lr={lr}: a slice is slice(shallowest, deepest) or slice(deepest)")
         for o in (lr.stop, lr.stop if lr.start is None else lr.start): _rates(o, n, 1.)
         return [lr.stop/10]*(n-1) + [lr.stop] if lr.start is None else spread(lr.stop, n, lr.stop/lr.start)
     _rates(lr, n, ratio)
-    check(check_number('decay', decay, 0, 1, none=True) is None or decay>0, f"decay={decay} would stop all groups but the deepest: give a number above 0")
+    if check_number('decay', decay, 0, 1, none=True) is not None and not decay>0:
+        raise FineGrainedError(f"decay={decay} would stop all groups but the deepest: give a number above 0")
     return spread(lr, n, ratio) if decay is None else [lr*decay**i for i in range(n)][::-1]
 
 # %% ../../nbs/api/400_train.groups.ipynb #51f04ee6
 def _before(learn, to):
     "The parameters before the last attention blocks that are meant by `to`, as 'blocks:-6'"
     n,body = to.removeprefix('blocks:'),getattr(learn.model, 'body', None)
-    check(n[:1]=='-' and n[1:].isdigit() and n!='-0', f"depth {to!r}: say how many of the last attention blocks train, as in 'blocks:-6'")
-    check(hasattr(body, 'before'), f"depth {to!r}: {type(learn.model).__name__} has no one body whose blocks could be counted")
+    if not (n[:1]=='-' and n[1:].isdigit() and n!='-0'):
+        raise FineGrainedError(f"depth {to!r}: say how many of the last attention blocks train, as in 'blocks:-6'")
+    if not hasattr(body, 'before'): raise FineGrainedError(f"depth {to!r}: {type(learn.model).__name__} has no one body whose blocks could be counted")
     return body.before(int(n[1:]))
 
 def group_index(learn:Learner,
@@ -79,10 +82,13 @@ def group_index(learn:Learner,
         return next(i for i,g in enumerate(param_groups(learn)) if not all(p in early for p in g))
     if isinstance(to, str):
         known = {o.split('[')[0]: i for i,o in reversed(list(enumerate(names)))} | dict(zip(names, range(n)), all=0, head=n-1)
-        check(to in known, f"there is no depth {to!r} in this model: use 'all', 'head', {', '.join(map(repr, names))}, or a number from {-n} to {n-1}")
+        if to not in known:
+            raise FineGrainedError(f"there is no depth {to!r} in this model: use 'all', 'head', {', '.join(map(repr, names))}, or a number from {-n} to {n-1}")
         return known[to]
     ok = isinstance(to, int) and not isinstance(to, bool) and -n <= to < n
-    check(ok, f"depth {to!r}: the model has {n} groups ({', '.join(names)}), so use a number from {-n} to {n-1}, 'all', 'head', or a group's name")
+    if not ok:
+        raise FineGrainedError(f"depth {to!r}: the model has {n} groups ({', '.join(names)}), so use a number from {-n} to {n-1}, 'all', 'head', or a group's "
+            "name")
     return to%n
 
 def depth_name(learn:Learner, to:int|str)->str:

@@ -34,7 +34,8 @@ class L2SP(Callback):
         check(not self.start or any(k in named for k in self.start), "L2SP was given the beginnings of another model: none of their names is in this one")
         self._model = weakref.ref(model)
         gone = self._begun_afresh()
-        self.start = {k: w.to(named[k].device) for k,w in self.start.items() if k in named and named[k].shape==w.shape and named[k] not in gone}
+        self.start = {k: w.to(named[k].device) for k,w in self.start.items() if k in named and named[k].shape==w.shape
+            and named[k] not in gone}
         self.at = {named[k]: w for k,w in self.start.items()}
     @torch.no_grad()
     def before_step(self):
@@ -49,13 +50,16 @@ class L2SP(Callback):
 def _possible(self:L2SP):
     "Would the optimizer's own decay be accounted for?"
     known = weight_decay in getattr(self.opt, 'cbs', []) or not any(h.get('wd') for h in self.opt.hypers)
-    check(known, "L2SP takes the place of weight decay as fastai's optimizers apply it, to the weights, and this one has a way of its own: use one of fastai's with `decouple_wd=True`, or wd=0")
+    check(known, "L2SP takes the place of weight decay as fastai's optimizers apply it, to the weights, and this one has a way of its own: use one of fastai's "
+        "with `decouple_wd=True`, or wd=0")
 
 @patch
 def _meet(self:L2SP, named):
-    check(getattr(self.learn, 'pretrained', True), "L2SP pulls towards pretrained weights, and this learner began with random ones: take it out, or begin with pretrained=True")
+    check(getattr(self.learn, 'pretrained', True), "L2SP pulls towards pretrained weights, and this learner began with random ones: take it out, or begin with "
+        "pretrained=True")
     groups = param_groups(self.learn)
-    check(len(groups)>1, "L2SP must know which weights are new, and takes the last group of the learner for it, but this learner has one group: give it a `splitter`")
+    check(len(groups)>1, "L2SP must know which weights are new, and takes the last group of the learner for it, but this learner has one group: give it a "
+        "`splitter`")
     return {k: p.detach().clone() for k,p in named.items() if p not in set(groups[-1])}
 
 @patch

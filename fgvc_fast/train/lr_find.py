@@ -14,7 +14,7 @@ from fastai.callback.schedule import lr_find # chkstyle: ignore (now learners ha
 from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.meta import delegates
-from ..core import check
+from ..core import FineGrainedError
 from .groups import freeze_below
 from .phases import Phase, as_plan, group_lrs
 from .runner import resize_learner, learner_size, stats_from, cpu_weights
@@ -23,7 +23,8 @@ from .runner import resize_learner, learner_size, stats_from, cpu_weights
 @contextmanager
 def _as_before(learn):
     "Whatever is trained inside, `learn` comes out with the weights, optimizer, size and files that it came with"
-    w,opt,size,folder = cpu_weights(learn.model),learn.opt,learner_size(learn),learn.model_dir
+    w,opt,size = cpu_weights(learn.model),learn.opt,learner_size(learn)
+    folder = learn.model_dir
     learn.opt = None
     try:
         with tempfile.TemporaryDirectory() as d:
@@ -52,7 +53,7 @@ def lr_find_phase(self:Learner,
     **kwargs
     ):
     "As `lr_find`, for `phase`: its depth, spread of rates, re-initialisation and size; the learner comes out as it went in"
-    check(isinstance(phase, Phase), f"lr_find_phase wants one phase, as in learn.lr_find_phase(Phase('all', 4)), not {phase!r}")
+    if not isinstance(phase, Phase): raise FineGrainedError(f"lr_find_phase wants one phase, as in learn.lr_find_phase(Phase('all', 4)), not {phase!r}")
     phase, = as_plan(self, phase if isinstance(phase.lr, slice) else replace(phase, lr=1.), None)
     top = np.array(group_lrs(self, phase))
     part = np.where(top>0, top, top[-1])/top[-1] # frozen groups do not step, whatever their rate

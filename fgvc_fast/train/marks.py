@@ -13,7 +13,7 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model
 from fastcore.foundation import L
-from ..core import check, digest, listing
+from ..core import FineGrainedError, digest, listing
 from ..memory import describe_frame, told_by_name, module_attrs, later_attrs, pickle_digest, class_attrs, function_parts, is_own, own_functions
 from .groups import param_groups
 from functools import partial
@@ -49,7 +49,8 @@ def _options(o):
     if isinstance(o, SimpleNamespace): return own
     if not is_own(type(o)): return res
     alone,later = all(b is object or b.__module__==type(o).__module__ for b in type(o).__mro__),later_attrs(type(o))
-    return res | {k: v for k,v in own.items() if k not in later|module_attrs and k[:2]!='__' and (alone or not isinstance(v, (list,dict,set)))} | class_attrs(type(o))
+    return (res | {k: v for k,v in own.items() if k not in later|module_attrs and k[:2]!='__'
+        and (alone or not isinstance(v, (list,dict,set)))} | class_attrs(type(o)))
 
 def described(o:object, codes:list, # Code of functions is added here
     up:tuple=() # Ids of what it is part of
@@ -61,13 +62,15 @@ def described(o:object, codes:list, # Code of functions is added here
 def _described(o, codes, up):
     up,whole = (*up, id(o)),id(o) in up or len(up)>60
     def all_of(os): return ', '.join(described(v, codes, up) for v in os)
-    if o is None or isinstance(o, (bool,int,float,str,bytes,np.generic,torch.dtype,enum.Enum)): return str(o) if isinstance(o, (np.generic,enum.Enum)) else repr(o)
+    if o is None or isinstance(o, (bool,int,float,str,bytes,np.generic,torch.dtype,enum.Enum)):
+        return str(o) if isinstance(o, (np.generic,enum.Enum)) else repr(o)
     if isinstance(o, Path): return repr(str(o))
     if isinstance(o, nn.Parameter): return f'parameter {tuple(o.shape)}'
     if isinstance(o, torch.Tensor): return f'tensor {_tensor(o)}'
     if isinstance(o, np.ndarray): return f'array {digest(o)}'
     if isinstance(o, (pd.DataFrame,pd.Series,pd.Index)): return f'table {digest(describe_frame(o))}'
-    if isinstance(o, (ModuleType,BuiltinFunctionType)) or isinstance(o, type) and not is_own(o): return o.__name__ if isinstance(o, ModuleType) else _name(o)
+    if isinstance(o, (ModuleType,BuiltinFunctionType)) or isinstance(o, type) and not is_own(o):
+        return o.__name__ if isinstance(o, ModuleType) else _name(o)
     if whole or isinstance(o, told_by_name): return type(o).__name__
     if isinstance(o, type): return _name(o) + all_of((class_attrs(o), own_functions(o)))
     if isinstance(o, FunctionType): return _function(o, codes, up)
@@ -117,7 +120,9 @@ def _loader(dls, codes):
     "What decides which batches the training loader deals, but not where, how fast, or in which size"
     dl,made = dls.train,getattr(dls, 'made', None)
     balance = getattr(dl, 'balance', None)
-    res = {k: getattr(dl, k, None) for k in ('bs','shuffle','drop_last','seed')} | dict(balanced=balance is not None, per_class=getattr(dl, 'per_class', 1), wgts=None if getattr(dl, 'wgts', None) is None else digest(np.asarray(dl.wgts)))
+    res = ({k: getattr(dl, k, None) for k in ('bs','shuffle','drop_last','seed')}
+        | dict(balanced=balance is not None, per_class=getattr(dl, 'per_class', 1),
+        wgts=None if getattr(dl, 'wgts', None) is None else digest(np.asarray(dl.wgts))))
     pipes = [list(getattr(getattr(dl, k, None), 'fs', ())) for k in ('after_item','before_batch','after_batch')]
     theirs = [[f for f in o if not type(f).__module__.startswith('fgvc_fast.')] for o in pipes]
     if made is None: return res | dict(tfms=described(pipes, codes))
@@ -128,7 +133,9 @@ def _loader(dls, codes):
 def _optimizer(learn, codes):
     "What `learn` would step with, but for what a schedule sets"
     opt = learn.opt_func if isinstance(learn.opt_func, OptimWrapper) else learn.opt_func(learn.splitter(learn.model), lr=learn.lr)
-    if isinstance(opt, OptimWrapper): return _name(type(opt.opt)),described({k: v for k,v in opt.opt.defaults.items() if k not in ('lr','weight_decay','betas','momentum')} | dict(more=opt.opt.defaults.get('betas', (0,))[1:]), codes)
+    if isinstance(opt, OptimWrapper):
+        return _name(type(opt.opt)),described({k: v for k,v in opt.opt.defaults.items() if k not in ('lr','weight_decay','betas','momentum')}
+            | dict(more=opt.opt.defaults.get('betas', (0,))[1:]), codes)
     return described(list(opt.cbs), codes),described({k: v for k,v in opt.hypers[-1].items() if k not in ('lr','wd','mom')}, codes)
 
 # %% ../../nbs/api/448_train.marks.ipynb #5c64ee54
@@ -142,7 +149,9 @@ def _wd(learn, wd):
 def _modules(model):
     "Modules by name and class, with their numbers that are no sizes"
     own = hasattr(model, 'body')
-    def numbers(k, m): return {a: v for a,v in vars(m).items() if a[:1]!='_' and isinstance(v, float if not own or k.startswith('body') else (float,int,str)) and a not in _not_said}
+    def numbers(k, m):
+        return {a: v for a,v in vars(m).items() if a[:1]!='_' and isinstance(v, float if not own or k.startswith('body') else (float,int,str))
+            and a not in _not_said}
     return [(k, type(m).__name__, described(numbers(k, m), [])) for k,m in model.named_modules() if not k.startswith('added')]
 
 _changing = 'fastai.callback.mixup','fastai.callback.training','fgvc_fast.augment.','fgvc_fast.train.','fgvc_fast.robust.'
@@ -156,7 +165,9 @@ def _changes(cb):
     return any(n.startswith(_changing) for n in names) and not any(n.split('.')[-1] in _watching for n in names)
 
 def _callback(cb, codes):
-    held = {k: getattr(cb, k) for k in ('spec','part','kinds') if hasattr(cb, k)} | {k: v for k,v in _options(cb).items() if isinstance(v, (bool,int,float,str,tuple,dict,torch.distributions.Distribution)) or v is None}
+    held = ({k: getattr(cb, k) for k in ('spec','part','kinds') if hasattr(cb, k)}
+        | {k: v for k,v in _options(cb).items() if isinstance(v, (bool,int,float,str,tuple,dict,torch.distributions.Distribution))
+        or v is None})
     return f'{type(cb).__name__} {described(held, codes)}'
 
 # %% ../../nbs/api/448_train.marks.ipynb #57d0b81f
@@ -165,15 +176,18 @@ def _layers(model):
     kwargs = getattr(getattr(model, 'body', None), 'kwargs', {})
     def is_window(m): return any(c.__module__ in ('torch.nn.modules.conv','torch.nn.modules.pooling') for c in type(m).__mro__)
     def whole(v): return isinstance(v, (int,str)) or isinstance(v, (tuple,list)) and all(map(whole, v))
-    ms = [(k, type(m).__name__, {a: list(v) if isinstance(v, tuple) else v for a,v in vars(m).items() if a[:1]!='_' and a!='training' and whole(v)}) for k,m in model.named_modules() if is_window(m)]
+    ms = [(k, type(m).__name__, {a: list(v) if isinstance(v, tuple) else v for a,v in vars(m).items() if a[:1]!='_' and a!='training' and whole(v)})
+        for k,m in model.named_modules() if is_window(m)]
     return [{k: v for k,v in kwargs.items() if k!='img_size'}, ms]
 
 def _hooks(model):
     "Hooks that somebody else put on modules of `model`"
-    fs = [(k, f) for k,m in model.named_modules() for o in (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks) for f in o.values()]
+    fs = [(k, f) for k,m in model.named_modules() for o in (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks,
+        m._backward_hooks) for f in o.values()]
     return [(k, f) for k,f in fs if not type(f).__module__.startswith('fgvc_fast.')]
 
-_until_step = [f'{o}_{k}' for k in ('fit','epoch','train','batch','loss','pred','backward','step') for o in ('before','after') if f'{o}_{k}' not in ('after_fit','after_epoch','after_train','after_batch')]
+_until_step = [f'{o}_{k}' for k in ('fit','epoch','train','batch','loss','pred','backward','step')
+    for o in ('before','after') if f'{o}_{k}' not in ('after_fit','after_epoch','after_train','after_batch')]
 
 def _own_acts(cb):
     "What the callback `cb` does up to the end of a step, if neither fastai nor we wrote it"
@@ -214,14 +228,18 @@ def run_marks(learn:Learner,
     names = {p: k for k,p in model.named_parameters()}
     mark('parameter groups', lambda _: ([[names[p] for p in g] for g in param_groups(learn)], f'{len(param_groups(learn))} groups'))
     made = getattr(learn, 'made_of', {})
-    mark('model', lambda _: ([{k: made.get(k) for k in ('arch','pool','head','blocks','branch','zoom')}, _modules(model)], ' '.join(str(made[k]) for k in ('arch','pool','head') if k in made)))
-    mark('callbacks', lambda codes: ((o := [_callback(cb, codes) for cb in learn.cbs.sorted('order') if _changes(cb)]), ', '.join(type(cb).__name__ for cb in learn.cbs.sorted('order') if _changes(cb) and type(cb).__name__!='DecayWeights') or 'none'))
+    mark('model', lambda _: ([{k: made.get(k) for k in ('arch','pool','head','blocks','branch','zoom')}, _modules(model)],
+        ' '.join(str(made[k]) for k in ('arch','pool','head') if k in made)))
+    mark('callbacks', lambda codes: ((o := [_callback(cb, codes) for cb in learn.cbs.sorted('order') if _changes(cb)]),
+        ', '.join(type(cb).__name__ for cb in learn.cbs.sorted('order') if _changes(cb) and type(cb).__name__!='DecayWeights') or 'none'))
     mark('modules of your own', lambda codes: (described([(k, type(m)) for k,m in model.named_modules() if is_own(type(m))], codes), ''))
     mark('layers', lambda codes: (described(_layers(model), codes), ''))
     mark('hooks on the model', lambda codes: (described(_hooks(model), codes), listing([k or 'model' for k,_ in _hooks(model)], 3) or 'none'))
     own = [(cb, fs) for cb in learn.cbs.sorted('order') if (fs := _own_acts(cb))]
-    mark('callbacks of your own', lambda codes: ([(_callback(cb, codes), described(fs, codes)) for cb,fs in own], listing([type(cb).__name__ for cb,_ in own], 3) or 'none'))
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() and str(getattr(dls, 'device', '')).startswith('cuda') else str(getattr(dls, 'device', 'cpu'))
+    mark('callbacks of your own', lambda codes: ([(_callback(cb, codes), described(fs, codes)) for cb,fs in own],
+        listing([type(cb).__name__ for cb,_ in own], 3) or 'none'))
+    where = (torch.cuda.get_device_name() if torch.cuda.is_available() and str(getattr(dls, 'device', '')).startswith('cuda')
+        else str(getattr(dls, 'device', 'cpu')))
     amp = [f"{type(cb).__name__} {getattr(cb, 'amp_mode', '')}" for cb in learn.cbs if any(c.__module__=='fastai.callback.fp16' for c in type(cb).__mro__)]
     mark(f'precision by callbacks on {where}', lambda _: (amp, listing(amp, 3) or 'none'))
     if 'precision' in made: mark(f'precision on {where}', plain(lambda _: made['precision']))
@@ -238,4 +256,5 @@ def check_same(then:dict, # `run_marks` of the run as it began
         return f'{k} ({a} then, {b} now)' if a!=b else k
     bad = [k for k in now if k in then and then[k][0]!=now[k][0]]
     bad = [k for k in bad if k.split("'s code")[0] not in bad or "'s code" not in k]
-    check(not bad, f"{what} was of other things than this learner: {'; '.join(map(said, bad))}. Make data and learner as they were, or begin anew")
+    if bad:
+        raise FineGrainedError(f"{what} was of other things than this learner: {'; '.join(map(said, bad))}. Make data and learner as they were, or begin anew")

@@ -14,7 +14,7 @@ from fastai.callback.schedule import combined_cos
 from fastai.learner import Learner
 from fastcore.foundation import L
 from numbers import Integral
-from ..core import check, check_choice, check_number, check_size
+from ..core import FineGrainedError, check_choice, check_number, check_size
 from .groups import depth_name, group_index, group_rates, param_groups
 
 # %% ../../nbs/api/450_train.phases.ipynb #821719f4
@@ -22,12 +22,12 @@ def counted(n:int, what:str): return f'{n} {what}' if n==1 else f'{n} {what}s'
 
 def check_positive(k:str, v:float|None, none:bool=False):
     "Stop unless the number `v` is above 0"
-    check(check_number(k, v, none=none) is None or v>0, f"{k}={v!r}: give a number above 0")
+    if check_number(k, v, none=none) is not None and not v>0: raise FineGrainedError(f"{k}={v!r}: give a number above 0")
 
 def _a_rate(v):
     "Stop unless `v` is a rate, a slice of them as fastai has it, or `None`"
     if not isinstance(v, slice): return check_positive('lr', v, True)
-    check(v.stop is not None and v.step is None, f"lr={v}: a slice is slice(shallowest, deepest) or slice(deepest)")
+    if not (v.stop is not None and v.step is None): raise FineGrainedError(f"lr={v}: a slice is slice(shallowest, deepest) or slice(deepest)")
     for o in (v.start, v.stop): check_positive('lr', o, True)
 
 # %% ../../nbs/api/450_train.phases.ipynb #ae11c29c
@@ -47,27 +47,32 @@ class Phase:
     pct_start:float=.25 # Part of the phase in which rates rise
     div:float=25. # How much lower than at the peak rates begin
     def __post_init__(self):
-        check(isinstance(self.to, (int,str)) and not isinstance(self.to, bool), f"to={self.to!r}: give 'head', 'all', the name of a group, or a number as in `freeze_to`")
-        for k,low,none in (('epochs',1,False), ('reinit',0,False), ('patience',1,True), ('cached_views',0,True)): check_number(k, getattr(self, k), low, whole=True, none=none)
+        if not (isinstance(self.to, (int,str)) and not isinstance(self.to, bool)):
+            raise FineGrainedError(f"to={self.to!r}: give 'head', 'all', the name of a group, or a number as in `freeze_to`")
+        for k,low,none in (('epochs',1,False), ('reinit',0,False), ('patience',1,True), ('cached_views',0,True)):
+            check_number(k, getattr(self, k), low, whole=True, none=none)
         _a_rate(self.lr), check_positive('ratio', self.ratio), check_positive('div', self.div)
         if self.decay is not None: check_positive('decay', self.decay), check_number('decay', self.decay, 0, 1)
         if self.size is not None: check_size('size', self.size)
         check_choice('freeze_bn', self.freeze_bn, (False,True)), check_number('pct_start', self.pct_start, 0, 1)
-        check(not isinstance(self.lr, slice) or self.decay is None, f"a phase's lr={self.lr} says the rate of every group: leave decay={self.decay} out")
-        check(0<self.pct_start<1, f"pct_start={self.pct_start}: give a part of the phase, between 0 and 1")
+        if isinstance(self.lr, slice) and self.decay is not None:
+            raise FineGrainedError(f"a phase's lr={self.lr} says the rate of every group: leave decay={self.decay} out")
+        if not 0<self.pct_start<1: raise FineGrainedError(f"pct_start={self.pct_start}: give a part of the phase, between 0 and 1")
 
 # %% ../../nbs/api/450_train.phases.ipynb #ffc3ed13
 class Plan(list):
     "A list of phases that shows itself as a table"
     def __init__(self, phases:Iterable=()):
-        check(isinstance(phases, Iterable), f"a plan is a list of Phases, not {phases!r}")
+        if not isinstance(phases, Iterable): raise FineGrainedError(f"a plan is a list of Phases, not {phases!r}")
         super().__init__(phases)
-        for o in self: check(isinstance(o, Phase), f"a plan is a list of Phases, and {o!r} is none")
+        for o in self:
+            if not isinstance(o, Phase): raise FineGrainedError(f"a plan is a list of Phases, and {o!r} is none")
 
     def table(self)->pd.DataFrame:
         "A row for each phase; what no phase sets is left out"
         says = [f.name for f in fields(Phase) if f.name in ('to','epochs','lr') or any(getattr(o, f.name)!=f.default for o in self)]
-        return pd.DataFrame([{k: str(v) if isinstance(v := getattr(o, k), slice) else v for k in says} for o in self], index=range(1, len(self)+1))
+        return pd.DataFrame([{k: str(v) if isinstance(v := getattr(o, k), slice) else v for k in says} for o in self],
+            index=range(1, len(self)+1))
     def __repr__(self): return self.table().to_string()
     def _repr_html_(self): return self.table().to_html()
 
@@ -90,28 +95,37 @@ def default_plan(epochs:int, # Length of the whole, in epochs
 def as_plan(learn:Learner, plan:int|Phase|list, lr:float|None):
     "`plan` as a list of `Phase`s that have been found possible for `learn`"
     _a_rate(lr)
-    if isinstance(plan, Integral) and not isinstance(plan, bool): plan = default_plan(plan, **({} if lr is None else dict(lr=lr)), pretrained=getattr(learn, 'pretrained', True))
+    if isinstance(plan, Integral) and not isinstance(plan, bool):
+        plan = default_plan(plan, **({} if lr is None else dict(lr=lr)), pretrained=getattr(learn, 'pretrained', True))
     if isinstance(plan, Phase): plan = [plan]
     ok = isinstance(plan, (list,tuple,L)) and len(plan) and all(isinstance(o, Phase) for o in plan)
-    check(ok, f"a plan is a number of epochs, a Phase, or a list of Phases, not {plan!r}")
+    if not ok: raise FineGrainedError(f"a plan is a number of epochs, a Phase, or a list of Phases, not {plan!r}")
     for i,o in enumerate(plan): _check_phase(learn, i+1, o)
     return list(plan)
 
 def _check_phase(learn, i, o):
     group_index(learn, o.to)
     if o.size is not None: _check_size(learn, i, o.size)
-    check(o.cached_views is None or group_index(learn, o.to)==len(param_groups(learn))-1, f"phase {i} has cached_views={o.cached_views}, but more than the head trains ({depth_name(learn, o.to)}), so the body says something else after every step: leave views out, or train 'head'")
-    check(not o.reinit or hasattr(learn.model, 'reinit'), f"phase {i} has reinit={o.reinit}, but {type(learn.model).__name__} has no `reinit(n)` to re-initialise its last stages: leave it out")
+    if o.cached_views is not None and group_index(learn, o.to)!=len(param_groups(learn))-1:
+        raise FineGrainedError(f"phase {i} has cached_views={o.cached_views}, but more than the head trains ({depth_name(learn, o.to)}), so the body says "
+            "something else after every step: leave views out, or train 'head'")
+    if o.reinit and not hasattr(learn.model, 'reinit'):
+        raise FineGrainedError(f"phase {i} has reinit={o.reinit}, but {type(learn.model).__name__} has no `reinit(n)` to re-initialise its last stages: leave "
+            "it out")
     stages = len(getattr(getattr(learn.model, 'body', None), 'stages', ()))
-    check(not stages or o.reinit<=stages, f"phase {i} has reinit={o.reinit}, but the body has {stages} stages: use a number up to that")
-    check(o.patience is None or _validates(learn), f"phase {i} has patience={o.patience}, but there is no validation loss to wait for: give the data a validation set, or leave patience out")
+    if stages and not o.reinit<=stages: raise FineGrainedError(f"phase {i} has reinit={o.reinit}, but the body has {stages} stages: use a number up to that")
+    if o.patience is not None and not _validates(learn):
+        raise FineGrainedError(f"phase {i} has patience={o.patience}, but there is no validation loss to wait for: give the data a validation set, or leave "
+            "patience out")
 
 def _validates(learn): return len(learn.dls.loaders)>1 and len(learn.dls.valid)>0 and learn.recorder.valid_metrics
 
 # %% ../../nbs/api/450_train.phases.ipynb #2f70ca40
 def _check_size(learn, i, size):
     known = hasattr(learn.model, 'resize') and getattr(learn.dls, 'made', None)
-    check(known, f"phase {i} has size={size}, but nobody knows how to resize this learner: make its data with `data.dls(size)` alone and the model with `fine_grained_learner`, or leave size out")
+    if not known:
+        raise FineGrainedError(f"phase {i} has size={size}, but nobody knows how to resize this learner: make its data with `data.dls(size)` alone and the "
+            "model with `fine_grained_learner`, or leave size out")
     learn.model.body.check_size(size)
 
 # %% ../../nbs/api/450_train.phases.ipynb #e2c82c27

@@ -10,7 +10,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from inspect import signature
 from numbers import Integral
-from ..core import check, check_number, listing
+from ..core import FineGrainedError, check_number, listing
 from .groups import group_names
 from .phases import Phase, Plan, check_positive, default_plan
 
@@ -18,7 +18,7 @@ from .phases import Phase, Plan, check_positive, default_plan
 def _shares(epochs, n, name):
     "`epochs` in `n` parts as even as can be, the later ones longer"
     ok = isinstance(epochs, Integral) and not isinstance(epochs, bool) and epochs>=n
-    check(ok, f"the plan '{name}' has {n} phases here, so it needs at least {n} epochs, not {epochs!r}")
+    if not ok: raise FineGrainedError(f"the plan '{name}' has {n} phases here, so it needs at least {n} epochs, not {epochs!r}")
     return [epochs*(i+1)//n - epochs*i//n for i in range(n)]
 
 def _stages(learn):
@@ -58,7 +58,9 @@ def blocks_plan(learn:Learner, epochs:int, lr:float=1e-2):
     check_positive('lr', lr)
     body = getattr(learn.model, 'body', None)
     n = len(body.blocks()) if hasattr(body, 'blocks') else 0
-    check(n>1, f"the plan 'blocks' is for transformers, and {getattr(body, 'name', type(learn.model).__name__)} has no attention blocks to count: use 'gradual' or 'layers'")
+    if not n>1:
+        raise FineGrainedError(f"the plan 'blocks' is for transformers, and {getattr(body, 'name', type(learn.model).__name__)} has no attention blocks to "
+            "count: use 'gradual' or 'layers'")
     parts = _shares(epochs, 3, 'blocks')
     return Plan([Phase('head', parts[0], lr=lr)] + [Phase(f'blocks:-{k}', e, lr=lr/10, ratio=10., freeze_bn=True) for k,e in zip((n//2, n), parts[1:])])
 
@@ -74,9 +76,11 @@ def plan(self:Learner,
     **kwargs # What else the plan takes, as `n` of 'reinit'
     )->Plan:
     "The plan `name` for this learner: a list of phases to look at, change, and hand to `fit_phases`"
-    check(isinstance(name, str) and name in plans, f"there is no plan {name!r}: use {listing(plans, 20)}, or a list of `Phase`s of your own")
+    if not (isinstance(name, str) and name in plans):
+        raise FineGrainedError(f"there is no plan {name!r}: use {listing(plans, 20)}, or a list of `Phase`s of your own")
     check_number('epochs', epochs, 1, whole=True), check_positive('lr', lr, True)
     takes = signature(default_plan if name=='default' else plans[name]).parameters
     wrong = [k for k in kwargs if k not in takes or k=='pretrained']
-    check(not wrong, f"the plan {name!r} does not take {listing(wrong)}: it takes {listing([k for k in takes if k not in ('learn','pretrained')], 9)}")
+    if wrong:
+        raise FineGrainedError(f"the plan {name!r} does not take {listing(wrong)}: it takes {listing([k for k in takes if k not in ('learn','pretrained')], 9)}")
     return plans[name](self, epochs, **({} if lr is None else dict(lr=lr)), **kwargs)

@@ -9,7 +9,7 @@ __all__ = ['CPUAutocast', 'precision_callback']
 import torch
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastcore.foundation import L
-from ..core import check, check_choice
+from ..core import FineGrainedError, check_choice
 
 # %% ../../nbs/api/402_train.precision.ipynb #a0eb59aa
 class CPUAutocast(MixedPrecision):
@@ -29,7 +29,7 @@ def precision_callback(amp:str|None, # 'auto', 'bf16', 'fp16' or None: see `fine
         amp = 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
     if amp is None: return None,'float32'
     if device.type!='cuda':
-        check(device.type=='cpu', f"amp='{amp}' does nothing on {device.type}: leave it out, and all is computed in float32")
-        check(amp=='bf16', f"amp='{amp}' needs a GPU: on {device.type} use 'bf16' or None")
+        if device.type!='cpu': raise FineGrainedError(f"amp='{amp}' does nothing on {device.type}: leave it out, and all is computed in float32")
+        if amp!='bf16': raise FineGrainedError(f"amp='{amp}' needs a GPU: on {device.type} use 'bf16' or None")
         return CPUAutocast(),'bf16 autocast'
     return MixedPrecision(AMPMode.BF16 if amp=='bf16' else AMPMode.FP16),f'{amp} autocast'

@@ -64,14 +64,16 @@ class PhaseRun:
     _live = 'phase,epoch,wait,best,phase_best,rows,rates,curves,smooth,size,seed,scaler'.split(',')
     def __init__(self, plan:list, lr:float|None=None, wd:float|None=None, cbs:list|Callback|None=None, size:tuple|None=None,
         folder:Path|None=None):
-        self.plan,self.lr,self.wd,self.cbs,self.size,self.folder = plan,lr,wd,cbs,size,folder
+        self.plan,self.lr,self.wd = plan,lr,wd
+        self.cbs,self.size,self.folder = cbs,size,folder
         self.seed,self.scaler = None,None # of views; of float16 gradients
         self.marks,self.at_stop = {},{} # of what this is a run: as it began, and as it was stopped
         self.phase,self.epoch,self.wait = 0,None,0   # epochs done in this phase, none before it is set up
         self.best = self.phase_best = _no_best # validation loss, epoch, weights, size of the pictures
         self.rows,self.rates = [],[[] for _ in plan]
         self.curves = dict(lrs=[], iters=[], losses=[], values=[]) # of fastai's Recorder
-        self.smooth,self.snap,self.err,self.done = (0, torch.tensor(0.)),None,None,False
+        self.smooth,self.snap,self.err = (0, torch.tensor(0.)),None,None
+        self.done = False
         self.stops = [] # where it was interrupted, in steps
     @property
     def now(self): return self.plan[self.phase]
@@ -98,7 +100,9 @@ def _with_state(learn): return [o for o in learn.cbs if hasattr(type(o), 'state_
 def _check_fits(model, sd):
     own = model.state_dict()
     bad = [k for k in {**own, **sd} if k not in own or k not in sd or own[k].shape!=sd[k].shape]
-    check(not bad, f"the run that was stopped does not fit this model: {listing(bad, 3)} differ. Make the learner as it was made then (architecture, pool, head, classes)")
+    if bad:
+        raise FineGrainedError(f"the run that was stopped does not fit this model: {listing(bad, 3)} differ. Make the learner as it was made then "
+            "(architecture, pool, head, classes)")
 
 @patch
 def restore(self:PhaseRun, learn:Learner):
@@ -136,7 +140,8 @@ def write(self:PhaseRun, learn:Learner):
     if self.folder is None or rank_distrib(): return # one writes for all
     losses = torch.tensor([float(o) for o in self.curves['losses']])
     snap = self.snap | dict(curves=self.snap['curves'] | dict(losses=losses))
-    write_snapshot(self.folder, dict(snap=snap, plan=[{k: _no_slice(v) for k,v in asdict(o).items()} for o in self.plan], lr=_no_slice(self.lr), wd=self.wd, stops=self.stops, batches=len(learn.dls.train), marks=self.marks))
+    write_snapshot(self.folder, dict(snap=snap, plan=[{k: _no_slice(v) for k,v in asdict(o).items()} for o in self.plan],
+        lr=_no_slice(self.lr), wd=self.wd, stops=self.stops, batches=len(learn.dls.train), marks=self.marks))
     with written_to(self.folder/'phase_log.csv', 'go on from the snapshot beside it'): self.log().to_csv(self.folder/'phase_log.csv', index=False)
 
 # %% ../../nbs/api/460_train.runner.ipynb #ca0cd9ea
@@ -147,25 +152,31 @@ def _as_written(folder):
     "Inside this `with`, what the snapshot in `folder` says is used as `PhaseRun` wrote it; where it cannot be, that is said"
     try: yield
     except FineGrainedError as e: raise e if str(folder) in str(e) else FineGrainedError(f"the run in '{folder}': {e}") from e
-    except _damage as e: raise FineGrainedError(f"the run in '{folder}' is damaged: what its snapshot says cannot be ({type(e).__name__}: {e}). Take another copy of the folder, or begin anew") from e
+    except _damage as e:
+        raise FineGrainedError(f"the run in '{folder}' is damaged: what its snapshot says cannot be ({type(e).__name__}: {e}). Take another copy of the "
+            "folder, or begin anew") from e
 
 # %% ../../nbs/api/460_train.runner.ipynb #3605a601
 def _check_best(name, o, own):
     "Stop unless `o` could be the best so far of a run of a model with the weights `own`"
     loss,epoch,w,size = o
     if w is None: return
-    ok = type(loss) is float and type(epoch) is int and isinstance(w, dict) and w.keys()==own.keys() and all(isinstance(v, torch.Tensor) for v in w.values())
-    check(ok and (size is None or check_size('size', size)), f"{name} is {type(o).__name__} of something else: begin anew")
+    ok = (type(loss) is float and type(epoch) is int and isinstance(w, dict) and w.keys()==own.keys()
+        and all(isinstance(v, torch.Tensor) for v in w.values()))
+    if not (ok and (size is None or check_size('size', size))): raise FineGrainedError(f"{name} is {type(o).__name__} of something else: begin anew")
 
 def _check_run(run):
     "Stop unless what `run` was given by a snapshot is of the kind that `PhaseRun` keeps"
     s = run.snap
-    check_number('phase', s['phase'], 0, len(run.plan), whole=True), check_number('epoch', s['epoch'], 0, whole=True, none=True), check_number('wait', s['wait'], 0, whole=True)
+    check_number('phase', s['phase'], 0, len(run.plan), whole=True), check_number('epoch', s['epoch'], 0, whole=True, none=True), check_number('wait',
+        s['wait'], 0, whole=True)
     for k in ('best','phase_best'): _check_best(k, s[k], s['model'])
     if s['size'] is not None: check_size('size', s['size'])
-    ok = len(s['rates'])==len(run.plan) and all(isinstance(o, dict) for o in s['rows']) and {'lrs','iters','losses','values'}==s['curves'].keys() and len(s['smooth'])==2
+    ok = (len(s['rates'])==len(run.plan) and all(isinstance(o, dict) for o in s['rows']) and {'lrs','iters','losses','values'}==s['curves'].keys()
+        and len(s['smooth'])==2)
     check(ok, 'the log of the snapshot is not of this plan: begin anew')
-    check(all(isinstance(o, list) and len(o)==2 and all(isinstance(v, str) for v in o) for o in run.marks.values()), 'the marks of the snapshot are none: begin anew')
+    check(all(isinstance(o, list) and len(o)==2 and all(isinstance(v, str) for v in o) for o in run.marks.values()),
+        'the marks of the snapshot are none: begin anew')
     Plan(run.plan), _as_lr(run.lr), check_number('wd', run.wd, 0, none=True)
 
 # %% ../../nbs/api/460_train.runner.ipynb #5a48170b
@@ -182,14 +193,19 @@ def _read_run(learn, folder, cbs):
 
 def _made_again(learn, folder, cbs, o):
     "The run that the snapshot `o` in `folder` is of"
-    check(isinstance(o, dict) and {'snap','plan','stops','batches'}<=o.keys(), f"the snapshot in '{folder}' is of something else than `fit_phases`: give the folder of a run")
+    if not (isinstance(o, dict) and {'snap','plan','stops','batches'}<=o.keys()):
+        raise FineGrainedError(f"the snapshot in '{folder}' is of something else than `fit_phases`: give the folder of a run")
     (_,n),want = rank_and_world(learn),len(o['snap']['random'])
-    check(n==want, f"the run in '{folder}' is of another number of processes ({want}, and here {n}): start as many to go on with it, or begin anew")
-    run = PhaseRun(Plan(Phase(**{k: _slice_again(v) for k,v in p.items()}) for p in o['plan']), _slice_again(o['lr']), o['wd'], cbs, o['snap']['size'], Path(folder))
+    if n!=want:
+        raise FineGrainedError(f"the run in '{folder}' is of another number of processes ({want}, and here {n}): start as many to go on with it, or begin anew")
+    run = PhaseRun(Plan(Phase(**{k: _slice_again(v) for k,v in p.items()}) for p in o['plan']), _slice_again(o['lr']), o['wd'], cbs, o['snap']['size'],
+        Path(folder))
     run.snap = o['snap'] | dict(curves=o['snap']['curves'] | dict(losses=list(o['snap']['curves']['losses'])))
     run.stops = [*o['stops'], 0] # `restore` fills in where
     run.marks = o.get('marks') or {'batches an epoch': run_marks(learn)['batches an epoch'] if len(learn.dls.train)==o['batches'] else ['', str(o['batches'])]}
-    if 'marks' not in o: print(f"The run in '{folder}' was written by an earlier version, which did not note data, loss and optimiser: whether they are the same is for you to know")
+    if 'marks' not in o:
+        print(f"The run in '{folder}' was written by an earlier version, which did not note data, loss and optimiser: whether they are the same is for you to "
+            "know")
     return run
 
 # %% ../../nbs/api/460_train.runner.ipynb #278ec1d1
@@ -284,7 +300,8 @@ def stats_from(learn:Learner, reinit:int):
     "The depth from which norm layers renew their statistics where those of pretraining are kept: what was re-initialised, and the head"
     return list(dict.fromkeys(o.split('[')[0] for o in group_names(learn)))[-1-reinit]
 
-def _features(learn, run): return nullcontext() if run.now.cached_views is None else frozen_features(learn, run.now.cached_views, seed=run.seed)
+def _features(learn, run):
+    return nullcontext() if run.now.cached_views is None else frozen_features(learn, run.now.cached_views, seed=run.seed)
 
 # %% ../../nbs/api/460_train.runner.ipynb #6de50263
 @patch
@@ -296,15 +313,18 @@ def set_up(self:PhaseRun, learn:Learner):
     learn.create_opt()
     if hasattr(learn, 'ema'): learn.ema.load_state_dict({}) # that of a phase which was over when it was stopped
     if self.now.cached_views is not None: self.seed = all_gather(learn, int(torch.randint(2**62, ())))[0]
-    self.epoch,self.wait,self.phase_best,self.smooth,self.scaler = 0,0,_no_best,(0, torch.tensor(0.)),None
+    self.epoch,self.wait,self.phase_best = 0,0,_no_best
+    self.smooth,self.scaler = (0, torch.tensor(0.)),None
     self.save(learn)
 
 @patch
 def fit(self:PhaseRun, learn:Learner):
     "Train the phase we are in from where it stands"
-    p,cbs = self.now,L(PhaseWatch(self)) + L(NoValid() if len(learn.dls.loaders)==1 else None) + L(None if hasattr(learn, 'finite_loss') else FiniteLoss())
+    p,cbs = (self.now,L(PhaseWatch(self)) + L(NoValid() if len(learn.dls.loaders)==1 else None)
+        + L(None if hasattr(learn, 'finite_loss') else FiniteLoss()))
     try:
-        with freeze_below(learn, p.to, stats_from(learn, p.reinit) if p.freeze_bn else None), _features(learn, self), _epochs_of(self, learn):
+        with freeze_below(learn, p.to, stats_from(learn, p.reinit) if p.freeze_bn else None), _features(learn, self), _epochs_of(self,
+            learn):
             learn.fit_one_cycle(p.epochs, np.array(group_lrs(learn, p, self.lr)), div=p.div, pct_start=p.pct_start, wd=self.wd, cbs=cbs)
     finally:
         err,self.err = self.err,None
@@ -319,14 +339,17 @@ def go(self:PhaseRun, learn:Learner):
         self.say(learn, self.title(learn))
         if not self.over: self.fit(learn)
         if self.now.patience is not None:
-            if self.epoch<self.now.epochs: self.say(learn, f'no better for {counted(self.wait, "epoch")}, stopped early: back to the weights of epoch {self.phase_best[1]}')
+            if self.epoch<self.now.epochs:
+                self.say(learn, f'no better for {counted(self.wait, "epoch")}, stopped early: back to the weights of epoch {self.phase_best[1]}')
             self.use(learn, self.phase_best)
         self.phase,self.epoch = self.phase+1,None
     if self.folder is not None: self.save(learn) # which ends with the weights that came of it
-    self.done,self.snap,self.best,self.phase_best = True,None,None,None
+    self.done,self.snap,self.best = True,None,None
+    self.phase_best = None
 
 @patch
-def title(self:PhaseRun, learn:Learner): return f'Phase {self.phase+1} of {len(self.plan)}: {phase_label(learn, self.now)}, lr {group_lrs(learn, self.now, self.lr)[-1]:.1e}'
+def title(self:PhaseRun, learn:Learner):
+    return f'Phase {self.phase+1} of {len(self.plan)}: {phase_label(learn, self.now)}, lr {group_lrs(learn, self.now, self.lr)[-1]:.1e}'
 
 @patch
 def say(self:PhaseRun, learn:Learner, msg:str):
@@ -334,7 +357,8 @@ def say(self:PhaseRun, learn:Learner, msg:str):
 
 # %% ../../nbs/api/460_train.runner.ipynb #0d22f743
 def phase_label(learn:Learner, p:Phase):
-    more = [f'reinit {p.reinit}']*(p.reinit>0) + [f'{p.size} px']*(p.size is not None) + [f"features of {counted(p.cached_views, 'view') if p.cached_views else 'the plain picture'}"]*(p.cached_views is not None)
+    more = ([f'reinit {p.reinit}']*(p.reinit>0) + [f'{p.size} px']*(p.size is not None)
+        + [f"features of {counted(p.cached_views, 'view') if p.cached_views else 'the plain picture'}"]*(p.cached_views is not None))
     return ' · '.join([depth_name(learn, p.to), counted(p.epochs, 'epoch'), *more])
 
 @contextmanager
@@ -354,7 +378,8 @@ def _resumable(learn, plan, cbs, resume, folder):
     if resume is not True:
         check(plan is None, "resume goes on with the plan that was stopped: leave `plan` out, or begin anew without resume")
         return _read_run(learn, resume, cbs)
-    check(rank_and_world(learn)[1]==1, "several processes were not stopped in the same step, so none of them can go on by itself: write the run to a folder, fit_phases(..., folder='run'), start them again, and go on from there, fit_phases(resume='run')")
+    check(rank_and_world(learn)[1]==1, "several processes were not stopped in the same step, so none of them can go on by itself: write the run to a folder, "
+        "fit_phases(..., folder='run'), start them again, and go on from there, fit_phases(resume='run')")
     res = getattr(learn, '_phase_run', None)
     check(res is not None, "there is nothing to resume: this learner has not begun `fit_phases`")
     check(not res.done, "there is nothing to resume: the last `fit_phases` ran to its end")
@@ -365,7 +390,8 @@ def _resumable(learn, plan, cbs, resume, folder):
 @contextmanager
 def _or_as_before(learn, folder):
     "Inside this `with`, `learn` takes over what the snapshot in `folder` says; if it cannot, it is as it was"
-    size,w,opt,dls,rngs,random = learner_size(learn),cpu_weights(learn.model),learn.opt,learn.dls,[deepcopy(getattr(o, 'rng', None)) for o in learn.dls.loaders],get_random_states()
+    size,w,opt = learner_size(learn),cpu_weights(learn.model),learn.opt
+    dls,rngs,random = learn.dls,[deepcopy(getattr(o, 'rng', None)) for o in learn.dls.loaders],get_random_states()
     try:
         with _as_written(folder): yield
     except FineGrainedError:
@@ -379,7 +405,8 @@ def _or_as_before(learn, folder):
 
 # %% ../../nbs/api/460_train.runner.ipynb #71df1dfa
 def _same_number(name, v, run):
-    check(v is None or v==run, f"resume goes on with {name}={run} of the run that was stopped, not with {v!r}: leave `{name}` out, or begin anew without resume")
+    if v is not None and v!=run:
+        raise FineGrainedError(f"resume goes on with {name}={run} of the run that was stopped, not with {v!r}: leave `{name}` out, or begin anew without resume")
 
 def _marks(learn, run):
     "What this run of `learn` is a run of"
@@ -389,7 +416,8 @@ def _new_folder(folder):
     "`folder` as a path, if no run is in it"
     if folder is None: return
     path = check_folder('folder', folder)
-    check(not (path/'snapshot.json').exists(), f"there is a run in '{folder}' already: go on with it, learn.fit_phases(resume='{folder}'), or give another folder")
+    if (path/'snapshot.json').exists():
+        raise FineGrainedError(f"there is a run in '{folder}' already: go on with it, learn.fit_phases(resume='{folder}'), or give another folder")
     return path
 
 # %% ../../nbs/api/460_train.runner.ipynb #f095123d
@@ -412,7 +440,7 @@ def _alone_in(learn, folder):
         except Timeout: mine = False
         except OSError: pass
     try:
-        check(all(all_gather(learn, mine)), f"Another process trains in '{folder}': wait for it, or give another folder")
+        if not all(all_gather(learn, mine)): raise FineGrainedError(f"Another process trains in '{folder}': wait for it, or give another folder")
         yield
     finally:
         if lock and lock.is_locked:
@@ -432,8 +460,10 @@ def fit_phases(self:Learner,
     ):
     "Train phase by phase. Stop it and nothing is lost: the best weights so far are loaded, and `resume` goes on"
     check(hasattr(self, 'recorder'), "fit_phases writes to the learner's `Recorder`, and this one has none: add it back with `learn.add_cb(Recorder)`")
-    check(isinstance(resume, (bool,Path)) or isinstance(resume, str) and resume, f"resume={resume!r}: use True, or the folder of a run")
-    check(all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in L(cbs)), f"cbs={cbs!r}: give callbacks, as in cbs=[EMA(), Mix(mixup=.4)]")
+    if not isinstance(resume, (bool,Path)) and not (isinstance(resume, str) and resume):
+        raise FineGrainedError(f"resume={resume!r}: use True, or the folder of a run")
+    if not all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in L(cbs)):
+        raise FineGrainedError(f"cbs={cbs!r}: give callbacks, as in cbs=[EMA(), Mix(mixup=.4)]")
     _as_lr(lr), check_number('wd', wd, 0, none=True)
     with _alone_in(self, _where(self, resume, folder)):
         if resume: run = _resumable(self, plan, cbs, resume, folder)
@@ -442,7 +472,8 @@ def fit_phases(self:Learner,
         cbs = run.cbs if cbs is None else cbs
         with self.added_cbs(cbs): # for all phases at once: a loss of `AddLoss` is part of the weights that are kept and loaded
             marks = _marks(self, run)
-            if resume: check_same(run.at_stop if resume is True else run.marks, marks, 'the run that was stopped' if resume is True else f"the run in '{resume}'")
+            if resume:
+                check_same(run.at_stop if resume is True else run.marks, marks, 'the run that was stopped' if resume is True else f"the run in '{resume}'")
             run.cbs,run.marks = cbs,run.marks or marks
             if resume and run.snap is not None:
                 with nullcontext() if resume is True else _or_as_before(self, resume): run.restore(self)
