@@ -7,6 +7,8 @@ __all__ = ['right_color', 'wrong_color', 'caption', 'no_box', 'figure_size', 'pi
 
 # %% ../nbs/api/005_pictures.ipynb #eca956b1
 import math
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numbers import Real
 from textwrap import wrap
 from .core import FineGrainedError
@@ -14,18 +16,18 @@ from .core import FineGrainedError
 # %% ../nbs/api/005_pictures.ipynb #5f77265b
 right_color,wrong_color = '#17803d','#c0262d'
 
-def caption(ax, s, right:bool=None # Green or red; None: black
+def caption(ax:Axes, s:str, right:bool|None=None # Green or red; None: black
     ):
     "Write `s` above the picture on `ax`"
     ax.set_title(s, fontsize=9, pad=3, color={None:'black', True:right_color, False:wrong_color}[right])
 
-def no_box(ax):
+def no_box(ax:Axes):
     "Curves stand on two lines, and not in a box"
     ax.spines[['top','right']].set_visible(False)
 
 # %% ../nbs/api/005_pictures.ipynb #3ea993d6
-def figure_size(figsize, # What the user asked for, or None
-    width, height # Inches, if nothing was
+def figure_size(figsize:tuple|None, # What the user asked for, or None
+    width:float, height:float # Inches, if nothing was
     )->tuple:
     "Width and height of a figure, in inches"
     if figsize is None: return width,height
@@ -34,11 +36,11 @@ def figure_size(figsize, # What the user asked for, or None
     return tuple(figsize)
 
 # %% ../nbs/api/005_pictures.ipynb #92859127
-def picture_grid(captions, # Above each picture
-    ncols:int=None, nrows:int=None, # Pictures in a row, rows; None: as is near a square
+def picture_grid(captions:list, # Above each picture
+    ncols:int|None=None, nrows:int|None=None, # Pictures in a row, rows; None: as is near a square
     size:float=1.9, # Of each picture, inches
-    right=None, # Whether what each caption says is right; None: nobody asks
-    figsize=None # Inches of the whole
+    right:list|None=None, # Whether what each caption says is right; None: nobody asks
+    figsize:tuple|None=None # Inches of the whole
     ):
     "Bare axes (n,) for a picture under each of `captions`, in rows as high as these want"
     import matplotlib.pyplot as plt
@@ -55,6 +57,6 @@ def picture_grid(captions, # Above each picture
     return axs
 
 # %% ../nbs/api/005_pictures.ipynb #fd39bf67
-def write_below(fig, s):
+def write_below(fig:Figure, s:str):
     "Write `s` below the pictures of `fig`, a figure or a part of one, in lines that fit"
     fig.supxlabel('\n'.join(wrap(s, max(20, int(13*fig.bbox.width/fig.dpi)), break_on_hyphens=False)), fontsize=9, color='#555')

@@ -103,7 +103,7 @@ def test_what_is_kept_is_not_opened(tmp_path, monkeypatch):
     dls = dotted(tmp_path).dls(size, bs=8, parts=True, num_workers=0)
     for dl in dls.loaders: list(dl)
     def opened(fn): raise AssertionError(f'{fn} was opened')
-    monkeypatch.setattr(lazy, '_open', opened)
+    monkeypatch.setattr(lazy, 'open_picture', opened)
     for dl in dls.loaders: assert all(p.isfinite().any() for _,p,_ in dl)
 
 def test_unseen(tmp_path):

@@ -31,7 +31,7 @@ def test_wrong_options_of_others(data, tmp_path):
     for f,said in ((lambda: loaders(data, cache=tmp_path/'file'), 'is a file'), (lambda: dls.test_dl([0], bs=0), 'bs=0'), (lambda: dls.test_dl([0], num_workers=-1), 'num_workers=-1'),
         (lambda: dls.resized(0), 'size=0'), (lambda: dls.show_batch(max_n=0), 'max_n=0'),
         (lambda: balanced_order([0,1], np.random.default_rng(0), 0), 'per_class=0'), (lambda: shard_indices(10, 4, 2, 2), 'rank=2'), (lambda: shard_indices(10, 0, 0, 2), 'bs=0'),
-        (lambda: dls.train.share(0, 0), 'ranks=0'), (lambda: data.duplicates(distance='x'), 'distance='),
+        (lambda: dls.train.shard(0, 0), 'ranks=0'), (lambda: data.duplicates(distance='x'), 'distance='),
         (lambda: data.drop_duplicates(None), 'NoneType'), (lambda: data.show_duplicates([1]), 'list'), (lambda: toy_birds(tmp_path/'file'/'x', per_class=4), 'file/x'),
         (lambda: toy_birds(tmp_path, size='x'), 'size='), (lambda: toy_birds(tmp_path, seed=-1), 'seed=-1'), (lambda: toy_birds(tmp_path, families=2.5), 'families=2.5')):
         with pytest.raises(FineGrainedError, match=said): f()

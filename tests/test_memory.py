@@ -321,7 +321,7 @@ def test_a_changed_hook_is_seen_each_time(birds):
     a = learn.test().top1.item()
     k[0] = -1.
     with torch.no_grad(): assert learn.test().top1.item()==pytest.approx(truth(learn))
-    FineGrainedInterpretation.from_learner(learn)._as_asked() # the same hook, so it can be explained
+    FineGrainedInterpretation.from_learner(learn).check_fresh() # the same hook, so it can be explained
 
 def test_prototypes_follow_what_modules_hold(birds):
     torch.manual_seed(0)
@@ -433,11 +433,11 @@ def test_embeddings_follow(birds, how, monkeypatch):
 def test_what_a_user_does_to_embeddings_stays_with_the_user(birds):
     learn = learner(birds)
     was = {o: [t.clone() for t in learn.embeddings(o)] for o in ('train','valid')}
-    protos,near,scores = learn.prototypes().rows,learn.retrieve(0, 3).df,learn.retrieval_metrics()
+    protos,near,scores = learn.prototypes().embeddings,learn.retrieve(0, 3).df,learn.retrieval_metrics()
     for o in was:
         for t in learn.embeddings(o): t.zero_()
         for a,b in zip(learn.embeddings(o), was[o]): assert torch.equal(a, b)
-    assert torch.equal(learn.prototypes().rows, protos) and learn.retrieve(0, 3).df.equals(near) and learn.retrieval_metrics().equals(scores)
+    assert torch.equal(learn.prototypes().embeddings, protos) and learn.retrieve(0, 3).df.equals(near) and learn.retrieval_metrics().equals(scores)
 
 def test_prototypes_of_a_learner_that_trained_on(birds):
     learn = learner(birds)

@@ -12,7 +12,6 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 from .image import open_picture, exif_orientation, stored_size, turn_box, swaps_sides, read_image, to_picture
-from typing import BinaryIO
 
 # %% ../../nbs/api/020_data.lazy.ipynb #545aa02a
 def pixel_tensor(im:Image.Image): return torch.from_numpy(np.array(im)).permute(2,0,1)
@@ -120,7 +119,7 @@ class BoxedFile:
         self.row = row
 
 def open_lazily(
-    o:BoxedFile|Image.Image|np.ndarray|Tensor|bytes|str|os.PathLike|BinaryIO # A `BoxedFile`, a path, or anything that `to_picture` takes
+    o:object # A `BoxedFile`, a path, or anything that `to_picture` takes; fastai would let pass by whatever a narrower type does not name
     ):
     "A `LazyImage` where `o` is a file, a `PILImage` of any other picture"
     if isinstance(o, LazyImage): return o
