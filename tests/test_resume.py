@@ -143,7 +143,7 @@ def given():
         seed=(r'seed of the loaders \(1 then, 2 now\)', dict(dls=dict(seed=2))), unseeded=(r'seed of the loaders \(1 then, None now\)', dict(dls=dict(seed=None))), bs=(r'bs of the loaders \(8 then, 6 now\)', dict(dls=dict(bs=6))),
         aug=('aug of the loaders', dict(dls=dict(aug='strong'))), flip=(r'flip of the loaders \(0.5 then, 0.0 now\)', dict(dls=dict(flip=0.))), scale=('min_scale of the loaders', dict(dls=dict(min_scale=.3))),
         crop=('crop of the loaders', dict(dls=dict(crop='box'))), balanced=('balanced of the loaders', dict(dls=dict(balanced=True))),
-        opt=(r'optimiser \(Adam then, SGD now\)', dict(opt_func=SGD)), eps=('optimiser options', dict(opt_func=partial(Adam, eps=.1))), sqr_mom=('optimiser options', dict(opt_func=partial(Adam, sqr_mom=.5))),
+        opt=(r'optimizer \(Adam then, SGD now\)', dict(opt_func=SGD)), eps=('optimizer options', dict(opt_func=partial(Adam, eps=.1))), sqr_mom=('optimizer options', dict(opt_func=partial(Adam, sqr_mom=.5))),
         torch_opt=('optimizer', dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))), wd=('weight decay', dict(wd=.5)), moms=('momentum', dict(moms=(.5,.5,.5))),
         bn=('weight decay', dict(wd_bn_bias=True)),
         loss=('loss', dict(loss_func=Focal())), smooth=('loss', dict(loss_func=CrossEntropyLossFlat(label_smoothing=.2))),

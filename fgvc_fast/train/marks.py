@@ -221,7 +221,7 @@ def run_marks(learn:Learner,
     for k in opts: mark(f'{k} of the loaders', plain(lambda codes: _loader(dls, codes)[k]))
     mark('loss', lambda codes: (described(learn.loss_func, codes), _called(learn.loss_func)))
     mark('optimizer', lambda codes: (_optimizer(learn, codes)[0], _called(learn.opt_func)))
-    mark('optimiser options', lambda codes: (_optimizer(learn, codes)[1],)*2)
+    mark('optimizer options', lambda codes: (_optimizer(learn, codes)[1],)*2)
     mark('weight decay', plain(lambda _: (_wd(learn, wd), bool(learn.wd_bn_bias))))
     mark('momentum', plain(lambda _: list(learn.moms)))
     if lr is not None: mark('rate of the learner', plain(lambda codes: described(lr, codes)))
