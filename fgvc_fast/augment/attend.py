@@ -34,7 +34,7 @@ class AttentionCrop(Callback):
     def before_fit(self): can_split(get_model(self.model))
     def before_batch(self):
         if not (len(self.xb)==1 and len(self.yb)==1):
-            raise FineGrainedError(f"Attend looks for one label in one picture, and this batch has {len(self.xb)} inputs and {len(self.yb)} targets. (Points "
+            raise FineGrainedError(f"AttentionCrop looks for one label in one picture, and this batch has {len(self.xb)} inputs and {len(self.yb)} targets. (Points "
                 "of parts would not follow a crop: make the loaders without `parts`)")
         x, = self.xb
         draw = torch.rand(len(x)) # on the CPU, so that nothing waits for the GPU
