@@ -377,7 +377,7 @@ def test_only_whole_files_of_these_versions_are_taken(tmp_path, monkeypatch):
     assert not Study('half', train, dict(lr=[.01]), 1, tmp_path).run(progress=False).todo() and len(calls)==1
     stopped('old')
     with monkeypatch.context() as m:
-        m.setattr(table, '_versions', lambda: dict(fgvc_fast='0', torch='0', fastai='0', timm='0'))
+        m.setattr(table, 'library_versions', lambda: dict(fgvc_fast='0', torch='0', fastai='0', timm='0'))
         Study('old', train, dict(lr=[.01]), 1, tmp_path).run(progress=False)
     assert len(calls)==1
     with monkeypatch.context() as m: # killed between writing and putting it in its place
