@@ -44,3 +44,13 @@ def test_evaluation_says_nothing(dls):
     with learn.no_bar(), learn.no_logging(), learn.model.trace('aux_losses') as t: preds,_ = learn.get_preds()
     assert t.aux_losses==learn.model.traces==[]
     torch.testing.assert_close(preds.sum(1), torch.ones(len(preds))) # log-probabilities of the closer look are logits like any other
+
+def test_a_copy_of_a_learner_that_broke_off(dls):
+    "A pass that fails leaves a trace open until the next batch; a copy of learner and model has none, and trains too"
+    class Breaks(Exception): pass
+    def breaks(*_): raise Breaks
+    learn = fine_grained_learner(dls, 'toy_resnet', branch=-2)
+    with learn.model.head.register_forward_hook(breaks), learn.no_bar(), learn.no_logging(), pytest.raises(Breaks): learn.fit(1, 1e-3)
+    for o in (copy.deepcopy(learn), learn):
+        with o.no_bar(), o.no_logging(): o.fit(1, 1e-3)
+        assert o.model.traces==[] and o.recorder.metric_names[-2]=='branch'

@@ -28,4 +28,4 @@ class Trace:
     def __enter__(self):
         self.model.traces.append(self)
         return self
-    def __exit__(self, *_): self.model.traces.remove(self)
+    def __exit__(self, *_): self.model.traces[:] = [o for o in self.model.traces if o is not self] # a copy of the model has been asked by nobody
