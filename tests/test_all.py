@@ -80,7 +80,8 @@ def test_import_lines_of_the_lessons():
         for c in json.loads(fn.read_text(encoding='utf-8'))['cells']:
             for line in [] if c['cell_type']!='code' else ''.join(c['source']).splitlines():
                 if not re.match(r'from fgvc_fast[\w.]* import ', line.strip()): continue
-                exec(line.strip(), {})
+                exec(line.strip(), got := {})
+                assert None not in got.values(), f'{fn.name}: {line.strip()} (a verb of a learner or interpretation is no name of its module)'
                 n += 1
     assert n>5
 
