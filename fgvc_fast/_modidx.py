@@ -979,6 +979,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'fgvc_fast/interpret/errors.py'),
                                             'fgvc_fast.interpret.errors._few_by_level': ( 'api/interpret.errors.html#_few_by_level',
                                                                                           'fgvc_fast/interpret/errors.py'),
+                                            'fgvc_fast.interpret.errors._in_order': ( 'api/interpret.errors.html#_in_order',
+                                                                                      'fgvc_fast/interpret/errors.py'),
                                             'fgvc_fast.interpret.errors._mark': ( 'api/interpret.errors.html#_mark',
                                                                                   'fgvc_fast/interpret/errors.py'),
                                             'fgvc_fast.interpret.errors._side_by_side': ( 'api/interpret.errors.html#_side_by_side',

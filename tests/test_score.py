@@ -163,6 +163,26 @@ def test_pictures_of_another_data_set_have_no_rows_here(data):
     again = FineGrainedInterpretation.from_learner(learn, dl=learn.dls.test_dl(data['test'].index[::2], with_labels=True))
     assert again.rows()==list(data['test'].index[::2])
 
+@pytest.mark.parametrize('how', ['shuffled', 'shuffled anew', 'cut short', 'train'])
+def test_answers_are_in_the_order_of_the_pictures(data, how):
+    "Whatever order a loader would deal them in: rows, labels and robustness are of the same pictures"
+    learn = learner(data)
+    rows = list(data['valid'].index)[::-1][:11]
+    test_dl = learn.dls.test_dl(rows, with_labels=True, bs=4)
+    dl = {'shuffled': learn.dls.test_dl(rows, with_labels=True, bs=4, shuffle=True), 'shuffled anew': test_dl.new(shuffle=True), 'cut short': test_dl.new(drop_last=True),
+        'train': learn.dls.train}[how]
+    interp = FineGrainedInterpretation.from_learner(learn, dl=dl)
+    want = list(learn.dls.train.items) if how=='train' else rows
+    assert interp.rows()==want and [learn.dls.vocab[o] for o in interp.targs]==data.items.label[want].tolist()
+    clean = interp.robustness('fgsm', eps=[.01], corrupted=False).table.iloc[0]
+    assert clean.pictures==len(want) and clean.accuracy==pytest.approx((interp.preds==interp.targs).float().mean().item())
+
+def test_an_order_that_nobody_sees_is_refused(data):
+    learn = learner(data)
+    dl = learn.dls.test_dl(list(data['valid'].index), with_labels=True).new(get_idxs=lambda: reversed(range(len(data['valid']))))
+    interp = FineGrainedInterpretation.from_learner(learn, dl=dl)
+    with pytest.raises(FineGrainedError, match='in another order'): interp.rows()
+
 def test_report_leaves_the_learner_as_it_was(data):
     from test_cam import same, state
     learn = learner(data)

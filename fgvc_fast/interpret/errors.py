@@ -68,7 +68,7 @@ class FineGrainedInterpretation(Interpretation):
         "Run `learn` once over the validation split, or over `dl`"
         if not isinstance(learn, Learner): raise FineGrainedError(f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
         if dl is not None and not hasattr(dl, 'dataset'): raise FineGrainedError(f'dl={dl!r}: give a loader, as `dls.test_dl(rows, with_labels=True)`')
-        if dl is None: dl = _split_loader(learn.dls, ds_idx)
+        dl = _split_loader(learn.dls, ds_idx) if dl is None else _in_order(learn.dls, dl)
         if n := trained_on(learn, dl):
             warnings.warn(f'{n:,} of these pictures are training pictures: what comes out says how well they were learned by heart, not how good the model is')
         with warnings.catch_warnings():
@@ -87,6 +87,12 @@ def _split_loader(dls, ds_idx):
     own = dls[ds_idx]
     if ds_idx==0 and hasattr(own.dataset, 'items'): return dls.test_dl(list(own.dataset.items), with_labels=True)
     return own.new(shuffle=False, drop_last=False)
+
+def _in_order(dls, dl):
+    "`dl` as it deals each of its pictures once, in their order; a split of `dls` cut as for validation"
+    at = next((i for i,o in enumerate(dls.loaders) if o is dl), None)
+    if at is not None: return _split_loader(dls, at)
+    return dl.new(shuffle=False, drop_last=False) if getattr(dl, 'shuffle', False) or getattr(dl, 'drop_last', False) else dl
 
 def _tempered(learn, dl):
     "On how many of the pictures of `dl` the temperature of the model was fitted"
@@ -112,6 +118,9 @@ def rows(self:FineGrainedInterpretation)->list:
     own = all(isinstance(o, (int,np.integer)) for o in items) and items_of(self.dl)==items_of(self.dls.test_dl(items))
     check(items and own, "These pictures are no rows of the learner's data set: make the interpretation of a split, or of `dl=dls.test_dl(rows, "
         "with_labels=True)`")
+    labels = pd.Index(self.vocab).get_indexer(data.items.label.iloc[[int(o) for o in items]])
+    if len(items)!=len(self.targs) or (labels!=self.targs.numpy()).any():
+        raise FineGrainedError('The loader dealt its pictures in another order, or not all of them: give one that is neither shuffled nor cut short')
     return [int(o) for o in items]
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #9209a06b

@@ -68,7 +68,7 @@ def level_coverage(self:FineGrainedInterpretation,
     if not (isinstance(confidences, (tuple,list,np.ndarray)) and len(confidences)):
         raise FineGrainedError(f'confidences={confidences!r}: give probabilities, as (.5, .9)')
     for c in confidences: _is_probability(c)
-    tree,(p,right) = _tree(self.learn),(self.level_probs, self.level_right)
+    tree,(p,right) = _tree(self),(self.level_probs, self.level_right)
     if len(tree.levels)==1: p,right = self.probs[:,None],(self.preds==self.targs)[:,None]
     check(p is not None, 'This interpretation was not asked for levels: make it by `FineGrainedInterpretation.from_learner(learn)`')
     rows = []
