@@ -241,7 +241,7 @@ call('read_image', 'C', it(read_image), lambda w: dict(fn=w.jpg), fn=Kind(None, 
     size=size_of(none=True).called('size'))
 call('CropResize', 'C', it(CropResize), it(dict(size=32)), size=size_of(), crop=choice(none=True), margin=number(0), min_scale=number(high=1, above=0), flip=share,
     light=number(0, below=1), more=Kind(5, 'x', [], thing),
-    cache=Free('made by `block(cache=…)`'), kwargs=theirs)
+    cache=Free('made by `block(cache=…)`'), twins=Free('made by `block(parts=…)`'), kwargs=theirs)
 call('FineGrainedData.block', 'C', lambda w: w.data.block, it(dict(size=32, cache=False)), size=size_of(), crop=choice(none=True), aug=Kind('no such', ['no such'], 5, thing, {}, [5], words='aug group groups'),
     item_tfms=Kind(5, 'x', [5], thing),
     batch_tfms=Kind(5, 'x', [5], thing), valid=choice(), cache=Kind(5, [], {}, thing, a_text, words='folder'), max_gb=number(0).but(inf),
@@ -609,7 +609,7 @@ exceptions = { # 'Class.*': what is written under it
         'TwoStreams.forward TwoStreams.see FineGrainedModel.trace Trace.* ClassTokenPool.* TokenPool.* PartTokenPool.* PixelModel.* FeatureDL.* Layer.* Activations.* center_spot random_map',
     'made by the calls above, and not by hand':
         'Trace NonFiniteLoss FineGrainedError '
-        'balanced_order shard_indices FineGrainedDL.shard TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer Activations Neighbors Prototypes CamReport FineGrainedModel Stage '
+        'balanced_order shard_indices FineGrainedDL.shard TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings Taken PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer Activations Neighbors Prototypes CamReport FineGrainedModel Stage '
         'Robustness FeatureDL FreezeBN Parallel SpreadRates PhaseRun PhaseRun.* PhaseWatch model_card DatasetSpec ToyResNet toy_resnet',
     'callbacks without arguments of their own': 'FiniteLoss CPUAutocast AuxLosses AuxColumns DecayWeights SyncBuffers NoValid',
     'all of it goes to what it wraps, which checks it': 'FineGrainedLearner FineGrainedLearner.predict wandb_log TwoStreams.stage_index',
