@@ -257,7 +257,7 @@ call('FineGrainedLoaders.test_dl', 'C', lambda w: lambda **kw: w.dls.test_dl(**k
 call('FineGrainedLoaders.resized', 'C', lambda w: w.dls.resized, it(dict(size=40)), size=size_of())
 call('FineGrainedLoaders.show_batch', 'C', lambda w: w.dls.show_batch, it(dict(max_n=1)), b=Free('what a loader gave'), max_n=count, boxes=look, kwargs=theirs)
 call('FineGrainedBlock.dataloaders', 'C', lambda w: w.data.block(32, cache=False).dataloaders, it(dict(bs=4, num_workers=0)), source=Kind(5, 'x', thing, words='block data'), kwargs=theirs,
-    **{k: Free("fastai writes its loader's arguments into the signature at the first call; `dls` checks them") for k in ('seed','balance','per_class')})
+    **{k: Free("fastai writes its loader's arguments into the signature at the first call; `dls` checks them") for k in ('seed','balance','per_class','wgts','quick')})
 call('FineGrainedBlock.weighted_dataloaders', 'C', lambda w: w.data.block(32, cache=False).weighted_dataloaders, lambda w: dict(source=None, wgts=np.ones(len(w.data)), bs=4, num_workers=0),
     source=Kind(5, 'x', thing, words='block data'),
     wgts=Kind(None, 5, 'x', [], [1.], thing, *(Of(f'of {o}', lambda w, o=o: np.full(len(w.data), o)) for o in (0., -1., nan, inf))), bs=count, kwargs=theirs)
