@@ -32,6 +32,43 @@ from .loader import FineGrainedDL
 from .table import FineGrainedData, follow_link, real_paths
 from typing import NamedTuple
 
+# %% ../../nbs/api/030_data.block.ipynb #214312f5
+@patch
+def dls(self:FineGrainedData,
+    size:int|tuple=224, # Pixels of what the model sees: int, or (height, width)
+    bs:int=32, # Pictures per batch
+    crop:str|None=None, # 'box': cut to the box with a margin, jittered in training, tight in validation
+    aug:str|list|torch.nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']: see `block`
+    block:DataBlock|None=None, # A block of this data set that you changed, instead of the arguments of `block`
+    valid:str='valid', # Which split validates; 'test' reproduces papers that do so
+    label_level:str|None=None, # Learn the labels of this level, as `at_level` does
+    balanced:bool=False, # Training batches in which all classes come equally often
+    per_class:int|None=None, # Balanced batches with so many pictures of each class that is in them, for losses that compare pictures
+    seed:int|None=None, # Of shuffling and augmentation: the same batches again, whatever the number of workers; None: different each time
+    num_workers:int|None=None, # Processes that load pictures; None: fastai's number
+    device:str|torch.device|None=None, # Where batches will be; None: the GPU if there is one
+    **kwargs # Of `block`: `parts`, `cache`, `max_gb`, `batch_tfms`, ...
+    )->'FineGrainedLoaders':
+    "fastai `DataLoaders` of the train and valid splits; the test split stays apart"
+    check_number('bs', bs, 1, whole=True)
+    check_number('num_workers', num_workers, 0, whole=True, none=True)
+    check_number('seed', seed, whole=True, none=True)
+    for k,v,known in (('valid',valid,('valid','test')), ('balanced',balanced,(False,True))): check_choice(k, v, known)
+    if block is not None and not isinstance(block, FineGrainedBlock): raise FineGrainedError(f"block={type(block).__name__}: give what `data.block(...)` made")
+    if per_class is not None and not (isinstance(per_class, int) and per_class>0 and bs%per_class==0):
+        raise FineGrainedError(f"per_class={per_class!r} does not divide a batch of {bs}: use a whole number that does, such as 4")
+    check(label_level is None or block is None, "label_level makes a block of its own: give it, or `block`")
+    data = self if label_level is None else self.at_level(label_level)
+    for s in ('train', valid):
+        if not len(data[s]):
+            raise FineGrainedError(f"There are no rows with split='{s}' in {data.card.get('title') or data.root}: `data.split(valid=.1)` makes some")
+    made = (None if block or kwargs.get('item_tfms') is not None else dict(bs=bs, crop=crop, aug=aug, valid=valid, balanced=balanced,
+        per_class=per_class, seed=seed, num_workers=num_workers, device=device, **kwargs))
+    if block is None: block = data.block(size, crop=crop, aug=aug, valid=valid, device=device, **kwargs)
+    block._may_load(None)
+    train = dict(balance=LabelOf(data).codes[block._train_rows()], per_class=per_class or 1) if balanced or per_class else {}
+    return block._loaders(dict(made=made, validates_on=valid), train, bs=min(bs, len(data['train'])), num_workers=num_workers, device=device, seed=seed)
+
 # %% ../../nbs/api/030_data.block.ipynb #e9c589df
 def random_region(region:tuple, min_scale:float, # Least share of the area, (0,1]
     aspect:float=1., # Width over height of the result
@@ -71,7 +108,7 @@ class TensorParts(TensorBase):
         else: ctx.add_patch(Rectangle((o[0],1-o[3]), o[2]-o[0], o[3]-o[1], fill=False, ec='yellow', lw=1.5, transform=ctx.transAxes))
         return ctx
 
-# %% ../../nbs/api/030_data.block.ipynb #6aea5819
+# %% ../../nbs/api/030_data.block.ipynb #12975dce
 class Taken(NamedTuple):
     "Where a crop was taken: what has to be known to find a place in it"
     picture:Image.Image|Presized
@@ -79,6 +116,7 @@ class Taken(NamedTuple):
     mirrored:bool
     box:tuple|None # In pixels of the crop
 
+# %% ../../nbs/api/030_data.block.ipynb #6aea5819
 class CropResize(RandTransform):
     "Cut a region out and resize it to `size`: a random part in training, the middle (or the box) in validation"
     split_idx,order = None,1
@@ -537,40 +575,3 @@ def _draw_boxes(self:FineGrainedLoaders, items, nrows=None, ncols=None, figsize=
         ax.imshow(im.permute(1,2,0))
         ax.add_patch(Rectangle((x0-.5,y0-.5), x1-x0, y1-y0, fill=False, ec='yellow', lw=1.5))
     return axs
-
-# %% ../../nbs/api/030_data.block.ipynb #214312f5
-@patch
-def dls(self:FineGrainedData,
-    size:int|tuple=224, # Pixels of what the model sees: int, or (height, width)
-    bs:int=32, # Pictures per batch
-    crop:str|None=None, # 'box': cut to the box with a margin, jittered in training, tight in validation
-    aug:str|list|torch.nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']: see `block`
-    block:DataBlock|None=None, # A block of this data set that you changed, instead of the arguments of `block`
-    valid:str='valid', # Which split validates; 'test' reproduces papers that do so
-    label_level:str|None=None, # Learn the labels of this level, as `at_level` does
-    balanced:bool=False, # Training batches in which all classes come equally often
-    per_class:int|None=None, # Balanced batches with so many pictures of each class that is in them, for losses that compare pictures
-    seed:int|None=None, # Of shuffling and augmentation: the same batches again, whatever the number of workers; None: different each time
-    num_workers:int|None=None, # Processes that load pictures; None: fastai's number
-    device:str|torch.device|None=None, # Where batches will be; None: the GPU if there is one
-    **kwargs # Of `block`: `parts`, `cache`, `max_gb`, `batch_tfms`, ...
-    )->FineGrainedLoaders:
-    "fastai `DataLoaders` of the train and valid splits; the test split stays apart"
-    check_number('bs', bs, 1, whole=True)
-    check_number('num_workers', num_workers, 0, whole=True, none=True)
-    check_number('seed', seed, whole=True, none=True)
-    for k,v,known in (('valid',valid,('valid','test')), ('balanced',balanced,(False,True))): check_choice(k, v, known)
-    if block is not None and not isinstance(block, FineGrainedBlock): raise FineGrainedError(f"block={type(block).__name__}: give what `data.block(...)` made")
-    if per_class is not None and not (isinstance(per_class, int) and per_class>0 and bs%per_class==0):
-        raise FineGrainedError(f"per_class={per_class!r} does not divide a batch of {bs}: use a whole number that does, such as 4")
-    check(label_level is None or block is None, "label_level makes a block of its own: give it, or `block`")
-    data = self if label_level is None else self.at_level(label_level)
-    for s in ('train', valid):
-        if not len(data[s]):
-            raise FineGrainedError(f"There are no rows with split='{s}' in {data.card.get('title') or data.root}: `data.split(valid=.1)` makes some")
-    made = (None if block or kwargs.get('item_tfms') is not None else dict(bs=bs, crop=crop, aug=aug, valid=valid, balanced=balanced,
-        per_class=per_class, seed=seed, num_workers=num_workers, device=device, **kwargs))
-    if block is None: block = data.block(size, crop=crop, aug=aug, valid=valid, device=device, **kwargs)
-    block._may_load(None)
-    train = dict(balance=LabelOf(data).codes[block._train_rows()], per_class=per_class or 1) if balanced or per_class else {}
-    return block._loaders(dict(made=made, validates_on=valid), train, bs=min(bs, len(data['train'])), num_workers=num_workers, device=device, seed=seed)
