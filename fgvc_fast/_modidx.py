@@ -2332,6 +2332,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'fgvc_fast/train/distributed.py'),
                                              'fgvc_fast.train.distributed.FineGrainedLearner.distrib_ctx': ( 'api/train.distributed.html#finegrainedlearner.distrib_ctx',
                                                                                                              'fgvc_fast/train/distributed.py'),
+                                             'fgvc_fast.train.distributed.FineGrainedLearner.one_batch': ( 'api/train.distributed.html#finegrainedlearner.one_batch',
+                                                                                                           'fgvc_fast/train/distributed.py'),
                                              'fgvc_fast.train.distributed.FineGrainedLearner.validation_context': ( 'api/train.distributed.html#finegrainedlearner.validation_context',
                                                                                                                     'fgvc_fast/train/distributed.py'),
                                              'fgvc_fast.train.distributed.Parallel': ( 'api/train.distributed.html#parallel',

@@ -4,7 +4,8 @@ from functools import partial
 import pytest, torch
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
-from fgvc_fast.all import CutMix, Mix, MixUp, PartPool, fine_grained_data, fine_grained_learner
+from fgvc_fast.all import AddLoss, CutMix, Mix, MixUp, PartPool, fine_grained_data, fine_grained_learner
+from stops import StopAt
 
 class Before(Callback):
     "Asks for the same as the learner does, beside it"
@@ -54,3 +55,15 @@ def test_a_copy_of_a_learner_that_broke_off(dls):
     for o in (copy.deepcopy(learn), learn):
         with o.no_bar(), o.no_logging(): o.fit(1, 1e-3)
         assert o.model.traces==[] and o.recorder.metric_names[-2]=='branch'
+
+@pytest.mark.parametrize('ex', [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize('ev', ['before_batch','after_pred','after_loss','before_step'])
+def test_a_batch_that_breaks_off_leaves_nobody_asking(dls, ev, ex):
+    "With a loss that stays on the learner: a pass by hand afterwards teaches the body again; what a user asks round it all is still asked"
+    learn = fine_grained_learner(dls, 'toy_resnet', cbs=AddLoss('supcon', alone=True))
+    with learn.model.trace('maps') as own, learn.no_bar(), learn.no_logging():
+        with pytest.raises(ex): learn.fit(1, 1e-3, cbs=StopAt(ev, 2, ex, training=True))
+        assert learn.model.traces==[own]
+    learn.model.zero_grad()
+    learn.model(dls.one_batch()[0]).sum().backward()
+    assert all(p.grad is not None for p in learn.model.body.parameters() if p.requires_grad)

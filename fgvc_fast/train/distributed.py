@@ -13,7 +13,7 @@ from fastai.callback import progress # chkstyle: ignore (now learners have `no_b
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric
-from fastai.torch_core import num_distrib, one_param, rank_distrib
+from fastai.torch_core import get_model, num_distrib, one_param, rank_distrib
 from fastcore.basics import patch
 from fastcore.xtras import ContextManagers
 from ..core import FineGrainedError, check, check_choice, listing
@@ -135,7 +135,7 @@ class SyncBuffers(Callback):
         for o in self.model.buffers():
             if o.is_floating_point(): torch.distributed.broadcast(o, 0)
 
-# %% ../../nbs/api/420_train.distributed.ipynb #8fb1794c
+# %% ../../nbs/api/420_train.distributed.ipynb #955bc18d
 def _accelerator(kwargs_handlers=(), cpu=None, **kwargs):
     try: from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as e: raise FineGrainedError('accelerate is not installed: pip install "fgvc_fast[scale]"') from e
@@ -157,8 +157,16 @@ class _Unwound(ContextManagers):
             self.stack.close()
             raise
 
+# %% ../../nbs/api/420_train.distributed.ipynb #8fb1794c
 class FineGrainedLearner(Learner):
     "A fastai `Learner` that trains in several processes as it would in one"
+    def one_batch(self, i:int, b:tuple):
+        traces = getattr(get_model(self.model), 'traces', [])
+        was = list(traces)
+        try: super().one_batch(i, b)
+        except BaseException: # of an interruption fastai tells no callback
+            traces[:] = was
+            raise
     def _do_one_batch(self):
         try: super()._do_one_batch()
         except ValueError as e:
