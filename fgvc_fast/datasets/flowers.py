@@ -68,7 +68,9 @@ def _flowers_txt(root):
     num = pd.to_numeric(df.label, errors='coerce')
     if not num.notna().all(): raise FineGrainedError(f"{root}: the class of {listing(df.path[num.isna()])} is not a number")
     if df.path.duplicated().any(): raise FineGrainedError(f"{root}: {listing(df.path[df.path.duplicated()])} stands twice in train.txt, valid.txt and test.txt")
-    return df.assign(label=num.astype(int) + (num.max()<102)) # 102 occurs only where classes run from 1
+    if not num.isin((0,102)).any():
+        raise FineGrainedError(f"{root}: the lists have neither a class 0 nor a class 102, so nobody knows whether they count from 0 or from 1: complete them")
+    return df.assign(label=num.astype(int) + int((num==0).any()))
 
 # %% ../../nbs/api/064_datasets.flowers.ipynb #edac7b67
 @reader
