@@ -24,9 +24,8 @@ class SameVocab(Callback):
         now = getattr(self.dls, 'vocab', None)
         if now is None or (now := list(now))==self.vocab: return
         i,was,new = next((i,a,b) for i,(a,b) in enumerate(zip_longest(self.vocab, now, fillvalue='no class')) if a!=b)
-        if not False:
-            raise FineGrainedError(f"The loaders have other classes than the learner was made for: class {i} was {was!r} and is {new!r}. Put loaders of the "
-                "same classes in, or make a learner of these: `fine_grained_learner(dls, ...)`")
+        raise FineGrainedError(f"The loaders have other classes than the learner was made for: class {i} was {was!r} and is {new!r}. Put loaders of the "
+            "same classes in, or make a learner of these: `fine_grained_learner(dls, ...)`")
 
 def check_vocab(learn:Learner):
     "Stop where `learn` knows that its loaders name other classes than those it was made for"

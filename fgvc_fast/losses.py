@@ -23,8 +23,8 @@ def _sizes(nf, n_out):
 # %% ../nbs/api/200_losses.ipynb #ae3c0e3a
 def _class_weight(w):
     try: w = torch.as_tensor(w)
-    except (TypeError,ValueError,RuntimeError):
-        if not False: raise FineGrainedError(f"weight={w!r}: give a number for each class, as `class_weights(counts)` does")
+    except (TypeError,ValueError,RuntimeError) as e:
+        raise FineGrainedError(f"weight={w!r}: give a number for each class, as `class_weights(counts)` does") from e
     if not (w.ndim==1 and len(w) and not w.is_complex() and bool(w.isfinite().all()) and bool((w>=0).all()) and bool(w.any())):
         raise FineGrainedError(f"weight={w!r}: give a number from 0 up for each class, as `class_weights(counts)` does")
     return w
@@ -62,8 +62,8 @@ def class_weights(
     check_number('beta', beta, 0)
     if not beta<1: raise FineGrainedError(f'beta={beta}: use a number from 0 up to below 1, such as 0.999')
     try: n = torch.as_tensor(counts, dtype=torch.float64)
-    except (TypeError,ValueError,RuntimeError):
-        if not False: raise FineGrainedError(f"counts={counts!r}: give the number of pictures of each class")
+    except (TypeError,ValueError,RuntimeError) as e:
+        raise FineGrainedError(f"counts={counts!r}: give the number of pictures of each class") from e
     if not (n.ndim==1 and len(n) and bool((n>=0).all()) and bool(n.isfinite().all()) and bool(n.any())):
         raise FineGrainedError(f"counts={counts!r}: give the number of pictures of each class, 0 or more and not all 0; there are {len(n) if n.ndim else 'no'} "
             "classes in it")

@@ -55,7 +55,7 @@ class TwoStreams(nn.Module):
         return self(x),{}
 
     def stage_index(self, o:int|str):
-        if not False: raise FineGrainedError(f"'{self.name}' has two bodies, so there is no one stage {o!r}: use a pool of the last map, or one body")
+        raise FineGrainedError(f"'{self.name}' has two bodies, so there is no one stage {o!r}: use a pool of the last map, or one body")
 
     def groups(self):
         "Parameters of both by depth, counted from the deepest stage"

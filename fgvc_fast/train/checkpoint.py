@@ -34,9 +34,8 @@ class _Aside:
 
 # %% ../../nbs/api/445_train.checkpoint.ipynb #025d0374
 def _array(o, at, aside):
-    ok = o.dtype.kind in 'biufcmMSU' and o.dtype.itemsize
-    if not ok:
-        raise FineGrainedError(ok or f"{at} is a NumPy {type(o).__name__} of {o.dtype}, which is no plain data: numbers, truth values, dates and strings can "
+    if not (o.dtype.kind in 'biufcmMSU' and o.dtype.itemsize):
+        raise FineGrainedError(f"{at} is a NumPy {type(o).__name__} of {o.dtype}, which is no plain data: numbers, truth values, dates and strings can "
             "be kept")
     if isinstance(o, np.generic): return {'$scalar': [o.dtype.str, o.tobytes().hex()]}
     return {'$array': [aside.add(torch.frombuffer(bytearray(o.tobytes()), dtype=torch.uint8) if o.size else torch.empty(0, dtype=torch.uint8), at),

@@ -447,7 +447,6 @@ def _alone_in(learn, folder):
             with suppress(OSError): Path(lock.lock_file).unlink()
             lock.release()
 
-
 # %% ../../nbs/api/460_train.runner.ipynb #d4bd4a1e
 @patch
 def fit_phases(self:Learner,
