@@ -6,19 +6,23 @@
 __all__ = ['Report', 'true_parts', 'show_parts', 'part_scores', 'three_ways', 'fresh_process', 'main']
 
 # %% ../nbs/api/970_quickstart.ipynb #68fd736c
-import html, io, json, matplotlib.pyplot as plt, numpy as np, pandas as pd, subprocess, sys, time
+import html, io, json, matplotlib.pyplot as plt, numpy as np, pandas as pd, subprocess, sys, time, torch
 from base64 import b64encode
+from collections.abc import Iterable
 from contextlib import contextmanager
 from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastcore.imports import in_notebook
 from fastcore.script import call_parse
+from matplotlib.figure import Figure
 from pathlib import Path
 from .core import FineGrainedError, check, check_number, wrap_label
 from .pictures import picture_grid
 from .datasets.all import fine_grained_data
 from .data.image import center_region, read_image
+from .data.table import FineGrainedData
 from .interpret.all import FineGrainedInterpretation, cam
 from .learner import fine_grained_learner
 from . import save # chkstyle: ignore (now learners can `save_bundle`)
@@ -27,19 +31,19 @@ from .train.phases import Phase
 # %% ../nbs/api/970_quickstart.ipynb #c95ab4d9
 class Report:
     "One HTML file that carries its pictures inside: sections of prose, tables and figures"
-    def __init__(self, title, lead): self.title,self.lead,self.parts = title,lead,[]
-    def text(self, s): self.parts.append(f'<p>{html.escape(str(s))}</p>')
-    def section(self, title, text):
+    def __init__(self, title:str, lead:str): self.title,self.lead,self.parts = title,lead,[]
+    def text(self, s:str): self.parts.append(f'<p>{html.escape(str(s))}</p>')
+    def section(self, title:str, text:str):
         self.parts.append(f'<h2>{html.escape(str(title))}</h2>')
         self.text(text)
-    def table(self, df):
+    def table(self, df:pd.DataFrame):
         if not isinstance(df, pd.DataFrame): raise FineGrainedError(f'Report.table: a {type(df).__name__} is no DataFrame')
         self.parts.append(df.to_html(index=False, border=0))
-    def figure(self, fig, narrow=None, dpi=110):
+    def figure(self, fig:Figure, narrow:Figure|None=None, dpi:int=110):
         "Put `fig` on the page, or on a telephone `narrow`, and close them"
         small = f'<source media="(max-width:640px)" srcset="{_as_png(narrow, dpi)}">' if narrow else ''
         self.parts.append(f'<picture>{small}<img alt="" src="{_as_png(fig, dpi)}"></picture>')
-    def pictures(self, axs, dpi=150):
+    def pictures(self, axs:Iterable, dpi:int=150):
         "Put the picture on each of `axs` on the page, its title below it as text, as many in a row as there is room for"
         said = [(' '.join(ax.get_title().split()).replace(r'\$', '$'), ax.title.get_color()) for ax in axs]
         for ax in axs: ax.set_title('')
@@ -47,7 +51,7 @@ class Report:
         cards = [f'<figure><img alt="" src="{_as_png(ax.figure.figure, dpi, ax)}"><figcaption style="color:{c}">{html.escape(t)}</figcaption></figure>'
             for ax,(t,c) in zip(axs, said) if ax.images]
         self.parts.append(f'<div class="pictures">{"".join(cards)}</div>')
-    def save(self, fn):
+    def save(self, fn:str|Path):
         "Write the page"
         page = _page.format(title=html.escape(str(self.title)), lead=html.escape(str(self.lead)), body='\n'.join(self.parts))
         Path(fn).write_bytes(page.encode('utf-8', 'backslashreplace')) # a species' name need not be text
@@ -69,7 +73,7 @@ table{{border-collapse:collapse;font-size:14px;display:block;overflow-x:auto}} t
 """
 
 # %% ../nbs/api/970_quickstart.ipynb #4f2a6942
-def true_parts(data, rows, size):
+def true_parts(data:FineGrainedData, rows:Iterable, size:int):
     "Centre x, y and radius of the part that differs, in pixels of what a model of `size` sees, for each of `rows`; NaN where a leaf hides it"
     known = getattr(data, 'parts', None) is not None and 'differs' in data.items and 'r' in data.parts
     check(known, 'true_parts: only `toy_birds` says which part of a bird differs, and how large it is'), check_number('size', size, 1)
@@ -82,7 +86,7 @@ def true_parts(data, rows, size):
     return np.array([one(i) for i in rows])
 
 # %% ../nbs/api/970_quickstart.ipynb #7f813757
-def show_parts(interp, idxs, parts):
+def show_parts(interp:FineGrainedInterpretation, idxs:Iterable, parts:torch.Tensor):
     "Pictures `idxs` of `interp` with their maps, and a ring round each of the true `parts`: axes (n,)"
     said,are = ([interp.vocab[o[i]] for i in idxs] for o in (interp.preds,interp.targs))
     right = [a==b for a,b in zip(said, are)]
@@ -92,7 +96,7 @@ def show_parts(interp, idxs, parts):
     return axs
 
 # %% ../nbs/api/970_quickstart.ipynb #0bec3148
-def part_scores(maps, parts):
+def part_scores(maps:torch.Tensor, parts:torch.Tensor):
     "Mean of each of `maps` inside its ring, over the mean of the whole map: 1 where the map knows nothing of the part"
     if not (getattr(maps, 'ndim', 0)==3 and np.shape(parts)==(len(maps),3)):
         raise FineGrainedError(f'part_scores: give maps (n, h, w) and for each x, y and r, not {np.shape(maps)} and {np.shape(parts)}')
@@ -117,7 +121,7 @@ def _plain_log(learn):
     learn.logger = line
     line(['epoch','train_loss','valid_loss','accuracy','time'])
 
-def three_ways(dls, epochs):
+def three_ways(dls:DataLoaders, epochs:int):
     "A trained learner per strategy, with its row of the table"
     check_number('epochs', epochs, 1, whole=True)
     plans = {'from scratch': epochs, 'frozen body': [Phase('head', epochs, lr=1e-2)],
@@ -176,7 +180,7 @@ assert not [o for o in sys.modules if o.startswith('fastai')], 'no training code
 print(ready)
 print(df.to_json(orient='records'))"""
 
-def fresh_process(folder, paths):
+def fresh_process(folder:str|Path, paths:list):
     "What the bundle in `folder` says of `paths` in a process of its own, and how many seconds it took to be ready"
     res = subprocess.run([sys.executable, '-W', 'ignore', '-c', _fresh, str(folder), *map(str, paths)], capture_output=True, text=True)
     if res.returncode:

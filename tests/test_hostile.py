@@ -612,7 +612,7 @@ exceptions = { # 'Class.*': what is written under it
         'balanced_order shard_indices FineGrainedDL.shard TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings Taken PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer Activations Neighbors Prototypes CamReport FineGrainedModel Stage '
         'Robustness FeatureDL FreezeBN Parallel SpreadRates PhaseRun PhaseRun.* PhaseWatch model_card DatasetSpec ToyResNet toy_resnet',
     'callbacks without arguments of their own': 'FiniteLoss CPUAutocast AuxLosses AuxColumns DecayWeights SyncBuffers NoValid',
-    'all of it goes to what it wraps, which checks it': 'FineGrainedLearner FineGrainedLearner.predict wandb_log TwoStreams.stage_index',
+    'all of it goes to what it wraps, which checks it': 'FineGrainedLearner FineGrainedLearner.one_batch FineGrainedLearner.predict wandb_log TwoStreams.stage_index',
     'what a callback said of itself, given back when a run goes on: a run is tried whole': 'EMA.load_state_dict L2SP.load_state_dict',
     'called inside of `distrib_ctx`': 'rank_and_world all_gather',
     'what all these checks are made of: tested where it stands': 'check check_number check_choice check_size check_folder digest listing wrap_label',

@@ -19,6 +19,7 @@ from fastai.vision.core import PILImage, TensorBBox
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from fasttransform import Transform
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from pathlib import Path
 from PIL import Image
@@ -101,7 +102,7 @@ def _lit(x, light, p=.75):
 # %% ../../nbs/api/030_data.block.ipynb #da7aa062
 class TensorParts(TensorBase):
     "Points (K, 2), x then y, or one box (4,) x0, y0, x1, y1: from 0 to 1 of the crop, NaN where unknown"
-    def show(self, ctx=None, **kwargs):
+    def show(self, ctx:Axes|None=None, **kwargs):
         "Draw them on the picture in `ctx`"
         o = self.cpu().numpy()
         if o.ndim==2: ctx.scatter(o[:,0], 1-o[:,1], s=16, c=np.arange(len(o)), cmap='tab20', vmin=0, vmax=20, ec='white', lw=.5, transform=ctx.transAxes)
@@ -389,7 +390,7 @@ class FineGrainedLoaders(DataLoaders):
         _put_as(self, res)
         return res
 
-    def show_batch(self, b=None, max_n:int=9, boxes:bool=False, **kwargs):
+    def show_batch(self, b:tuple|None=None, max_n:int=9, boxes:bool=False, **kwargs):
         "Show `max_n` training pictures as the model sees them, with their `boxes` if asked"
         check_number('max_n', max_n, 1, whole=True)
         if not boxes or b is not None: return self.train.show_batch(b, max_n=max_n, **kwargs)

@@ -86,7 +86,7 @@ def show_duplicates(self:FineGrainedData,
     pairs:pd.DataFrame, # What `duplicates` gave, or some rows of it
     n:int=8, cols:int=2, # Pairs to show, pairs in a line
     size:float=1.8, # Of each picture, inches
-    figsize=None # Of the whole, inches
+    figsize:tuple|None=None # Of the whole, inches
     )->np.ndarray: # Its axes (n, 2)
     "The first `n` of `pairs`, side by side"
     import matplotlib.pyplot as plt

@@ -248,7 +248,7 @@ def _axes_for(names, nrows=None, ncols=None, figsize=None, **kwargs):
     return axs,kwargs
 
 @patch
-def show_batch(self:FineGrainedDL, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
+def show_batch(self:FineGrainedDL, b:tuple|None=None, max_n:int=9, ctxs:list|None=None, show:bool=True, unique:bool=False, **kwargs):
     "As fastai's, and gives the axes"
     if not show or unique: return TfmdDL.show_batch(self, b, max_n, ctxs, show, unique, **kwargs)
     x,y,its = self._pre_show_batch(self.one_batch() if b is None else b, max_n)
@@ -259,7 +259,7 @@ def show_batch(self:FineGrainedDL, b=None, max_n=9, ctxs=None, show=True, unique
 
 # %% ../../nbs/api/024_data.loader.ipynb #e4dd5591
 @patch
-def show_results(self:FineGrainedDL, b, out, max_n=9, ctxs=None, show=True, **kwargs):
+def show_results(self:FineGrainedDL, b:tuple, out:tuple, max_n:int=9, ctxs:list|None=None, show:bool=True, **kwargs):
     "As fastai's, for any number of inputs, and gives the axes"
     if not show: return TfmdDL.show_results(self, b, out, max_n, ctxs, show, **kwargs)
     x,y,its,outs = TfmdDL.show_results(self, b, out, max_n, show=False)

@@ -9,6 +9,7 @@ __all__ = ['split_names', 'shown', 'as_text', 'as_numbers', 'follow_link', 'real
 # %% ../../nbs/api/012_data.table.ipynb #ad073c27
 import hashlib, os, re, unicodedata
 import numpy as np, pandas as pd
+from collections.abc import Iterable
 from fastcore.basics import patch
 from fastcore.parallel import parallel
 from numbers import Real
@@ -642,11 +643,11 @@ def drop(self:FineGrainedData,
 # %% ../../nbs/api/012_data.table.ipynb #2766e707
 @patch
 def show(self:FineGrainedData,
-    rows=None,     # Row numbers; None: `n` at random
+    rows:Iterable|None=None,     # Row numbers; None: `n` at random
     n:int=8, cols:int=4,
     boxes:bool=True, parts:bool=False, # Draw them, where the data set has them
     seed:int=0, size:float=2., # Of each picture, inches
-    figsize=None # Of the whole, inches
+    figsize:tuple|None=None # Of the whole, inches
     )->np.ndarray: # Its axes (n,)
     "Pictures as they are stored (less a banner), with their labels, boxes and parts"
     from matplotlib.patches import Rectangle

@@ -362,8 +362,8 @@ def _light(cv, rng, difficulty):
     return im + rng.normal(0, rng.uniform(.004,.016), im.shape)
 
 # %% ../../nbs/api/050_datasets.toy.ipynb #146b760f
-def draw_bird(bird, # One of `toy_species`: its `shape`, `marks` and the part that `differs`
-    seed=0,         # Of pose, place and light: the same for two birds, only their marks differ
+def draw_bird(bird:object, # One of `toy_species`: its `shape`, `marks` and the part that `differs`
+    seed:int|tuple=0,   # Of pose, place and light: the same for two birds, only their marks differ
     size:int=128,   # Side of the picture, pixels
     difficulty:float=.5 # 0–1: smaller marks, more leaves
     ):

@@ -11,6 +11,7 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
+from matplotlib.axes import Axes
 from ..core import FineGrainedError, check, check_number
 from ..pictures import no_box, wrong_color
 from .errors import FineGrainedInterpretation
@@ -44,8 +45,8 @@ def ece(self:FineGrainedInterpretation, bins:int=15 # Of confidence, of equal wi
 # %% ../../nbs/api/645_interpret.calibration.ipynb #ecc4b124
 @patch
 def plot_calibration(self:FineGrainedInterpretation,
-    bins:int=10, # As `calibration`
-    ax=None # matplotlib axes
+    bins:int=10, # How many, of equal width
+    ax:Axes|None=None # matplotlib axes
 ):
     "Accuracy over certainty; bars below the line promise too much. Below, how many pictures there are"
     import matplotlib.pyplot as plt

@@ -6,11 +6,12 @@
 __all__ = ['resize_maps', 'contrast_class', 'logits_and_maps', 'cam', 'spotlight', 'draw_cam', 'asked_line']
 
 # %% ../../nbs/api/615_interpret.cam.ipynb #f8a85758
-import torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from collections.abc import Callable, Iterable
 from fastai.learner import Learner
 from fastai.torch_core import to_device
 from fastcore.basics import patch
+from matplotlib.axes import Axes
 from numbers import Integral
 from pathlib import Path
 from PIL import Image
@@ -94,7 +95,7 @@ def logits_and_maps(learn:Learner, items:int|str|Path|Image.Image|Iterable, meth
 def cam(
     learn:Learner, # Of `fine_grained_learner`, or of fastai's `vision_learner`
     items:int|str|Path|Image.Image|Iterable, # Paths, pictures, rows of the data set (one or many), or a batch as the loaders give it
-    method:str|Callable='gradcam', # A name from `cam_methods`, a function from a `Activations` to maps, or a class of pytorch-grad-cam
+    method:str|Callable='gradcam', # A name from `cam_methods`, a function from an `Activations` to maps, or a class of pytorch-grad-cam
     target:str|int|tuple|list|None=None, # A class (name or number), a pair as ('this', 'not that'), or a list with one of these for each picture; None: what the model says
     layer:int|str|nn.Module|list|None=None, # Stage (name or number), module or its dotted name, or a list of them; None: the last map
     against:str|int|None='auto' # What a class is set against: 'mean' of all; None: nothing, its score alone; or a class. 'auto': 'mean', and None for a class of pytorch-grad-cam
@@ -120,11 +121,11 @@ def spotlight(
     return (im*a + (.12+.5*im.mean(2, keepdim=True))*(1-a)).clamp(0, 1)
 
 def draw_cam(
-    ax, # matplotlib axes
-    im, # Picture (3, H, W), values in [0,1]
-    cam, # Its map (H, W), in [0,1]
-    title='', # Above the picture
-    right:bool=None # Title in green, red, or None: black
+    ax:Axes, # matplotlib axes
+    im:torch.Tensor|np.ndarray, # Picture (3, H, W), values in [0,1]
+    cam:torch.Tensor|np.ndarray, # Its map (H, W), in [0,1]
+    title:str='', # Above the picture
+    right:bool|None=None # Title in green, red, or None: black
 ):
     "Draw `cam` over `im` on the axes `ax`, with a line at one half"
     check_choice('right', right, (None,False,True))
@@ -167,14 +168,14 @@ def asked_line(method:str|Callable, target:str|int|tuple|list|None, against:str|
 # %% ../../nbs/api/615_interpret.cam.ipynb #979138e4
 @patch
 def show_cam(self:Learner,
-    items=None, # As `cam`; None: some of the validation split
+    items:int|str|Path|Image.Image|Iterable|None=None, # Rows of the data set, paths or pictures, one or many; None: some of the validation split
     n:int=10, # How many of the validation split
-    method='gradcam', # As `cam`
-    target=None, # As `cam`
-    layer=None, # One, as `cam`
+    method:str|Callable='gradcam', # A name from `cam_methods`, or a function from `Activations` to maps
+    target:str|int|tuple|list|None=None, # A class (name or number), a pair as ('this', 'not that'), or one of these for each picture; None: what the model says
+    layer:int|str|nn.Module|None=None, # Stage (name or number) or module; None: the last map
     ncols:int=5, # Pictures in a row
-    against='auto', # As `cam`
-    figsize=None # Inches
+    against:str|int|None='auto', # What a class is set against: 'mean' of all; None: nothing; or a class. 'auto': 'mean'
+    figsize:tuple|None=None # Inches
 ): # Axes (n,)
     "Where this learner looks in `items`: in colour what counts, above it what the model says, in green if it is right; below what was asked"
     check_number('n', n, 1, whole=True), check_number('ncols', ncols, 1, whole=True)

@@ -7,12 +7,13 @@ __all__ = ['FineGrainedInterpretation']
 
 # %% ../../nbs/api/640_interpret.errors.ipynb #da74764a
 import numpy as np, pandas as pd, torch, torch.nn.functional as F, warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fastai.data.load import DataLoader
 from fastai.interpret import Interpretation
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
+from matplotlib.axes import Axes
 from numbers import Integral
 from ..core import FineGrainedError, check, check_number, in_plot, wrap_label
 from ..pictures import caption, figure_size, no_box, picture_grid, write_below
@@ -178,7 +179,7 @@ def per_class(self:FineGrainedInterpretation)->pd.DataFrame:
 @patch
 def plot_per_class(self:FineGrainedInterpretation,
     most:int=30, # Classes to show, the worst
-    ax=None # matplotlib axes
+    ax:Axes|None=None # matplotlib axes
 ):
     "Recall of the classes that are recognised worst, and of how many pictures"
     check_number('most', most, 1, whole=True)
@@ -222,7 +223,7 @@ def _side_by_side(c):
 
 @patch
 def plot_confusion_matrix(self:FineGrainedInterpretation, most:int=20, # Classes to show: those of the pairs confused most often
-    ax=None # matplotlib axes
+    ax:Axes|None=None # matplotlib axes
     ):
     "The counts between the classes that are confused `most`, look-alikes side by side"
     check_number('most', most, 1, whole=True)
@@ -276,9 +277,9 @@ def confused_pairs(self:FineGrainedInterpretation)->pd.DataFrame:
 def plot_confused_pairs(self:FineGrainedInterpretation,
     n:int=3, # Pairs
     k:int=3, # Pictures of each class
-    method='gradcam', # As `cam`
-    against='auto', # As `cam`
-    figsize=None # Inches
+    method:str|Callable='gradcam', # A name from `cam_methods`, or a function from `Activations` to maps
+    against:str|int|None='auto', # What a class is set against: 'mean' of all; None: nothing; or a class. 'auto': 'mean'
+    figsize:tuple|None=None # Inches
 ): # Axes (pairs, 2, k)
     "The most confused pairs side by side, mistakes first, with maps of where the model looked"
     check_number('n', n, 1, whole=True), check_number('k', k, 1, whole=True)
@@ -292,9 +293,9 @@ def plot_confused_pairs(self:FineGrainedInterpretation,
 def plot_pair(self:FineGrainedInterpretation,
     one:str, other:str, # Names of the classes
     k:int=3, # Pictures of each
-    method='gradcam', # As `cam`
-    against='auto', # As `cam`
-    figsize=None # Inches
+    method:str|Callable='gradcam', # A name from `cam_methods`, or a function from `Activations` to maps
+    against:str|int|None='auto', # What a class is set against: 'mean' of all; None: nothing; or a class. 'auto': 'mean'
+    figsize:tuple|None=None # Inches
 ): # Axes (2, k)
     "Two classes side by side, mistakes first, with maps of where the model looked"
     check_number('k', k, 1, whole=True)
@@ -365,12 +366,12 @@ def _which(k, n):
 
 @patch
 def plot_top_losses(self:FineGrainedInterpretation,
-    k, # How many, or which of them: a list or range
+    k:int|Iterable, # How many, or which of them: a list or range
     largest:bool=True, # Largest losses, or smallest
-    method='gradcam', # As `cam`
+    method:str|Callable='gradcam', # A name from `cam_methods`, or a function from `Activations` to maps
     ncols:int=5, # Pictures in a row
-    against='auto', # As `cam`
-    figsize=None # Inches
+    against:str|int|None='auto', # What a class is set against: 'mean' of all; None: nothing; or a class. 'auto': 'mean'
+    figsize:tuple|None=None # Inches
 ): # Axes (n,)
     "The pictures the model was most wrong about, where it looked, what it said, what it is, and the loss"
     check_number('ncols', ncols, 1, whole=True)

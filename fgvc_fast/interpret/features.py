@@ -18,6 +18,7 @@ from .layers import bare_model
 from ..memory import question
 from ..metrics import check_answers, count_no_answers
 from ..models.model import FineGrainedModel
+from matplotlib.axes import Axes
 from numbers import Integral
 from pathlib import Path
 from PIL import Image
@@ -77,9 +78,9 @@ def _rgb(m):
     return ((p-lo)/(hi-lo).clamp(min=1e-12)).clamp(0, 1).view(*m.shape[1:], 3).float()
 
 @patch
-def show(self:FeatureHierarchy, item, # A path, a picture or a row of the data set
+def show(self:FeatureHierarchy, item:int|str|Path|Image.Image, # A path, a picture or a row of the data set
     k:int=5, # Channels to show of each stage
-    figsize=None # Inches
+    figsize:tuple|None=None # Inches
 ): # Axes (1 + stages*(1+k),)
     "The picture, and for each stage all maps as colours and its `k` strongest channels"
     import matplotlib.pyplot as plt
@@ -105,7 +106,7 @@ def show(self:FeatureHierarchy, item, # A path, a picture or a row of the data s
 @patch
 def show_filters(self:FeatureHierarchy,
     most:int=64, # Filters to show
-    figsize=None # Inches
+    figsize:tuple|None=None # Inches
 ): # Axes (n,)
     "The first layer's filters as pictures"
     check_number('most', most, 1, whole=True)
@@ -185,8 +186,8 @@ def _guessed(counts):
     return .5/len(counts)*sum(met.count(k)**2/v for k,v in n.items())**.5
 
 @patch
-def plot_linear_probes(self:FeatureHierarchy, pairs, # As `linear_probes`
-    ax=None # matplotlib axes
+def plot_linear_probes(self:FeatureHierarchy, pairs:list, # Pairs of classes, by name: [('this', 'that'), ...]
+    ax:Axes|None=None # matplotlib axes
 ):
     "`linear_probes` as curves over depth, and their mean"
     import matplotlib.pyplot as plt
@@ -252,8 +253,8 @@ def receptive_fields(self:FeatureHierarchy,
     return {k: o/o.max().clamp(min=1e-12) for k,o in res.items()}
 
 @patch
-def plot_receptive_fields(self:FeatureHierarchy, items=None, # As `receptive_fields`
-    figsize=None # Inches
+def plot_receptive_fields(self:FeatureHierarchy, items:int|str|Path|Image.Image|Iterable|None=None, # Rows, paths or pictures to ask about; None: validation's first
+    figsize:tuple|None=None # Inches
 ): # Axes (stages,)
     "How far the middle place of each stage sees"
     fields = self.receptive_fields(items)

@@ -121,7 +121,7 @@ def view_layers(
     x:torch.Tensor, # Pictures (B, 3, H, W), as the model gets them
     logit_weights:torch.Tensor|Callable|None=None, # What is asked, as weights of the logits (B, classes), or a function of the logits that gives them; None: about the class that the model says
     layers:list|tuple=(None,) # Each a stage (name or number), a module or its dotted name; None: the last map
-    )->tuple: # Logits (B, classes), and a `Activations` of each layer
+    )->tuple: # Logits (B, classes), and an `Activations` of each layer
     "What `layers` of `model` hold of `x`, and how what is asked would change with it"
     if not isinstance(layers, (list,tuple)): raise FineGrainedError(f"layers={layers!r}: give a list of stages or modules, as (None, 'layer3')")
     model = bare_model(model)
@@ -229,7 +229,7 @@ def from_grad_cam(cls):
 
 # %% ../../nbs/api/610_interpret.layers.ipynb #ae709618
 def find_method(
-    method:str|Callable # A name from `cam_methods`, a function from a `Activations` to maps (B, h, w), or a class of pytorch-grad-cam
+    method:str|Callable # A name from `cam_methods`, a function from an `Activations` to maps (B, h, w), or a class of pytorch-grad-cam
     ):
     "The function that `method` means"
     if isinstance(method, type):

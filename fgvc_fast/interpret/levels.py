@@ -10,6 +10,7 @@ import numpy as np, pandas as pd
 from collections.abc import Iterable
 from fastai.learner import Learner
 from fastcore.basics import patch
+from matplotlib.axes import Axes
 from numbers import Integral, Real
 from pathlib import Path
 from PIL import Image
@@ -83,8 +84,8 @@ def level_coverage(self:FineGrainedInterpretation,
 # %% ../../nbs/api/650_interpret.levels.ipynb #d83dde1f
 @patch
 def plot_level_coverage(self:FineGrainedInterpretation,
-    confidences=(.5,.6,.7,.8,.9,.95,.99), # As `answer_level`
-    ax=None # matplotlib axes
+    confidences:Iterable=(.5,.6,.7,.8,.9,.95,.99), # How sure to be, (0,1): one point of the curve for each
+    ax:Axes|None=None # matplotlib axes
 ):
     "At which level the pictures are answered for each of `confidences`, and how many of those answers are right"
     import matplotlib.pyplot as plt

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/api/670_interpret.mistakes.ipynb #08be772c
 import pandas as pd, torch
+from collections.abc import Callable, Iterable
 from fastcore.basics import patch
 from ..core import FineGrainedError, check_number, wrap_label
 from ..pictures import picture_grid
@@ -16,6 +17,7 @@ from .errors import FineGrainedInterpretation
 from .layers import asked_against
 from .retrieval import file_numbers, kept_embeddings, items_loader, embeddings_of
 from numbers import Integral
+from torch import nn
 
 # %% ../../nbs/api/670_interpret.mistakes.ipynb #21fb7f05
 @patch
@@ -37,11 +39,11 @@ def _nearest_of(self:FineGrainedInterpretation, idxs, classes):
 @patch
 def plot_errors(self:FineGrainedInterpretation,
     n:int=3, # How many: the surest mistakes first
-    idxs=None, # Which pictures instead, by their number in the loader
-    method='gradcam', # As `cam`
-    layer=None, # As `cam`
-    against='auto', # As `cam`; of the one and not the other, it is the other
-    figsize=None # Inches
+    idxs:Iterable|None=None, # Which pictures instead, by their number in the loader
+    method:str|Callable='gradcam', # A name from `cam_methods`, or a function from `Activations` to maps
+    layer:int|str|nn.Module|None=None, # Stage (name or number) or module; None: the last map
+    against:str|int|None='auto', # What a class is set against: 'mean' of all; None: nothing; or a class. 'auto': 'mean'; of the one and not the other, it is the other
+    figsize:tuple|None=None # Inches
 ): # Axes (n, 6)
     "Mistakes: the picture, what spoke for what was said, for what it is, for the one and not the other, and the nearest training picture of each"
     check_number('n', n, 1, whole=True)

@@ -9,6 +9,7 @@ __all__ = []
 import numpy as np
 from fastai.learner import Learner
 from fastcore.basics import patch
+from matplotlib.axes import Axes
 from ..core import FineGrainedError, listing, wrap_label
 from .retrieval import kept_embeddings
 from ..levels import levels_of
@@ -17,9 +18,9 @@ from ..levels import levels_of
 @patch
 def plot_embeddings(self:Learner,
     split:str='valid', # 'train' or 'valid'
-    by:str=None, # Level that gives the colour; None: the coarsest
-    how=None, # Something with `fit_transform`; None: t-SNE
-    ax=None # matplotlib axes
+    by:str|None=None, # Level that gives the colour; None: the coarsest
+    how:object=None, # Something with `fit_transform`; None: t-SNE
+    ax:Axes|None=None # matplotlib axes
     ):
     "The rows that the head gets of the pictures of a split, in two dimensions, coloured by level"
     import matplotlib.pyplot as plt

@@ -87,7 +87,7 @@ class Neighbors:
     def _repr_html_(self): return self.df.to_html()
     def __repr__(self): return repr(self.df)
 
-    def show(self, figsize=None # Inches
+    def show(self, figsize:tuple|None=None # Inches
         ): # Axes (k+1,)
         "The picture and its neighbours, side by side"
         dls = self.dls

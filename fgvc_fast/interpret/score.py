@@ -22,6 +22,7 @@ from .cam import contrast_class, resize_maps
 from .errors import FineGrainedInterpretation
 from .layers import bare_model, asked_against, find_method, target_weights, view_layers
 from ..models.model import FineGrainedModel
+from matplotlib.axes import Axes
 from pathlib import Path
 from PIL import Image
 from torch import nn
@@ -263,7 +264,7 @@ def _spelled(t): return pd.DataFrame({o: [f'{m:.3f} ± {c:.3f}' for m,c in t[o].
 @patch
 def plot(self:CamReport,
     score:str='energy in part', # Which score
-    ax=None # matplotlib axes
+    ax:Axes|None=None # matplotlib axes
 ):
     "`score` of each method with its 95 % confidence interval, the best on top; baselines as lines"
     import matplotlib.pyplot as plt

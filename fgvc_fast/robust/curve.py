@@ -111,7 +111,7 @@ def robustness(self:FineGrainedInterpretation,
         list(learn.dls.vocab), norm)
 
 # %% ../../nbs/api/730_robust.curve.ipynb #6951e2c6
-def plot_robustness(*, figsize=None, # Inches
+def plot_robustness(*, figsize:tuple|None=None, # Inches
     **results # A `Robustness` by name, such as before=..., after=...
 ):
     "Accuracy over the strength of attacks (left) and of corruptions (right), of one model or of several"
@@ -138,7 +138,7 @@ def plot_robustness(*, figsize=None, # Inches
     return axs[0]
 
 @patch
-def plot(self:Robustness, figsize=None): # Inches
+def plot(self:Robustness, figsize:tuple|None=None): # Inches
     "Accuracy over strength"
     return plot_robustness(model=self, figsize=figsize)
 
@@ -147,7 +147,7 @@ def plot(self:Robustness, figsize=None): # Inches
 def gallery(self:Robustness,
     kind:str='pgd', # Which attack
     n:int=2, # Pictures
-    figsize=None # Inches
+    figsize:tuple|None=None # Inches
 ): # Axes (2n, strengths)
     "Pictures that were named rightly, what they are taken for as `eps` grows, and the difference, magnified"
     check_number('n', n, 1, whole=True)

@@ -9,6 +9,7 @@ __all__ = []
 import numpy as np, pandas as pd, re
 from fastcore.basics import patch
 from html import escape
+from matplotlib.axes import Axes
 from ..core import FineGrainedError, listing
 from ..pictures import no_box
 from .table import Study, library_versions, shortened
@@ -170,11 +171,11 @@ def _lines(settings, x, hue, axes):
 
 # %% ../../nbs/api/910_study.show.ipynb #e4bac0d0
 @patch
-def plot(self:Study, x:str=None, # What is along the axis: one of the study's axes (the first, if `None`), or what it costs: 'minutes', 'parameters', 'epochs'
-    hue:str=None, # Axis whose values have a colour each; all that `x` is not, if `None`
+def plot(self:Study, x:str|None=None, # What is along the axis: one of the study's axes (the first, if `None`), or what it costs: 'minutes', 'parameters', 'epochs'
+    hue:str|None=None, # Axis whose values have a colour each; all that `x` is not, if `None`
     y:str='valid_top1', # What was measured
     figsize:tuple=(6,3.4), # Inches
-    ax=None):
+    ax:Axes|None=None):
     "Draw every run, and the mean and spread of each setting"
     import matplotlib.pyplot as plt
     x = self.axes[0] if x is None and self.axes else x
