@@ -67,3 +67,11 @@ def test_a_batch_that_breaks_off_leaves_nobody_asking(dls, ev, ex):
     learn.model.zero_grad()
     learn.model(dls.one_batch()[0]).sum().backward()
     assert all(p.grad is not None for p in learn.model.body.parameters() if p.requires_grad)
+
+@pytest.mark.parametrize('how', [dict(branch=-2), dict(pool='parts', zoom=True), dict(cbs='center')], ids=str)
+def test_a_trained_learner_can_be_copied(dls, how):
+    "What was learned besides the label leaves no graph behind"
+    how = how | (dict(cbs=AddLoss('center')) if 'cbs' in how else {})
+    learn = fine_grained_learner(dls, 'toy_resnet', **how)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    copy.deepcopy(learn)

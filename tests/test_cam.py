@@ -460,6 +460,8 @@ def test_in_batches_and_of_any_item(data):
     maps,names = cam(learn, rows, target=[i%8 for i in rows]),learn.dls.vocab
     assert len(maps)==len(rows)
     for i in (0, 5, len(rows)-1): torch.testing.assert_close(cam(learn, data.path(i), target=names[i%8])[0], maps[i], atol=1e-4, rtol=0)
+    x = learn.dls.test_dl(rows[:4]).one_batch()[0]
+    torch.testing.assert_close(cam(learn, [x[:1],x[1:4]]), cam(learn, x)) # several batches are all looked at
 
 def test_diverged(data):
     learn = learner(data, 'resnet18', (64,64))

@@ -207,3 +207,39 @@ def test_nothing_is_written_to_the_data(data, tmp_path, monkeypatch):
         learn.save('mine')
         learn.load('mine')
     assert files()==before and (tmp_path/'models'/'mine.pth').exists()
+
+def test_what_validates_is_known_of_a_block(data):
+    "However the loaders are made of it: a test split that validates is never called validation"
+    block = data.block(32, valid='test', cache=False)
+    few = dict(bs=4, num_workers=0)
+    made = [data.dls(block=block, **few), block.dataloaders(**few), block.weighted_dataloaders(None, np.ones(len(data)), **few)]
+    assert [o.validates_on for o in made]==['test']*3
+    assert data.dls(32, bs=4, num_workers=0, cache=False).validates_on=='valid'
+    for o in made: assert list(o.valid_ds.items)==list(data['test'].index)
+
+def test_an_order_is_of_the_rows_that_are_dealt(data):
+    "Also where the splitter draws anew at each call, and items are a list"
+    from fastai.data.transforms import RandomSplitter
+    def classes(dls): return torch.cat([y for _,y in dls.train]).bincount(minlength=len(data.vocab))
+    block = data.block(32, cache=False)
+    block.splitter = RandomSplitter(.3)
+    block.get_items = lambda _: list(range(len(data)))
+    for _ in range(3):
+        n = classes(data.dls(block=block, balanced=True, bs=1, num_workers=0))
+        assert n.max()-n.min()<=1
+        one = np.asarray(data.items.label==data.vocab[0], float)
+        assert classes(block.weighted_dataloaders(None, one, bs=4, num_workers=0))[1:].sum()==0
+    mixed = pd.Series(one[::-1], index=range(len(data))[::-1])
+    assert classes(block.weighted_dataloaders(None, mixed, bs=4, num_workers=0))[1:].sum()==0, 'by its index, not by its place'
+    with pytest.raises(FineGrainedError, match='index of this Series'): block.weighted_dataloaders(None, mixed.add_suffix('x'), bs=4)
+    assert [o.bs for o in block.weighted_dataloaders(None, one, bs=4, num_workers=0, dl_kwargs=[dict(bs=2),dict(bs=3)]).loaders]==[2,3]
+
+def test_a_getter_and_an_item_of_ones_own(data):
+    from fgvc_fast.data.loader import FineGrainedDL
+    block = data.block(32, cache=False)
+    block.getters[-1] = lambda i: data.vocab[1]
+    assert all((y==1).all() for _,y in block.dataloaders(bs=4, num_workers=0).valid)
+    class Sevens(FineGrainedDL):
+        def create_item(self, s): return super().create_item(s)[0],torch.tensor(7)
+    dls = data.block(32, cache=False).dataloaders(bs=4, num_workers=0, dl_type=Sevens)
+    assert all((y==7).all() for _,y in dls.valid)

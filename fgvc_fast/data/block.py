@@ -41,7 +41,7 @@ def dls(self:FineGrainedData,
     crop:str|None=None, # 'box': cut to the box with a margin, jittered in training, tight in validation
     aug:str|list|torch.nn.Module='light', # 'none', 'light', 'standard', 'strong', or a list with groups such as ['light','pose']: see `block`
     block:DataBlock|None=None, # A block of this data set that you changed, instead of the arguments of `block`
-    valid:str='valid', # Which split validates; 'test' reproduces papers that do so
+    valid:str='valid', # Which split validates ('test' reproduces papers that do so), as `block` has it if one is given
     label_level:str|None=None, # Learn the labels of this level, as `at_level` does
     balanced:bool=False, # Training batches in which all classes come equally often
     per_class:int|None=None, # Balanced batches with so many pictures of each class that is in them, for losses that compare pictures
@@ -67,8 +67,9 @@ def dls(self:FineGrainedData,
         per_class=per_class, seed=seed, num_workers=num_workers, device=device, **kwargs))
     if block is None: block = data.block(size, crop=crop, aug=aug, valid=valid, device=device, **kwargs)
     block._may_load(None)
-    train = dict(balance=LabelOf(data).codes[block._train_rows()], per_class=per_class or 1) if balanced or per_class else {}
-    return block._loaders(dict(made=made, validates_on=valid), train, bs=min(bs, len(data['train'])), num_workers=num_workers, device=device, seed=seed)
+    def order(rows): return dict(balance=LabelOf(data).codes[rows], per_class=per_class or 1)
+    return block._loaders(dict(made=made), order if balanced or per_class else None, bs=min(bs, len(data['train'])), num_workers=num_workers, device=device,
+        seed=seed)
 
 # %% ../../nbs/api/030_data.block.ipynb #e9c589df
 def random_region(region:tuple, min_scale:float, # Least share of the area, (0,1]
@@ -129,7 +130,7 @@ class CropResize(RandTransform):
         light:float=0.,          # Most that brightness and contrast change in training, [0,1), as in fastai's `aug_transforms`
         more:Callable|None=None, # A torchvision v2 transform of bytes, at the end, in training
         cache:CachedImages|None=None, # Where pictures of the table are kept: `CachedImages`
-        twins:list|np.ndarray|None=None, # (K,) for each of the parts that come with a picture the number of what it is in a mirror image
+        twins:list|np.ndarray|None=None, # (K,) for each of the parts that come with a picture the number of what it is in a mirror image; None: itself
         **kwargs):
         size = check_size('size', size)
         check_choice('crop', crop, (None,'box'))
@@ -148,7 +149,7 @@ class CropResize(RandTransform):
 
     def __call__(self, b:object, split_idx:int|None=None, **kwargs):
         if not isinstance(b, tuple) or not any(isinstance(o, TensorParts) for o in b): return super().__call__(b, split_idx=split_idx, **kwargs)
-        self.before_call(b, split_idx)
+        self.before_call(b, split_idx) # where there are parts, a picture is always cut: they are places in the crop
         x,taken = self.cut(b[0])
         return x,*[self.place(o, taken) if isinstance(o, TensorParts) else o for o in b[1:]]
 
@@ -228,7 +229,7 @@ def place(self:CropResize,
     else:
         xy = np.asarray(parts, float)
         res = ((x.upright(xy) if isinstance(x, (LazyImage,Presized)) else xy)-(x0,y0))/(x1-x0,y1-y0)
-        if mirrored: res = (res*(-1,1)+(1,0))[self.twins]
+        if mirrored: res = (res*(-1,1)+(1,0))[slice(None) if self.twins is None else self.twins]
         res[((res<0)|(res>1)).any(1)] = np.nan
     return torch.from_numpy(res.astype(np.float32)).as_subclass(TensorParts)
 
@@ -406,7 +407,7 @@ class _Quick:
         self.picture,self.parts,self.codes = picture,parts[0] if parts else None,label.codes
         self.own = [[CropResize,ToTensor], ['PictureOf','open_lazily'], *[['PartsOf']]*len(parts), ['LabelOf',Categorize]]
     def fits(self, dl):
-        return ([[t.name if type(t) is Transform else type(t) for t in fs]
+        return type(dl).create_item is FineGrainedDL.create_item and ([[t.name if type(t) is Transform else type(t) for t in fs]
             for fs in (dl.after_item.fs, *[o.tfms.fs for o in dl.dataset.tls])]==self.own)
     def __call__(self, dl, i):
         row,cut = dl.dataset.items[i],dl.after_item.fs[0]
@@ -414,7 +415,12 @@ class _Quick:
         x,taken = cut.cut(open_lazily(self.picture(row)))
         return x,*([] if self.parts is None else [cut.place(self.parts.array(row), taken)]),TensorCategory(int(self.codes[row])) # as fastai's: class numbers of 16 bits overflow when somebody counts pairs
 
-# %% ../../nbs/api/030_data.block.ipynb #98a2a369
+def _quick_of(getters):
+    "A `_Quick` for what `getters` get, if they are a block's own"
+    own = [type(o) for o in getters]
+    return _Quick(*getters) if own in ([PictureOf,LabelOf], [PictureOf,PartsOf,LabelOf]) else None
+
+# %% ../../nbs/api/030_data.block.ipynb #d39061ad
 def _keep_places(block):
     "Stop where a transform of `block` would move what is in the pictures, and not their parts"
     check(any(isinstance(t, CropResize) and t.twins is not None for t in block.item_tfms),
@@ -435,8 +441,10 @@ def _known_options(kwargs):
     ours = " (`data.dls(block=block, balanced=True)`, or `per_class=4`, deals balanced batches)" if {'balance','balanced','per_class'} & {*bad} else ''
     if bad: raise FineGrainedError(f"There is no option {listing(bad)} of loaders: use fastai's, such as bs, num_workers, device or drop_last, or `seed`{ours}")
 
+# %% ../../nbs/api/030_data.block.ipynb #98a2a369
 class FineGrainedBlock(DataBlock):
     "A fastai `DataBlock` over the rows of one data set"
+    validates_on = 'valid'
     def datasets(self, source:FineGrainedData|None, verbose:bool=False):
         "As fastai's, but the splits may be slices: of three million rows fastai would make lists, many times over"
         self.source,items = source,self.get_items(source)
@@ -447,18 +455,19 @@ class FineGrainedBlock(DataBlock):
         "The `FineGrainedLoaders` of this block's data set; `kwargs` as fastai's (`bs`, `num_workers`, `device`, ...)"
         self._may_load(source)
         _known_options(kwargs)
-        return self._loaders({}, {}, **kwargs)
+        return self._loaders({}, **kwargs)
 
-    def _train_rows(self):
-        rows = self.get_items(None)
-        return rows[self.splitter(rows)[0]]
-
-    def _loaders(self, about, train, **kwargs):
-        "`FineGrainedLoaders` that know what stands in `about`; `train`: options of the first one alone"
-        if train: kwargs['dl_kwargs'] = [train, {}]
-        if issubclass(kwargs.get('dl_type') or FineGrainedDL, FineGrainedDL): kwargs['quick'] = _Quick(*self.getters)
-        dls = super().dataloaders(self.data, **kwargs)
-        return FineGrainedLoaders(*dls.loaders, path=dls.path, device=dls.device, data=self.data,
+    def _loaders(self, about, order=None, path='.', verbose=False, dl_kwargs=None, **kwargs):
+        "`FineGrainedLoaders` that know what stands in `about`; `order`: from the rows of train to options of their loader"
+        dsets = self.datasets(self.data, verbose=verbose)
+        ours = issubclass(kwargs.get('dl_type') or self.dl_type, FineGrainedDL)
+        check(ours or order is None, "This block's `dl_type` knows no order but fastai's: leave `balanced`, `per_class` and `wgts` out, or `dl_type`")
+        each = [dict(o) for o in dl_kwargs or [{}]*dsets.n_subsets]
+        if order is not None: each[0] |= order(np.asarray(dsets.train.items))
+        if ours and (quick := _quick_of(self.getters)): kwargs['quick'] = quick
+        dls = dsets.dataloaders(path=path, after_item=self.item_tfms, after_batch=self.batch_tfms, dl_kwargs=each,
+            **{**self.dls_kwargs, **kwargs, 'verbose': verbose})
+        return FineGrainedLoaders(*dls.loaders, path=dls.path, device=dls.device, data=self.data, validates_on=self.validates_on,
             parts=self.getters[1].names if self.n_inp==2 else None, **about)
 
     def weighted_dataloaders(self, source:FineGrainedData|None, # None, or this block's data set
@@ -466,14 +475,19 @@ class FineGrainedBlock(DataBlock):
         bs:int=64, **kwargs):
         "As fastai's: training pictures are drawn by `wgts`; they are still the `FineGrainedLoaders` of this block's data set"
         self._may_load(source)
+        if isinstance(wgts, pd.Series) and len(wgts)==len(self.data):
+            check(set(wgts.index)==set(range(len(wgts))), "wgts: the index of this Series is not that of the table, 0, 1, 2, ...: give `wgts.to_numpy()`")
+            wgts = wgts.sort_index()
         try: wgts = np.asarray(wgts, float)
         except (TypeError, ValueError) as e: raise FineGrainedError(f"wgts must be numbers, one for each row of the table ({e})") from e
         if wgts.shape!=(len(self.data),): raise FineGrainedError(f"wgts of shape {wgts.shape}: give one number for each of the table's {len(self.data)} rows")
-        train = wgts[self._train_rows()]
-        check(np.isfinite(train).all() and (train>=0).all() and train.any(), "wgts must be finite, not below 0, and not all 0 in train")
         check(kwargs.get('shuffle', True) and not {'n','dl_type'} & {*kwargs}, "wgts say what is drawn: leave `shuffle`, `n` and `dl_type` out")
         _known_options(kwargs)
-        return self._loaders({}, dict(wgts=train/train.sum()), bs=check_number('bs', bs, 1, whole=True), **kwargs)
+        def order(rows):
+            train = wgts[rows]
+            check(np.isfinite(train).all() and (train>=0).all() and train.any(), "wgts must be finite, not below 0, and not all 0 in train")
+            return dict(wgts=train/train.sum())
+        return self._loaders({}, order, bs=check_number('bs', bs, 1, whole=True), **kwargs)
 
     def _may_load(self, source):
         check(source is None or source is self.data, "This block belongs to another data set: make one with `data.block(...)`")
@@ -534,7 +548,7 @@ def block(self:FineGrainedData,
         get_items=lambda _: np.concatenate(rows), splitter=lambda o: [slice(len(rows[0])), slice(len(rows[0]), len(o))],
         n_inp=1+len(places), get_x=[PictureOf(self), *places], get_y=LabelOf(self), item_tfms=item_tfms,
         batch_tfms=to_batch + list(L(batch_tfms)))
-    res.data = self
+    res.data,res.validates_on = self,valid
     return res
 
 # %% ../../nbs/api/030_data.block.ipynb #710efb23

@@ -6,9 +6,9 @@
 __all__ = ['seed_all', 'seeded', 'balanced_order', 'shard_indices', 'FineGrainedDL']
 
 # %% ../../nbs/api/024_data.loader.ipynb #23db50b6
-import gc, itertools, math, mmap, numpy as np, random, torch
+import gc, itertools, math, numpy as np, os, random, torch
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from fastai.data.core import Datasets, TfmdDL, show_batch, show_results
 from fastai.data.load import _FakeLoader, fa_collate
@@ -17,7 +17,7 @@ from fastcore.basics import patch, store_attr
 from ..core import check, check_number, wrap_label
 from ..pictures import picture_grid, write_below
 from torch.utils.data import get_worker_info
-from weakref import WeakValueDictionary, finalize
+from weakref import finalize
 
 # %% ../../nbs/api/024_data.loader.ipynb #6c17fdf6
 def seed_all(*seed):
@@ -59,55 +59,50 @@ def balanced_order(labels:list|np.ndarray, # (n,) class number of each picture
     return np.take_along_axis(res.reshape(-1, per_class, k), order, 2).swapaxes(1, 2).ravel()[:n]
 
 # %% ../../nbs/api/024_data.loader.ipynb #a25da612
-class _Lent(TensorImage):
-    "A batch in a place of a `_Shelf`; of which only this is sent to another process"
-    def __reduce_ex__(self, protocol): return _borrowed,self.where
+_pieces = [] # of a worker: shared memory of batches, and the same as an array; the last byte is 1 while it is in use
 
-class _Shelf:
-    "Places for `n` batches of up to `size` bytes: processes forked from this one fill them, and they are free again when nobody here holds what was in them"
-    known,numbers = WeakValueDictionary(),itertools.count()
-    def __init__(self, size, n):
-        self.key,self.size,self.n = next(self.numbers),size,n
-        self.bytes,self.taken = mmap.mmap(-1, n*size),mmap.mmap(-1, n)
-        self.known[self.key] = self
-    def array(self, i, shape): return np.frombuffer(self.bytes, np.uint8, math.prod(shape), i*self.size).reshape(shape)
-    def lend(self, shape):
-        "In a worker: room for a batch (n, h, w, 3), or None"
-        w = get_worker_info()
-        own = range(w.id, self.n, w.num_workers) if math.prod(shape)<=self.size else ()
-        i = next((i for i in own if not self.taken[i]), None)
-        if i is None: return None
-        self.taken[i] = 1
-        res = torch.from_numpy(self.array(i, shape)).permute(0,3,1,2).as_subclass(_Lent)
-        res.where = self.key,i,shape
+def _piece(n):
+    "Shared memory of `n` bytes and one, which from now on is in use"
+    res = next((o for o,a in _pieces if len(a)==n+1 and not a[-1]), None)
+    if res is None:
+        res = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(n+1), 0, (n+1,))
+        if len(_pieces)<8: _pieces.append((res, res.numpy())) # more than are under way: somebody keeps them
+    res.numpy()[-1] = 1
+    return res
+
+class _Lent(TensorImage):
+    "A batch in a `_piece`, as long as it is all of that"
+    @classmethod
+    def of(cls, piece, shape):
+        res = piece[:-1].view(shape).permute(0,3,1,2).as_subclass(cls)
+        res.piece = piece
         return res
+    def __reduce_ex__(self, protocol):
+        n,c,h,w = shape = self.shape if self.ndim==4 else (0,0,0,0)
+        mine = (self.dtype==torch.uint8 and self.data_ptr()==self.piece.data_ptr() and self.numel()==len(self.piece)-1
+            and self.stride()==(c*h*w,1,c*w,c))
+        return (_borrowed, (self.piece, (n,h,w,c))) if mine else self.as_subclass(TensorImage).__reduce_ex__(protocol)
 
 # %% ../../nbs/api/024_data.loader.ipynb #f9ae3cbe
-def _borrowed(key, i, shape):
-    "The batch in place `i` of the shelf `key`"
-    shelf = _Shelf.known[key]
-    pixels = shelf.array(i, shape)
-    finalize(pixels, shelf.taken.__setitem__, i, 0).atexit = False # a tensor's memory holds the array that it came from
+def _free(piece, pid):
+    if os.getpid()==pid: piece[-1] = 0 # a process forked meanwhile has not been lent anything
+
+def _borrowed(piece, shape):
+    "The batch of `shape` (n, h, w, 3) in `piece`"
+    whole = piece.numpy()
+    pixels = whole[:-1].reshape(shape)
+    finalize(pixels, _free, whole, os.getpid()).atexit = False
     return TensorImage(torch.from_numpy(pixels).permute(0,3,1,2))
 
-# %% ../../nbs/api/024_data.loader.ipynb #70a8b1f0
-def _shelf_for(dl, fake):
-    "What the workers of `dl` shall fill in the pass that begins; workers that persist go on with what they have"
-    if not (fake.num_workers and dl._picture and dl.bs) or fake.persistent_workers and dl._shelf is not None: return dl._shelf
-    try: return _Shelf(dl.bs*dl._picture, fake.num_workers*(fake.prefetch_factor+2))
-    except OSError: return None # so much memory cannot be promised
-
 # %% ../../nbs/api/024_data.loader.ipynb #a73e851d
-def _stacked(xs, shelf=None):
-    "The uint8 pictures `xs` (3, h, w) as one batch (n, 3, h, w), channels last in memory, on the `shelf` if there is room; None if they are not all such"
+def _stacked(xs):
+    "The uint8 pictures `xs` (3, h, w) as one batch (n, 3, h, w), channels last in memory; None if they are not all such"
     if any(type(x) is not TensorImage for x in xs): return None
     xs = [x.as_subclass(torch.Tensor) for x in xs] # fastai's type asks at every access
     if any(x.dtype!=torch.uint8 or x.ndim!=3 or x.shape!=xs[0].shape or len(x)!=3 for x in xs): return None
-    shape,worker = (len(xs),*xs[0].shape[1:],3),get_worker_info()
-    res = shelf.lend(shape) if shelf is not None and worker else None
-    if res is None:
-        memory = (torch.UntypedStorage._new_shared if worker else torch.UntypedStorage)(math.prod(shape))
-        res = TensorImage(torch.empty(0, dtype=torch.uint8).set_(memory, 0, shape).permute(0,3,1,2))
+    shape = len(xs),*xs[0].shape[1:],3
+    if get_worker_info(): res = _Lent.of(_piece(math.prod(shape)), shape)
+    else: res = TensorImage(torch.empty(shape, dtype=torch.uint8).permute(0,3,1,2))
     for o,x in zip(res.as_subclass(torch.Tensor).permute(0,2,3,1).numpy(), xs): o[:] = x.permute(1,2,0).numpy()
     return res
 
@@ -132,25 +127,24 @@ class _Rows(np.ndarray):
 class FineGrainedDL(TfmdDL):
     "A fastai `TfmdDL` whose batches repeat for a `seed`, and may be `balance`d"
     key,whole,places,rank,ranks = 0,None,None,0,1
-    _sooner,_shelf,_picture = None,None,0 # how items are made; room for the workers' batches; bytes of a picture
+    _sooner = None # how items are made, if not as fastai does it
     def __init__(self, dataset:Sequence|Datasets,
         seed:int|None=None, # The same batches for the same seed, whatever the number of workers; None: other ones each time
         balance:list|np.ndarray|None=None, # (n,) class numbers: training batches in which all classes come equally often
         per_class:int=1, # Of those, how many pictures of a class follow one another
-        wgts:np.ndarray|None=None, # (n,) how often to draw each picture in training, 1 in all
+        wgts:list|np.ndarray|None=None, # (n,) how often to draw each picture in training, 1 in all
         quick:Callable|None=None,  # Makes the items of the loaders that it `fits`, instead of fastai's transforms
         **kwargs):
         asked = dict(seed=(seed,-math.inf), per_class=(per_class,1), bs=(kwargs.get('bs'),1), num_workers=(kwargs.get('num_workers'),0))
         for k,(v,low) in asked.items(): check_number(k, v, low, whole=True, none=k!='per_class')
         super().__init__(dataset, **kwargs)
+        if wgts is not None: wgts = np.asarray(wgts, float)
         store_attr('seed,balance,per_class,wgts,quick')
         if seed is not None: self.rng = random.Random(seed)
 
     def new(self, dataset:Sequence|Datasets|None=None, cls:type|None=None, **kwargs):
         own = ('seed',) if dataset is not None else ('seed','balance','per_class','wgts','quick')
-        res = super().new(dataset, cls, **({k: getattr(self, k) for k in own} if cls is None else {}) | kwargs)
-        if cls is None: res._picture = self._picture
-        return res
+        return super().new(dataset, cls, **({k: getattr(self, k) for k in own} if cls is None else {}) | kwargs)
 
     def wif(self): gc.freeze() # in a worker, collecting garbage would write to every object of the parent, and so copy it
 
@@ -179,22 +173,19 @@ class FineGrainedDL(TfmdDL):
     def before_iter(self):
         super().before_iter()
         self._sooner = self.quick if self.quick is not None and self.quick.fits(self) else None
-        self._shelf = _shelf_for(self, self.fake_l)
 
     def create_batch(self, b:list):
-        x = None if self.prebatched or not isinstance(b[0], tuple) else _stacked([o[0] for o in b], self._shelf)
-        if x is None: return super().create_batch(b)
-        if not get_worker_info(): self._picture = x[0].numel()
-        return x,*fa_collate([o[1:] for o in b])
+        x = None if self.prebatched or not isinstance(b[0], tuple) else _stacked([o[0] for o in b])
+        return super().create_batch(b) if x is None else (x,*fa_collate([o[1:] for o in b]))
 
     def __iter__(self):
         self._new_key()
         batches = super().__iter__()
+        if self.seed is None: yield from batches
         for i in itertools.count():
-            with nullcontext() if self.seed is None else seeded(self.key, 0, i*self.ranks+self.rank):
+            with seeded(self.key, 0, i*self.ranks+self.rank):
                 try: b = next(batches)
                 except StopIteration: return
-            if not i: shelf = self._shelf # another pass may put its own there before this one ends
             yield b
 
 # %% ../../nbs/api/024_data.loader.ipynb #c81d52b7
@@ -208,7 +199,7 @@ def _order(self:FineGrainedDL, n):
 
 # %% ../../nbs/api/024_data.loader.ipynb #993ceb70
 @patch
-def __getstate__(self:FineGrainedDL): return {k: v for k,v in self.__dict__.items() if k not in ('it','_shelf')}
+def __getstate__(self:FineGrainedDL): return {k: v for k,v in self.__dict__.items() if k!='it'}
 
 @patch
 def to_detach(self:FineGrainedDL, b:object, cpu:bool=True, gather:bool=True): return to_detach(b, cpu, gather=False) # of several processes each keeps its own: `Parallel` joins them

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 from ..answers import gather
 from ..core import FineGrainedError, check
+from ..data.image import is_one_picture
 from ..pictures import no_box, wrong_color
 from .errors import FineGrainedInterpretation
 from ..levels import Levels
@@ -44,9 +45,9 @@ def answer_level(self:Learner,
     )->pd.DataFrame:
     "For each of `items` the finest answer that is at least `confidence` sure: the species, else the family, else None"
     _is_probability(confidence) # said before minutes are spent
-    if not isinstance(items, (str,Path,Integral,Image.Image)) and not hasattr(items, '__iter__'):
-        raise FineGrainedError(f'items={items!r}: give rows of the data set, paths or pictures')
-    items = [items] if isinstance(items, (str,Path,Integral,Image.Image)) else list(items)
+    alone = isinstance(items, Integral) or is_one_picture(items)
+    if not alone and not hasattr(items, '__iter__'): raise FineGrainedError(f'items={items!r}: give rows of the data set, paths or pictures')
+    items = [items] if alone else list(items)
     check(len(items), "There are no pictures to answer for: give rows of the data set, paths or pictures")
     tree = _tree(self)
     dl = self.dls.test_dl(items, **(dict(num_workers=0) if len(items)<=64 else {})) # workers take longer to start than that
@@ -63,11 +64,11 @@ def answer_level(self:Learner,
 # %% ../../nbs/api/650_interpret.levels.ipynb #1c4eca89
 @patch
 def level_coverage(self:FineGrainedInterpretation,
-    confidences:list|tuple|np.ndarray=(.5,.6,.7,.8,.9,.95,.99) # Probabilities that an answer must have, each 0–1
+    confidences:Iterable=(.5,.6,.7,.8,.9,.95,.99) # Probabilities that an answer must have, each 0–1
     )->pd.DataFrame:
     "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are right (`accuracy`)"
-    if not (isinstance(confidences, (tuple,list,np.ndarray)) and len(confidences)):
-        raise FineGrainedError(f'confidences={confidences!r}: give probabilities, as (.5, .9)')
+    ok = isinstance(confidences, Iterable) and not isinstance(confidences, (str,bytes,dict))
+    if not (ok and len(confidences := list(confidences))): raise FineGrainedError(f'confidences={confidences!r}: give probabilities, as (.5, .9)')
     for c in confidences: _is_probability(c)
     tree,(p,right) = _tree(self),(self.level_probs, self.level_right)
     if len(tree.levels)==1: p,right = self.probs[:,None],(self.preds==self.targs)[:,None]

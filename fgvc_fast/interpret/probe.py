@@ -27,7 +27,8 @@ def is_batch(o:object): return torch.is_tensor(o) and o.ndim==4
 
 def batches_of(learn:Learner, items:int|str|Path|Image.Image|Iterable):
     "How many `items` there are, and batches of them (B, 3, H, W) as the model sees them"
-    if isinstance(items, (tuple,list)) and len(items) and is_batch(items[0]): items = items[0] # (xb, yb)
+    if isinstance(items, (tuple,list)) and len(items) and is_batch(items[0]): # (xb, yb), or several batches of pictures
+        items = torch.cat(list(items)) if all(is_batch(o) for o in items) else items[0]
     alone = isinstance(items, Integral) or is_one_picture(items)
     if torch.is_tensor(items) and not alone:
         if not (is_batch(items) and items.shape[1]==3 and len(items)):

@@ -19,6 +19,7 @@ from PIL import Image
 from torch.nn import functional as F
 from weakref import WeakKeyDictionary
 from ..core import FineGrainedError, check, check_number, listing, wrap_label
+from ..data.image import is_one_picture
 from ..pictures import picture_grid
 from ..embed import retrieval_measures, nearest_elsewhere
 from .probe import to_images
@@ -159,9 +160,10 @@ class Prototypes:
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #141e6640
 def _as_list(name, o):
     "`o`, which the user calls `name`, as a list of pictures"
-    if not isinstance(o, (str,Path,Integral,Image.Image,Iterable)):
-        raise FineGrainedError(f"{name}={o!r}: give paths, pictures or rows of the data set, one or many")
-    return [o] if isinstance(o, (str,Path,Integral,Image.Image)) else list(o)
+    if isinstance(o, Integral) or is_one_picture(o): return [o]
+    if not isinstance(o, Iterable): raise FineGrainedError(f"{name}={o!r}: give paths, pictures or rows of the data set, one or many")
+    return list(o)
+
 def _mean_row(embeddings): return F.normalize(embeddings.mean(0), dim=0)
 
 @patch

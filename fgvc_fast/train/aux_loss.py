@@ -35,6 +35,7 @@ class AuxLosses(Callback):
             self.sums[name] = total+n*v.detach(),seen+n
         self._leave_record()
     def after_cancel_batch(self): self._leave_record()
+    def after_batch(self): self.extra = 0. # what it was computed from is not kept, and a learner with it cannot be copied
     def _leave_record(self):
         if self.record is not None: self.record.__exit__()
         self.record = None
