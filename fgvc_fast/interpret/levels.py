@@ -68,7 +68,7 @@ def level_coverage(self:FineGrainedInterpretation,
     )->pd.DataFrame:
     "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are right (`accuracy`)"
     ok = isinstance(confidences, Iterable) and not isinstance(confidences, (str,bytes,dict))
-    if not (ok and len(confidences := list(confidences))): raise FineGrainedError(f'confidences={confidences!r}: give probabilities, as (.5, .9)')
+    if not (ok and len(confidences := [o.item() if hasattr(o, 'item') else o for o in confidences])): raise FineGrainedError(f'confidences={confidences!r}: give probabilities, as (.5, .9)')
     for c in confidences: _is_probability(c)
     tree,(p,right) = _tree(self),(self.level_probs, self.level_right)
     if len(tree.levels)==1: p,right = self.probs[:,None],(self.preds==self.targs)[:,None]
@@ -85,13 +85,13 @@ def level_coverage(self:FineGrainedInterpretation,
 # %% ../../nbs/api/650_interpret.levels.ipynb #d83dde1f
 @patch
 def plot_level_coverage(self:FineGrainedInterpretation,
-    confidences:Iterable=(.5,.6,.7,.8,.9,.95,.99), # How sure to be, (0,1): one point of the curve for each
+    confidences:Iterable=(.5,.6,.7,.8,.9,.95,.99), # Probabilities that an answer must have, each 0–1; a bar each
     ax:Axes|None=None # matplotlib axes
 ):
     "At which level the pictures are answered for each of `confidences`, and how many of those answers are right"
     import matplotlib.pyplot as plt
     df = self.level_coverage(confidences)
-    levels = list(df.level.unique())
+    levels,confidences = list(df.level.unique()),list(df.confidence.unique())
     greens = plt.cm.Greens(np.linspace(.8, .3, len(levels)-1))
     if ax is None: _,ax = plt.subplots(figsize=(1.2+.85*len(confidences),3.6), layout='constrained')
     for x,c in enumerate(confidences):
