@@ -311,8 +311,10 @@ class TrainedOn(Callback):
     def __init__(self): self.seen,self.told,self.noted = np.zeros(0, np.uint64),None,False
     def before_fit(self): self.noted = False
     def after_batch(self):
-        if self.training and not self.noted and not hasattr(self.learn, 'lr_finder'):
-            self.seen,self.noted = np.union1d(self.seen, _hashes(self.dls.train)),True
+        if self.training and not self.noted and not hasattr(self.learn, 'lr_finder'): self.note()
+    def note(self):
+        "The training pictures of the loaders are trained on"
+        self.seen,self.noted = np.union1d(self.seen, _hashes(self.dls.train)),True
     def before_validate(self):
         if self.dl is not self.dls.valid or self.told==id(self.dl): return
         self.told,n = id(self.dl),trained_on(self.learn, self.dl)

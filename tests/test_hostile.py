@@ -432,6 +432,8 @@ def in_frozen(learn, **kw):
     with freeze_below(learn, 'head') if isinstance(learn, Learner) else frozen_features(learn):
         with frozen_features(learn, **kw): pass
 call('freeze_below', 'B', it(entered(freeze_below)), lambda w: dict(learn=w.learn, to='head'), learn=Free("a learner or its model, from the calls that take one"), to=depth, stats=depth.but(None))
+call('frozen_rows', 'B', it(frozen_rows), lambda w: dict(learn=w.learn), learn=instance())
+call('Learner.fit_head', 'B', lambda w: deepcopy(w.learn).fit_head, it({}), folds=whole(2), seed=seed)
 call('frozen_features', 'B', it(in_frozen), lambda w: dict(learn=w.learn), learn=instance(), cached_views=whole(0), seed=seed.but(-1), max_gb=number(0).but(inf))
 call('Accumulate', 'B', it(Accumulate), it(dict(n=2)), n=count)
 call('EMA', 'B', it(EMA), it({}), decay=number(0, below=1))
@@ -622,7 +624,7 @@ exceptions = { # 'Class.*': what is written under it
         'pixel_tensor upright_points seed_all seeded follow_link real_paths read_mat corners_of text_lines match_ids check_unique '
         'read_part_table check_present find_tree check_boxes read_words retrieval_measures nearest_elsewhere contrast_class batches_of '
         'logits_and_maps asked_line resize_maps vocab_of bare_model score_of file_numbers kept_embeddings items_loader truth_of '
-        'name_of check_tree levels_of tree_of at_least_float32 called_by describe_frame later_attrs '
+        'Discriminant Discriminant.weights logistic_weights solve_head TrainedOn.note name_of check_tree levels_of tree_of at_least_float32 called_by describe_frame later_attrs '
         'pickle_digest check_answers count_no_answers for_size as_pair shared_twin check_parents check_pad threshold_range RollOut '
         'check_token_flow hook_attention unpack_map as_pixels short_digest dependencies_of as_settings shortened library_versions '
         'whole_learner check_positive as_plan counted group_lrs rates_over_steps phase_label resize_learner learner_size stats_from '

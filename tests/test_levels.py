@@ -213,7 +213,8 @@ def test_answer_level(birds, learn, confidence):
 def test_answer_level_takes_what_cam_takes(birds, learn):
     want = learn.answer_level([3]).iloc[0]
     pixels = np.asarray(birds.picture(3))
-    for o in (3, np.int64(3), birds.path(3), str(birds.path(3)), birds.picture(3), [birds.path(3)], pixels, torch.from_numpy(pixels), birds.path(3).read_bytes()):
+    as_pixels = pixels,torch.from_numpy(pixels),birds.path(3).read_bytes()
+    for o in (3, np.int64(3), birds.path(3), str(birds.path(3)), birds.picture(3), [birds.path(3)], *as_pixels):
         got = learn.answer_level(o)
         assert len(got)==1 and got.label_confidence.item()==pytest.approx(want.label_confidence, rel=1e-4)
     for c in (0, -1, 1.5, 90):

@@ -15,4 +15,5 @@ from .plans import *
 from .plot import *
 from .precision import *
 from .runner import *
+from .solve import *
 from .weight_decay import *
