@@ -28,7 +28,7 @@ from .models.annotated import AnnotatedPartPool
 from .models.head import LevelHead, heads
 from .models.model import fine_grained_model
 from .models.pools import pools
-from .train import lr_find, plans, plot # chkstyle: ignore (now learners can `fit_phases`, `plot_phases`, `plan` and `lr_find_phase`)
+from .train import lr_find, plans, plot, solve # chkstyle: ignore (now learners can `fit_phases`, `plot_phases`, `plan`, `lr_find_phase`, `fit_head`)
 from .train.aux_loss import AuxColumns, AuxLosses
 from .train.distributed import FineGrainedLearner
 from .train.finite import FiniteLoss

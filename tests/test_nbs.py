@@ -1,5 +1,5 @@
 "Every notebook runs from top to bottom: its cells are its tests"
-import os, sys
+import json, os, sys
 from multiprocessing import get_context, set_start_method
 import pytest
 from nbdev.config import get_config
@@ -27,3 +27,15 @@ def test_notebook(nb, tmp_path):
     p.start()
     p.join()
     assert p.exitcode==0, log.read_text()[-6000:]
+
+@pytest.mark.parametrize('nb', sorted((cfg.nbs_path/'api').glob('*.ipynb')), ids=lambda o: o.stem)
+def test_a_word_between_any_two_exported_cells(nb):
+    "The imports apart, which come first"
+    bare,said = [],True # was there a word, or an example, since the last exported cell?
+    for c in json.loads(nb.read_text(encoding='utf-8'))['cells']:
+        src = ''.join(c['source'])
+        if not src.startswith('#|') or c['cell_type']=='markdown': said = True
+        elif src.startswith('#| export') and not src.split('\n', 1)[1].startswith(('import ','from ')):
+            if not said: bare.append(src.splitlines()[1])
+            said = False
+    assert not bare
