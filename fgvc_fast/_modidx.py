@@ -438,6 +438,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fgvc_fast.data.loader._axes_for': ('api/data.loader.html#_axes_for', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._borrowed': ('api/data.loader.html#_borrowed', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._free': ('api/data.loader.html#_free', 'fgvc_fast/data/loader.py'),
+                                       'fgvc_fast.data.loader._held': ('api/data.loader.html#_held', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._piece': ('api/data.loader.html#_piece', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._stacked': ('api/data.loader.html#_stacked', 'fgvc_fast/data/loader.py'),
                                        'fgvc_fast.data.loader._states': ('api/data.loader.html#_states', 'fgvc_fast/data/loader.py'),

@@ -404,11 +404,11 @@ class _Quick:
     "Items of the table without asking fastai's transforms, for loaders that have no others than a block's own"
     def __init__(self, picture, *more):
         *parts,label = more
-        self.picture,self.parts,self.codes = picture,parts[0] if parts else None,label.codes
+        self.picture,self.parts,self.codes,self.vocab = picture,parts[0] if parts else None,label.codes,list(label.vocab)
         self.own = [[CropResize,ToTensor], ['PictureOf','open_lazily'], *[['PartsOf']]*len(parts), ['LabelOf',Categorize]]
     def fits(self, dl):
         return type(dl).create_item is FineGrainedDL.create_item and ([[t.name if type(t) is Transform else type(t) for t in fs]
-            for fs in (dl.after_item.fs, *[o.tfms.fs for o in dl.dataset.tls])]==self.own)
+            for fs in (dl.after_item.fs, *[o.tfms.fs for o in dl.dataset.tls])]==self.own and list(dl.dataset.tls[-1].tfms.fs[-1].vocab)==self.vocab)
     def __call__(self, dl, i):
         row,cut = dl.dataset.items[i],dl.after_item.fs[0]
         cut.train = not dl.after_item.split_idx

@@ -59,40 +59,46 @@ def balanced_order(labels:list|np.ndarray, # (n,) class number of each picture
     return np.take_along_axis(res.reshape(-1, per_class, k), order, 2).swapaxes(1, 2).ravel()[:n]
 
 # %% ../../nbs/api/024_data.loader.ipynb #a25da612
-_pieces = [] # of a worker: shared memory of batches, and the same as an array; the last byte is 1 while it is in use
+_pieces = [] # of a worker: shared memory of batches, and the same as an array; the last two bytes are 1 while it is in use here, and there
 
 def _piece(n):
-    "Shared memory of `n` bytes and one, which from now on is in use"
-    res = next((o for o,a in _pieces if len(a)==n+1 and not a[-1]), None)
+    "Shared memory of `n` bytes and two, which from now on is in use"
+    res = next((o for o,a in _pieces if len(a)==n+2 and not a[-2:].any()), None)
     if res is None:
-        res = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(n+1), 0, (n+1,))
+        res = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(n+2), 0, (n+2,))
         if len(_pieces)<8: _pieces.append((res, res.numpy())) # more than are under way: somebody keeps them
-    res.numpy()[-1] = 1
+    res.numpy()[-2:] = 1,0
     return res
 
+# %% ../../nbs/api/024_data.loader.ipynb #828d0bea
+def _free(whole, byte, pid):
+    if os.getpid()==pid: whole[byte] = 0 # a process forked meanwhile has not been lent anything
+
+def _held(piece, shape, byte):
+    "The batch of `shape` (n, h, w, 3) in `piece`, whose `byte` is cleared when nobody in this process holds any of it"
+    whole = piece.numpy()
+    pixels = whole[:-2].reshape(shape)
+    finalize(pixels, _free, whole, byte, os.getpid()).atexit = False # a tensor's memory holds the array that it came from
+    return torch.from_numpy(pixels).permute(0,3,1,2)
+
+# %% ../../nbs/api/024_data.loader.ipynb #bf13cc9e
 class _Lent(TensorImage):
     "A batch in a `_piece`, as long as it is all of that"
     @classmethod
     def of(cls, piece, shape):
-        res = piece[:-1].view(shape).permute(0,3,1,2).as_subclass(cls)
+        res = _held(piece, shape, -2).as_subclass(cls)
         res.piece = piece
         return res
     def __reduce_ex__(self, protocol):
         n,c,h,w = shape = self.shape if self.ndim==4 else (0,0,0,0)
-        mine = (self.dtype==torch.uint8 and self.data_ptr()==self.piece.data_ptr() and self.numel()==len(self.piece)-1
-            and self.stride()==(c*h*w,1,c*w,c))
-        return (_borrowed, (self.piece, (n,h,w,c))) if mine else self.as_subclass(TensorImage).__reduce_ex__(protocol)
+        mine = (self.dtype==torch.uint8 and self.data_ptr()==self.piece.data_ptr() and self.numel()==len(self.piece)-2
+            and self.stride()==(c*h*w,1,c*w,c) and not self.piece[-1]) # once
+        if not mine: return self.as_subclass(TensorImage).clone().__reduce_ex__(protocol)
+        self.piece[-1] = 1
+        return _borrowed,(self.piece, (n,h,w,c))
 
 # %% ../../nbs/api/024_data.loader.ipynb #f9ae3cbe
-def _free(piece, pid):
-    if os.getpid()==pid: piece[-1] = 0 # a process forked meanwhile has not been lent anything
-
-def _borrowed(piece, shape):
-    "The batch of `shape` (n, h, w, 3) in `piece`"
-    whole = piece.numpy()
-    pixels = whole[:-1].reshape(shape)
-    finalize(pixels, _free, whole, os.getpid()).atexit = False
-    return TensorImage(torch.from_numpy(pixels).permute(0,3,1,2))
+def _borrowed(piece, shape): return TensorImage(_held(piece, shape, -1))
 
 # %% ../../nbs/api/024_data.loader.ipynb #a73e851d
 def _stacked(xs):

@@ -314,13 +314,14 @@ def frozen_rows(learn:Learner # Made by `fine_grained_learner`
     model = get_model(learn.model)
     if not isinstance(model, FineGrainedModel):
         raise FineGrainedError(f"learn: {type(model).__name__} does not know its body from its head: make the learner with `fine_grained_learner`")
+    check('see' not in vars(model), "Inside of `frozen_features` the model is asked stored features: leave that first")
     device,precision = one_param(model).device,_precision(learn)
     twin,quick = shared_twin(model).eval(),{}
     def rows(x):
         if x.shape[1:] not in quick: quick[x.shape[1:]] = _fused(twin, x[:2]) if len(quick)<3 else twin
         maps,seen,_ = quick[x.shape[1:]].see(x)
         return twin.pool(maps, **seen).float().cpu()
-    looks = list(_looks(learn.dls, 0, 0, device.type=='cpu'))
+    with seeded(0): looks = list(_looks(learn.dls, 0, 0, device.type=='cpu'))
     res = [[] for _ in looks]
     with seeded(0), torch.inference_mode(), precision, closing(_batches(looks, 0, 0)) as batches:
         for k,b in progress_bar(batches, total=sum(len(dl) for _,dl in looks), leave=False) if hasattr(learn, 'progress') else batches:

@@ -12,6 +12,7 @@ from fastai.torch_core import get_model
 from fastcore.basics import patch
 from ..core import FineGrainedError, check, check_number
 from ..models.head import LinearHead
+from ..models.model import FineGrainedModel
 from .cached_features import frozen_rows
 from torch.nn import functional as F
 
@@ -72,7 +73,7 @@ def _standard(rows, eps=1e-5):
     return rows.mean(0),(rows.var(0, correction=0)+eps).sqrt()
 
 _shrinks,_decays = (.05,.1,.2,.3,.5,.7,.8,.9,.95),(1.,.3,.1,.03,1e-2,1e-3)
-_factors = torch.logspace(-1.5, 1.5, 31)
+_factors = torch.logspace(-2, 1.5, 36)
 
 def _solutions(z, targs, n_out, logistic):
     "(method, strength, weights, biases) of all that is tried"
@@ -125,20 +126,27 @@ def solve_head(
     seed:int=0 # Of the parts
     )->tuple: # Weights (n_out, p) and biases (n_out,) for standardized rows, and a table of all that was tried
     "The best of discriminant analysis, logistic regression and both together by cross-validated loss on `rows`"
-    fold = _folds(targs.numpy(), folds, seed)
-    n,logistic = (fold>=0).sum().item(),len(rows)*rows.shape[1]*n_out<1e9 # else it takes minutes
-    tried = _crossed(rows, targs, n_out, fold, logistic)
+    there,targs = targs.unique(return_inverse=True)
+    fold,logistic = _folds(targs.numpy(), folds, seed),len(rows)*rows.shape[1]*len(there)<1e9 # else it takes minutes
+    if len(targs[fold>=0].unique())<.75*len(there): fold[:] = -1 # answers about a few classes say nothing of the others
+    n = (fold>=0).sum().item()
+    tried = _crossed(rows, targs, len(there), fold, logistic)
     table = pd.DataFrame([dict(method=m, strength=s, accuracy=o[0].item()/n, loss=o[1:].min().item()/n, factor=_factors[o[1:].argmin()].item())
         for (m,s),o in tried.items()] if n else [dict(method='logistic', strength=.01, accuracy=np.nan, loss=np.nan, factor=1.)])
     best = table.loc[table.loss.argmin() if n else 0]
     m,s = _standard(rows)
-    w,b = _solved((rows-m)/s, targs, n_out, best.method, best.strength, tried)
-    return w*best.factor,b*best.factor,table.assign(chosen=table.index==best.name)
+    z = (rows-m)/s
+    w,b = [o*best.factor for o in _solved(z, targs, len(there), best.method, best.strength, tried)]
+    every = torch.zeros(n_out, w.shape[1]),torch.full((n_out,), F.linear(z, w, b).amax(1).min().item()-20) # a class that was never seen is never said
+    every[0][there],every[1][there] = w,b
+    return *every,table.assign(chosen=table.index==best.name)
 
 # %% ../../nbs/api/442_train.solve.ipynb #5662e913
 def _check_solvable(learn, model):
     "Stop where a head cannot be solved for"
-    head = getattr(model, 'head', None)
+    if not isinstance(model, FineGrainedModel):
+        raise FineGrainedError(f"{type(model).__name__} does not know its body from its head: make the learner with `fine_grained_learner`")
+    head = model.head
     if type(head) is not LinearHead:
         raise FineGrainedError(f"The head is a {type(head).__name__}, and only the linear one can be solved for: build the learner with head='linear', or "
             "train, `learn.fit_phases(Phase('head', 4))`")
@@ -155,6 +163,7 @@ def fit_head(self:Learner,
     model = get_model(self.model)
     _check_solvable(self, model)
     rows,targs = frozen_rows(self)[0]
+    if (wgts := getattr(self.dls.train, 'wgts', None)) is not None: rows,targs = rows[wgts>0],targs[wgts>0] # what is never dealt is not learned from
     if not (targs.ndim==1 and not targs.is_floating_point()): raise FineGrainedError(f"Labels of shape {tuple(targs.shape)} are no class numbers (n,)")
     check(rows.isfinite().all(), 'The frozen body says nan or inf of pictures, so no head can be solved for: its weights are spoiled, build the learner with others')
     if targs.unique().numel()<2: raise FineGrainedError("All training pictures are of one class: there is nothing to tell apart")
