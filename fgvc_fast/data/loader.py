@@ -91,10 +91,11 @@ class _Lent(TensorImage):
         return res
     def __reduce_ex__(self, protocol):
         n,c,h,w = shape = self.shape if self.ndim==4 else (0,0,0,0)
-        mine = (self.dtype==torch.uint8 and self.data_ptr()==self.piece.data_ptr() and self.numel()==len(self.piece)-2
-            and self.stride()==(c*h*w,1,c*w,c) and not self.piece[-1]) # once
+        whole = self.piece.numpy() # in inference mode too, where a tensor could not be written to
+        mine = (self.dtype==torch.uint8 and self.data_ptr()==self.piece.data_ptr() and self.numel()==len(whole)-2
+            and self.stride()==(c*h*w,1,c*w,c) and not whole[-1]) # once
         if not mine: return self.as_subclass(TensorImage).clone().__reduce_ex__(protocol)
-        self.piece[-1] = 1
+        whole[-1] = 1
         return _borrowed,(self.piece, (n,h,w,c))
 
 # %% ../../nbs/api/024_data.loader.ipynb #f9ae3cbe
