@@ -2264,6 +2264,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'fgvc_fast/train/cached_features.py'),
                                                  'fgvc_fast.train.cached_features._even': ( 'api/train.cached_features.html#_even',
                                                                                             'fgvc_fast/train/cached_features.py'),
+                                                 'fgvc_fast.train.cached_features._folded': ( 'api/train.cached_features.html#_folded',
+                                                                                              'fgvc_fast/train/cached_features.py'),
                                                  'fgvc_fast.train.cached_features._free_memory': ( 'api/train.cached_features.html#_free_memory',
                                                                                                    'fgvc_fast/train/cached_features.py'),
                                                  'fgvc_fast.train.cached_features._fused': ( 'api/train.cached_features.html#_fused',

@@ -432,7 +432,7 @@ def in_frozen(learn, **kw):
     with freeze_below(learn, 'head') if isinstance(learn, Learner) else frozen_features(learn):
         with frozen_features(learn, **kw): pass
 call('freeze_below', 'B', it(entered(freeze_below)), lambda w: dict(learn=w.learn, to='head'), learn=Free("a learner or its model, from the calls that take one"), to=depth, stats=depth.but(None))
-call('frozen_rows', 'B', it(frozen_rows), lambda w: dict(learn=w.learn), learn=instance())
+call('frozen_rows', 'B', it(frozen_rows), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=whole(0, 1))
 call('Learner.fit_head', 'B', lambda w: deepcopy(w.learn).fit_head, it({}), folds=whole(2), seed=seed)
 call('frozen_features', 'B', it(in_frozen), lambda w: dict(learn=w.learn), learn=instance(), cached_views=whole(0), seed=seed.but(-1), max_gb=number(0).but(inf))
 call('Accumulate', 'B', it(Accumulate), it(dict(n=2)), n=count)

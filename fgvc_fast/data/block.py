@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from pathlib import Path
 from PIL import Image
+from typing import NamedTuple
 from ..core import FineGrainedError, check, check_choice, check_number, check_size, listing, wrap_label
 from ..pictures import picture_grid
 from .augs import check_keeps_shape, split_augs
@@ -31,7 +32,6 @@ from .image import center_region, fit_aspect, is_one_picture
 from .lazy import BoxedFile, LazyImage, pixel_tensor, open_lazily
 from .loader import FineGrainedDL
 from .table import FineGrainedData, follow_link, real_paths
-from typing import NamedTuple
 
 # %% ../../nbs/api/030_data.block.ipynb #214312f5
 @patch

@@ -172,6 +172,15 @@ def _fused(model, x):
         return quick if all((a-b).abs().max()<=1e-4*b.abs().max() for a,b in pairs) else model
     except Exception: return model # a body of another kind
 
+# %% ../../nbs/api/440_train.cached_features.ipynb #999ca5f3
+def _folded(twin):
+    "From pictures to what `_fused` makes of `twin` for their size"
+    quick = {}
+    def of(x):
+        if x.shape[1:] not in quick: quick[x.shape[1:]] = _fused(twin, x[:2]) if len(quick)<3 else twin # not a copy of the weights for each of many sizes
+        return quick[x.shape[1:]]
+    return of
+
 # %% ../../nbs/api/440_train.cached_features.ipynb #6c4568c9
 def _free_memory():
     "Bytes of memory that could be used now; 4 GB where the system does not say"
@@ -271,12 +280,12 @@ def _compute(learn, cached_views, seed, max_gb):
     device,home = one_param(model).device,cache.folder.parent if cache is not None else tempfile.gettempdir()
     looks,precision = list(_looks(learn.dls, cached_views, seed, device.type=='cpu')),_precision(learn)
     twin,rows,lay = _probe(learn, model, looks[0][1], precision, device)
-    quick = {} # by size of picture
+    folded = _folded(twin)
     def see(x):
         x = x.as_subclass(torch.Tensor)
         with torch.inference_mode():
-            if x.shape[1:] not in quick: quick[x.shape[1:]] = _fused(twin, x[:2]) if len(quick)<3 else twin # not a copy of the weights for each of many sizes
-            with precision: return lay.pack(_sees(quick[x.shape[1:]], x, rows))
+            quick = folded(x)
+            with precision: return lay.pack(_sees(quick, x, rows))
     n = sum(dl.n for _,dl in looks)
     need,half = (n*lay.width*o.itemsize for o in (lay.dtype, torch.float16))
     place = _place(need, half, device, home, max_gb)
@@ -307,26 +316,28 @@ def _ask(learn, see, looks, kept, cached_views, seed, device):
     return [[torch.cat(o) for o in zip(*m)] for m in more]
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #123777be
-def frozen_rows(learn:Learner # Made by `fine_grained_learner`
-    )->list: # For each loader: rows (n, pool.nf) and labels (n,), on the CPU
-    "What the head of `learn` would get of every picture of its loaders, each seen as in validation"
+def frozen_rows(learn:Learner, # Made by `fine_grained_learner`
+    ds_idx:int=0 # Which of its loaders: 0 trains, 1 validates
+    )->tuple: # Rows (n, pool.nf) and labels (n,), on the CPU
+    "What the head of `learn` would get of every picture of a loader, each seen as in validation"
     if not isinstance(learn, Learner): raise FineGrainedError(f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
     model = get_model(learn.model)
     if not isinstance(model, FineGrainedModel):
         raise FineGrainedError(f"learn: {type(model).__name__} does not know its body from its head: make the learner with `fine_grained_learner`")
+    check_number('ds_idx', ds_idx, 0, len(learn.dls.loaders)-1, whole=True)
     check('see' not in vars(model), "Inside of `frozen_features` the model is asked stored features: leave that first")
     device,precision = one_param(model).device,_precision(learn)
-    twin,quick = shared_twin(model).eval(),{}
+    twin,res = shared_twin(model).eval(),[]
+    folded = _folded(twin)
     def rows(x):
-        if x.shape[1:] not in quick: quick[x.shape[1:]] = _fused(twin, x[:2]) if len(quick)<3 else twin
-        maps,seen,_ = quick[x.shape[1:]].see(x)
+        maps,seen,_ = folded(x).see(x)
         return twin.pool(maps, **seen).float().cpu()
-    with seeded(0): looks = list(_looks(learn.dls, 0, 0, device.type=='cpu'))
-    res = [[] for _ in looks]
-    with seeded(0), torch.inference_mode(), precision, closing(_batches(looks, 0, 0)) as batches:
-        for k,b in progress_bar(batches, total=sum(len(dl) for _,dl in looks), leave=False) if hasattr(learn, 'progress') else batches:
-            res[k].append((rows(to_device(b[0], device).as_subclass(torch.Tensor)), b[-1].as_subclass(torch.Tensor).cpu()))
-    return [tuple(torch.cat(o).clone() for o in zip(*r)) for r in res] # clones outside of inference mode can be learned from
+    with seeded(0):
+        looks = [o for o in _looks(learn.dls, 0, 0, device.type=='cpu') if o[0]==ds_idx]
+        with torch.inference_mode(), precision, closing(_batches(looks, 0, 0)) as batches:
+            for _,b in progress_bar(batches, total=len(looks[0][1]), leave=False) if hasattr(learn, 'progress') else batches:
+                res.append((rows(to_device(b[0], device).as_subclass(torch.Tensor)), b[-1].as_subclass(torch.Tensor).cpu()))
+    return tuple(torch.cat(o).clone() for o in zip(*res)) # clones outside of inference mode can be learned from
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #4cf1afa8
 def _body_mark(model):

@@ -162,7 +162,7 @@ def fit_head(self:Learner,
     check_number('folds', folds, 2, whole=True), check_number('seed', seed, 0, whole=True)
     model = get_model(self.model)
     _check_solvable(self, model)
-    rows,targs = frozen_rows(self)[0]
+    rows,targs = frozen_rows(self)
     if (wgts := getattr(self.dls.train, 'wgts', None)) is not None: rows,targs = rows[wgts>0],targs[wgts>0] # what is never dealt is not learned from
     if not (targs.ndim==1 and not targs.is_floating_point()): raise FineGrainedError(f"Labels of shape {tuple(targs.shape)} are no class numbers (n,)")
     check(rows.isfinite().all(), 'The frozen body says nan or inf of pictures, so no head can be solved for: its weights are spoiled, build the learner with others')
