@@ -114,6 +114,7 @@ def _training(learn):
     res = dict(began_with='tensors by name' if began.startswith(('{','OrderedDict')) else Path(began).name) if began else {} # not where the file lay on this machine
     if n is None and log is not None and len(log): res['epochs'] = f"{len(log)} in {log.phase.nunique()} phases"
     elif n: res['epochs'] = f'{n} in the last fit'
+    if made.get('solved_head'): res['head'] = f"solved for: {made['solved_head']}"
     res |= dict(loss=name_of(learn.loss_func), optimizer=name_of(learn.opt_func), batch_size=learn.dls.train.bs, precision=made.get('precision'),
         data=repr(learn.dls.data))
     return {k.replace('_', ' '): v for k,v in res.items() if v is not None}

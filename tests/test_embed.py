@@ -158,7 +158,8 @@ def test_prototypes_are_class_means(learn, data):
     birds = learn.prototypes({'Nobody': files})
     assert birds.vocab==[*learn.dls.vocab, 'Nobody'] and len(learn.dls.vocab)==4
     for c in range(4): torch.testing.assert_close(birds.embeddings[c], F.normalize(embeddings[y==c].mean(0), dim=0))
-    one,same = [learn.prototypes({'Nobody': o}).embeddings[-1] for o in (np.asarray(data.picture(0)), [data.path(0)])]
+    one,raw,same = [learn.prototypes({'Nobody': o}).embeddings[-1] for o in (np.asarray(data.picture(0)), bytearray(data.path(0).read_bytes()), [data.path(0)])]
+    torch.testing.assert_close(raw, same)
     torch.testing.assert_close(one, same) # an array is one picture, and not many rows of pixels
     said = birds.predict(files)
     assert said.label.tolist()==['Nobody']*2 and (said.farther>0).all()

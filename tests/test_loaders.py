@@ -2,7 +2,7 @@
 import os
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
-from fastai.vision.all import LabelSmoothingCrossEntropy, Normalize, RandomResizedCropGPU, imagenet_stats
+from fastai.vision.all import LabelSmoothingCrossEntropy, Normalize, RandomResizedCropGPU, Transform, imagenet_stats
 from fgvc_fast.all import FineGrainedData, FineGrainedError, fine_grained_learner
 from fgvc_fast.datasets.all import toy_birds
 from fgvc_fast.data.loader import balanced_order, shard_indices
@@ -243,3 +243,18 @@ def test_a_getter_and_an_item_of_ones_own(data):
         def create_item(self, s): return super().create_item(s)[0],torch.tensor(7)
     dls = data.block(32, cache=False).dataloaders(bs=4, num_workers=0, dl_type=Sevens)
     assert all((y==7).all() for _,y in dls.valid)
+
+def test_what_is_put_into_loaders_counts_at_once(data):
+    "An item of one's own, labels and transforms that are changed by hand: in a pass, and out of one"
+    few = dict(bs=4, num_workers=0)
+    own = data.block(32, cache=False).dataloaders(create_item=lambda s: (torch.zeros(3, 32, 32),torch.tensor(7)), **few)
+    assert all((y==7).all() for _,y in own.valid)
+    dls = data.dls(32, cache=False, **few)
+    assert len(dls.valid.one_batch()[1])
+    dls.valid.after_item.add(Transform(lambda x: x*0 if getattr(x, 'ndim', 0)==3 else x, order=9))
+    assert dls.valid.do_item(0)[0].sum()==0 and dls.valid.one_batch()[0].sum()==0
+    block = data.block(32, cache=False)
+    dls = block.dataloaders(**few)
+    dls.valid.one_batch()
+    block.getters[-1].codes = np.zeros(len(data), int)
+    assert all((y==0).all() for _,y in dls.valid)

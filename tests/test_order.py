@@ -24,6 +24,8 @@ def private(src, mod):
     at = [(known[o.value.id], o.attr) for o in ast.walk(tree) if isinstance(o, ast.Attribute) and isinstance(o.value, ast.Name) and o.value.id in known]
     return found + [(m, n) for m,n in at if n[0]=='_' and n[:2]!='__']
 
+homes = {o.name: m for m,f in files.items() for o in ast.parse(f.read_text(encoding='utf-8')).body if isinstance(o, ast.ClassDef)} # of each class its module
+
 @pytest.mark.parametrize('mod', mods)
 def test_imports_come_before(mod):
     late = [m for m in imports(mod) if m in nbs and nbs[m] >= nbs[mod]]
@@ -33,6 +35,14 @@ def test_imports_come_before(mod):
 def test_private_names_stay_at_home(mod):
     taken = private(files[mod].read_text(encoding='utf-8'), mod)
     assert not taken, f'{mod} takes {taken}: make public what two modules need'
+
+@pytest.mark.parametrize('mod', files)
+def test_a_class_is_read_on_its_own_page(mod):
+    "Later pages add verbs to a class of ours; what it does for itself stands in its own module"
+    for o in ast.parse(files[mod].read_text(encoding='utf-8')).body:
+        if not (isinstance(o, ast.FunctionDef) and any(ast.unparse(d).partition('(')[0]=='patch' for d in o.decorator_list)): continue
+        of = ast.unparse(o.args.args[0].annotation)
+        if of in homes: assert homes[of]==mod or not o.name.startswith('_') or o.name.endswith('_'), f'{mod} adds {of}.{o.name}, which is no verb: make it a function of that page'
 
 def test_what_these_tests_see():
     "The ways in which a module or a private name could come in"

@@ -76,7 +76,7 @@ def grown(dl):
 
 class Read:
     "Reads the path and the label of a row, and draws nothing: an epoch in seconds"
-    def __init__(self, quick): self.picture,self.codes = quick.picture,quick.codes
+    def __init__(self, quick): self.picture,self.codes = quick.picture,quick.label.codes
     def fits(self, dl): return True
     def __call__(self, dl, i):
         row = dl.dataset.items[i]

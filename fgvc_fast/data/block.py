@@ -404,16 +404,17 @@ class _Quick:
     "Items of the table without asking fastai's transforms, for loaders that have no others than a block's own"
     def __init__(self, picture, *more):
         *parts,label = more
-        self.picture,self.parts,self.codes,self.vocab = picture,parts[0] if parts else None,label.codes,list(label.vocab)
+        self.picture,self.parts,self.label = picture,parts[0] if parts else None,label
         self.own = [[CropResize,ToTensor], ['PictureOf','open_lazily'], *[['PartsOf']]*len(parts), ['LabelOf',Categorize]]
     def fits(self, dl):
-        return type(dl).create_item is FineGrainedDL.create_item and ([[t.name if type(t) is Transform else type(t) for t in fs]
-            for fs in (dl.after_item.fs, *[o.tfms.fs for o in dl.dataset.tls])]==self.own and list(dl.dataset.tls[-1].tfms.fs[-1].vocab)==self.vocab)
+        plain = type(dl).create_item is FineGrainedDL.create_item and 'create_item' not in vars(dl) and type(dl.dataset) is Datasets
+        return plain and ([[t.name if type(t) is Transform else type(t) for t in fs] for fs in (dl.after_item.fs, *[o.tfms.fs for o in dl.dataset.tls])]
+            ==self.own and list(dl.dataset.tls[-1].tfms.fs[-1].vocab)==list(self.label.vocab))
     def __call__(self, dl, i):
         row,cut = dl.dataset.items[i],dl.after_item.fs[0]
         cut.train = not dl.after_item.split_idx
         x,taken = cut.cut(open_lazily(self.picture(row)))
-        return x,*([] if self.parts is None else [cut.place(self.parts.array(row), taken)]),TensorCategory(int(self.codes[row])) # as fastai's: class numbers of 16 bits overflow when somebody counts pairs
+        return x,*([] if self.parts is None else [cut.place(self.parts.array(row), taken)]),TensorCategory(int(self.label.codes[row])) # as fastai's: class numbers of 16 bits overflow when somebody counts pairs
 
 def _quick_of(getters):
     "A `_Quick` for what `getters` get, if they are a block's own"
@@ -541,7 +542,7 @@ def block(self:FineGrainedData,
             "instead of groups")
     if item_tfms is None:
         options = dict(crop=crop, twins=_twins(places[0].names) if places else None, **{**to_item, **kwargs})
-        item_tfms = CropResize(size, **options, cache=self._cache(CropResize(size, **options), rows, cache, max_gb) if cache else None)
+        item_tfms = CropResize(size, **options, cache=_opened_cache(self, CropResize(size, **options), rows, cache, max_gb) if cache else None)
     res = FineGrainedBlock(
         blocks=(TransformBlock(type_tfms=open_lazily, batch_tfms=ToFloat, dl_type=FineGrainedDL), *[TransformBlock()]*len(places),
         CategoryBlock(vocab=self.vocab, sort=False)),
@@ -561,14 +562,13 @@ def _kept_bytes(data, cut, rows, train, n=32):
         except ValueError: pass # whoever reads it will say so
     return len(rows)*np.mean(sizes or [0])
 
-@patch
-def _cache(self:FineGrainedData, cut, rows, home, max_gb):
+def _opened_cache(data, cut, rows, home, max_gb):
     "The `CachedImages` of what `cut` needs of `rows` (of train, of valid)"
-    about = dict(root=self.root.resolve(), banner=self.banner, **{k: getattr(cut, k) for k in ('size','crop','margin','min_scale')})
-    need = [_kept_bytes(self, cut, o, train) for o,train in zip(rows, (True,False))]
+    about = dict(root=data.root.resolve(), banner=data.banner, **{k: getattr(cut, k) for k in ('size','crop','margin','min_scale')})
+    need = [_kept_bytes(data, cut, o, train) for o,train in zip(rows, (True,False))]
     res = open_cache(about, need, None if home is True else home, max_gb)
     if res is not None:
-        for use,o in zip(('train','valid'), rows): res.add(use, o, self.items.path.iloc[o])
+        for use,o in zip(('train','valid'), rows): res.add(use, o, data.items.path.iloc[o])
     return res
 
 # %% ../../nbs/api/030_data.block.ipynb #7ccb7fa6

@@ -188,7 +188,7 @@ def _array_pixels(o):
 def is_one_picture(o:object # Anything
     )->bool:
     "Is `o` a single picture (or the path of one), and no list of them?"
-    return isinstance(o, (str, bytes, os.PathLike, Image.Image)) or hasattr(o, 'read') or hasattr(o, '__array__') and getattr(o, 'ndim', 0) in (2,3)
+    return isinstance(o, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)) or hasattr(o, 'read') or hasattr(o, '__array__') and getattr(o, 'ndim', 0) in (2,3)
 
 def to_picture(
     o:Image.Image|np.ndarray|bytes|str|os.PathLike|BinaryIO # A PIL picture, an array or tensor, a file's bytes, a path, an open file

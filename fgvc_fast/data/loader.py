@@ -134,7 +134,7 @@ class _Rows(np.ndarray):
 class FineGrainedDL(TfmdDL):
     "A fastai `TfmdDL` whose batches repeat for a `seed`, and may be `balance`d"
     key,whole,places,rank,ranks = 0,None,None,0,1
-    _sooner = None # how items are made, if not as fastai does it
+    _sooner,_passing = None,False # how items are made in a pass, if not as fastai does it; whether one is on
     def __init__(self, dataset:Sequence|Datasets,
         seed:int|None=None, # The same batches for the same seed, whatever the number of workers; None: other ones each time
         balance:list|np.ndarray|None=None, # (n,) class numbers: training batches in which all classes come equally often
@@ -175,11 +175,11 @@ class FineGrainedDL(TfmdDL):
         if not isinstance(s, tuple): return self._item(s)
         with seeded(self.key, 1, int(s[0])): return self._item(s[1])
 
-    def _item(self, s): return super().do_item(s) if self._sooner is None else self._sooner(self, s)
+    def _item(self, s): return self._sooner(self, s) if self._passing and self._sooner is not None else super().do_item(s)
 
     def before_iter(self):
         super().before_iter()
-        self._sooner = self.quick if self.quick is not None and self.quick.fits(self) else None
+        self._sooner,self._passing = self.quick if self.quick is not None and self.quick.fits(self) else None,True
 
     def create_batch(self, b:list):
         x = None if self.prebatched or not isinstance(b[0], tuple) else _stacked([o[0] for o in b])
@@ -188,12 +188,14 @@ class FineGrainedDL(TfmdDL):
     def __iter__(self):
         self._new_key()
         batches = super().__iter__()
-        if self.seed is None: yield from batches
-        for i in itertools.count():
-            with seeded(self.key, 0, i*self.ranks+self.rank):
-                try: b = next(batches)
-                except StopIteration: return
-            yield b
+        try:
+            if self.seed is None: yield from batches
+            for i in itertools.count():
+                with seeded(self.key, 0, i*self.ranks+self.rank):
+                    try: b = next(batches)
+                    except StopIteration: return
+                yield b
+        finally: self._passing = False # an item that is asked for outside of a pass is made as the loader is then
 
 # %% ../../nbs/api/024_data.loader.ipynb #c81d52b7
 @patch

@@ -66,7 +66,7 @@ def _flowers_txt(root):
     "The same of fastai's lists, whose classes run from 0"
     df = pd.concat([read_words(root/f'{s}.txt', ['path','label'], tree=_flowers_tree).assign(split=s) for s in ('train','valid','test')], ignore_index=True)
     num = pd.to_numeric(df.label, errors='coerce')
-    if not num.notna().all(): raise FineGrainedError(f"{root}: the class of {listing(df.path[num.isna()])} is not a number")
+    if (bad := num.isna() | (num%1!=0)).any(): raise FineGrainedError(f"{root}: the class of {listing(df.path[bad])} is not a whole number")
     if df.path.duplicated().any(): raise FineGrainedError(f"{root}: {listing(df.path[df.path.duplicated()])} stands twice in train.txt, valid.txt and test.txt")
     if not num.isin((0,102)).any():
         raise FineGrainedError(f"{root}: the lists have neither a class 0 nor a class 102, so nobody knows whether they count from 0 or from 1: complete them")

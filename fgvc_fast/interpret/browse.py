@@ -59,19 +59,18 @@ def _as_jpeg(im, side):
     im.save(f, 'JPEG', quality=82)
     return 'data:image/jpeg;base64,'+base64.b64encode(f.getvalue()).decode()
 
-@patch
-def _pair_html(self:FineGrainedInterpretation, one, other, times, k, method, side, against):
+def _pair_html(interp, one, other, times, k, method, side, against):
     "A section of the file"
     halves = []
     for this,that in ((one,other),(other,one)):
-        idxs,wrong,total = self._of_pair(this, that, k)
-        x,_,maps = logits_and_maps(self.learn, [self.dl.items[i] for i in idxs], method, self.preds[idxs].tolist(), None, against)
+        idxs,wrong,total = interp._of_pair(this, that, k)
+        x,_,maps = logits_and_maps(interp.learn, [interp.dl.items[i] for i in idxs], method, interp.preds[idxs].tolist(), None, against)
         cards = []
-        for im,m,i in zip(to_images(self.dls.valid, x), maps, idxs):
-            right = self.preds[i]==self.targs[i]
-            said = 'right' if right else f'taken for {escape(str(self.vocab[self.preds[i]]))}'
+        for im,m,i in zip(to_images(interp.dls.valid, x), maps, idxs):
+            right = interp.preds[i]==interp.targs[i]
+            said = 'right' if right else f'taken for {escape(str(interp.vocab[interp.preds[i]]))}'
             pics = ''.join(f'<img src="{_as_jpeg(o, side)}" alt="">' for o in (im.permute(1,2,0), spotlight(im, m)))
-            cards.append(f'<figure class="{"right" if right else "wrong"}">{pics}<figcaption>{said}, {self.probs[i]:.0%} sure</figcaption></figure>')
+            cards.append(f'<figure class="{"right" if right else "wrong"}">{pics}<figcaption>{said}, {interp.probs[i]:.0%} sure</figcaption></figure>')
         halves.append(f'<div><h3>{escape(str(this))}</h3><p>{wrong} of {total} taken for the other</p>{"".join(cards)}</div>')
     return (f'<section><h2>{escape(str(one))} <i>or</i> {escape(str(other))}? <small>{times} mistakes</small></h2><div '
         f'class="pair">{"".join(halves)}</div></section>')
@@ -112,5 +111,5 @@ def to_html(self:FineGrainedInterpretation,
     options = ''.join(f'<option value="{i}">{escape(str(a))} / {escape(str(b))} ({t})</option>' for i,(a,b,t) in enumerate(rows))
     path = Path(path)
     path.write_text(_page.format(right_color=right_color, wrong_color=wrong_color, title=escape(title), about=about, options=options,
-        sections=''.join(self._pair_html(*o, k, method, side, against) for o in rows)), encoding='utf-8')
+        sections=''.join(_pair_html(self, *o, k, method, side, against) for o in rows)), encoding='utf-8')
     return path

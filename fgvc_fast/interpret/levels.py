@@ -67,8 +67,8 @@ def level_coverage(self:FineGrainedInterpretation,
     confidences:Iterable=(.5,.6,.7,.8,.9,.95,.99) # Probabilities that an answer must have, each 0–1
     )->pd.DataFrame:
     "For each of `confidences`, a row per level and one for 'unsure': the `share` of pictures answered there, and how many of these answers are right (`accuracy`)"
-    ok = isinstance(confidences, Iterable) and not isinstance(confidences, (str,bytes,dict))
-    if not (ok and len(confidences := [o.item() if hasattr(o, 'item') else o for o in confidences])): raise FineGrainedError(f'confidences={confidences!r}: give probabilities, as (.5, .9)')
+    ok = isinstance(confidences, Iterable) and not isinstance(confidences, (str,bytes,dict)) and getattr(confidences, 'ndim', 1)==1
+    if not (ok and len(confidences := list(dict.fromkeys(o.item() if hasattr(o, 'item') else o for o in confidences)))): raise FineGrainedError(f'confidences={confidences!r}: give probabilities, as (.5, .9)')
     for c in confidences: _is_probability(c)
     tree,(p,right) = _tree(self),(self.level_probs, self.level_right)
     if len(tree.levels)==1: p,right = self.probs[:,None],(self.preds==self.targs)[:,None]

@@ -20,17 +20,16 @@ from numbers import Integral
 from torch import nn
 
 # %% ../../nbs/api/670_interpret.mistakes.ipynb #21fb7f05
-@patch
-def _nearest_of(self:FineGrainedInterpretation, idxs, classes):
+def _nearest_of(interp, idxs, classes):
     "For each picture `idxs` the nearest training picture of each of `classes` (n, m), as items of the loaders"
-    embeddings,targs = kept_embeddings(self.learn)
-    dl,items,res = items_loader(self.learn, [self.dl.items[i] for i in idxs]),self.dls.train.dataset.items,[]
-    files,known = file_numbers(dl, self.dls.train)
-    for file,row,cs in zip(files, embeddings_of(self.learn, dl)[0], classes):
+    embeddings,targs = kept_embeddings(interp.learn)
+    dl,items,res = items_loader(interp.learn, [interp.dl.items[i] for i in idxs]),interp.dls.train.dataset.items,[]
+    files,known = file_numbers(dl, interp.dls.train)
+    for file,row,cs in zip(files, embeddings_of(interp.learn, dl)[0], classes):
         res.append([])
         for c in cs:
             at = (targs==c).nonzero()[:,0]
-            if not len(at): raise FineGrainedError(f"There is no training picture of '{self.vocab[c]}'")
+            if not len(at): raise FineGrainedError(f"There is no training picture of '{interp.vocab[c]}'")
             others = at[known[at]!=file] # not itself, unless there is nothing else
             if len(others): at = others
             res[-1].append(items[at[(embeddings[at]@row).argmax()].item()])
@@ -60,7 +59,7 @@ def plot_errors(self:FineGrainedInterpretation,
     said,true = ([int(o[i]) for i in idxs] for o in (self.preds, self.targs))
     items = [self.dl.items[i] for i in idxs]
     x,_,maps = logits_and_maps(self.learn, items*3, method, [*said, *true, *zip(said, true)], layer, against)
-    near = self._nearest_of(idxs, [*zip(said, true)])
+    near = _nearest_of(self, idxs, [*zip(said, true)])
     shown,maps = to_images(self.dls.valid, x[:len(idxs)]),maps.view(3, len(idxs), *maps.shape[1:])
     others = to_images(self.dls.valid, torch.cat([_look_at(self.learn, o) for o in near])).view(len(idxs), 2, *shown.shape[1:])
     how = asked_against(method, against)

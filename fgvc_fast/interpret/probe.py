@@ -28,6 +28,7 @@ def is_batch(o:object): return torch.is_tensor(o) and o.ndim==4
 def batches_of(learn:Learner, items:int|str|Path|Image.Image|Iterable):
     "How many `items` there are, and batches of them (B, 3, H, W) as the model sees them"
     if isinstance(items, (tuple,list)) and len(items) and is_batch(items[0]): # (xb, yb), or several batches of pictures
+        check(all(is_batch(o) or getattr(o, 'ndim', 1)<3 for o in items), "These are batches and single pictures: give one or the other")
         items = torch.cat(list(items)) if all(is_batch(o) for o in items) else items[0]
     alone = isinstance(items, Integral) or is_one_picture(items)
     if torch.is_tensor(items) and not alone:

@@ -6,7 +6,7 @@
 __all__ = ['items_loader', 'embeddings_of', 'kept_embeddings', 'file_numbers', 'Neighbors', 'Prototypes']
 
 # %% ../../nbs/api/660_interpret.retrieval.ipynb #718be60c
-import os, pandas as pd, torch
+import numpy as np, os, pandas as pd, torch
 from collections.abc import Iterable
 from contextlib import nullcontext
 from fastai.data.load import DataLoader
@@ -109,11 +109,11 @@ def _name_of(dls, item):
 
 @patch
 def retrieve(self:Learner,
-    item:int|str|bytes|Path|Image.Image, # A path, a picture, or a row of the data set
+    item:int|str|bytes|Path|Image.Image|np.ndarray|torch.Tensor, # A path, a picture, or a row of the data set
     k:int=5 # How many
     )->Neighbors:
     "The `k` training pictures whose rows are nearest to that of `item`, by the cosine"
-    if not isinstance(item, (str,Path,Integral,Image.Image,bytes)):
+    if not (isinstance(item, Integral) or is_one_picture(item)):
         raise FineGrainedError(f'retrieve looks for the neighbours of one picture: give a path, a picture or a row of the data set, not {type(item).__name__}')
     check_number('k', k, 1, whole=True)
     (embeddings,targs),items = kept_embeddings(self),self.dls.train.dataset.items

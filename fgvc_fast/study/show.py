@@ -42,10 +42,9 @@ def _said(k, mean, spread):
     f,d = (100,1) if 'top' in k else (1,3)
     return f'{f*mean:.{d}f}' + ('' if np.isnan(spread) else f' ± {f*spread:.{d}f}')
 
-@patch
-def _cells(self:Study, columns=None):
+def _cells(study, columns=None):
     "The table of means as it is shown, in texts"
-    wide,axes = self.summary(),self.axes
+    wide,axes = study.summary(),study.axes
     if columns is None: columns = [k for k in (f'measured {k}' if k in axes else k for k in _usual) if wide[k].notna().any()]
     if not isinstance(columns, (list,tuple)): raise FineGrainedError(f"columns={columns!r}: give a list of columns, such as {listing(_numbers, 3)}")
     lost = [k for k in columns if f'{k}_spread' not in wide]
@@ -60,34 +59,33 @@ def _given(made_of):
     "What all runs of a study were given, in short"
     return ', '.join(f"{k}={shortened(re.sub(' #[0-9a-f]{8}', '', v), 130)}" for k,v in made_of.items() if k not in ('train','code'))
 
-@patch
-def _about(self:Study):
+def _about(study):
     "What has to be said below a table"
-    runs,n = self.runs,len(self.settings)*len(self.seeds)
-    if not len(runs): return f"{self.name}: none of {n} runs done yet, study.run() begins"
+    runs,n = study.runs,len(study.settings)*len(study.seeds)
+    if not len(runs): return f"{study.name}: none of {n} runs done yet, study.run() begins"
     ok = runs[runs.error.isna()]
     bad = f', {len(runs)-len(ok)} with an error (study.runs.error; study.run() tries again)'*(len(ok)<len(runs))
-    if not len(ok): return f'{self.name}: 0 of {n} runs{bad}'
+    if not len(ok): return f'{study.name}: 0 of {n} runs{bad}'
     counts = {s: ok[f'{s}_pictures'].dropna().astype(int).unique() for s in ('valid','test') if f'{s}_pictures' in ok}
     on = ' and '.join(f"{' or '.join(f'{o:,}' if o else 'no' for o in v)} {s} pictures" for s,v in counts.items() if len(v))
     by = ', '.join(f"{k} {' and '.join(ok[k].unique())}" for k in library_versions())
-    return (f"{self.name}: {len(ok)} of {n} runs{bad}{' with '*bool(_given(self.made_of))}{_given(self.made_of)}; mean ± standard deviation over seeds, on "
+    return (f"{study.name}: {len(ok)} of {n} runs{bad}{' with '*bool(_given(study.made_of))}{_given(study.made_of)}; mean ± standard deviation over seeds, on "
         f"{on}; minutes of training on {' and '.join(ok.device.unique())}; {by}; {ok.date.max()[:10]}")
 
 @patch
 def to_markdown(self:Study, columns:list|None=None # Names from `summary`; the usual ones if `None`
     )->str:
     "The table of means for a page, and below it what has to be said"
-    cells = self._cells(columns)
+    cells = _cells(self, columns)
     lines = [cells.columns, ['---']*len(cells.columns), *cells.to_numpy()]
-    return '\n'.join(f"| {' | '.join(str(o).replace('|', chr(92)+'|') for o in l)} |" for l in lines) + f'\n\n{self._about()}'
+    return '\n'.join(f"| {' | '.join(str(o).replace('|', chr(92)+'|') for o in l)} |" for l in lines) + f'\n\n{_about(self)}'
 
 # %% ../../nbs/api/910_study.show.ipynb #9e253f82
 @patch
-def _repr_html_(self:Study): return f'{self._cells().to_html(index=False)}<p>{escape(self._about())}</p>'
+def _repr_html_(self:Study): return f'{_cells(self).to_html(index=False)}<p>{escape(_about(self))}</p>'
 
 @patch
-def __repr__(self:Study): return f'{self._cells().to_string(index=False)}\n{self._about()}'
+def __repr__(self:Study): return f'{_cells(self).to_string(index=False)}\n{_about(self)}'
 
 # %% ../../nbs/api/910_study.show.ipynb #47d9ebc4
 @patch
@@ -112,21 +110,19 @@ def _room(a, b, of, pictures, times=1):
     if len(d)>1: return max(t.ppf(1-.025/times, len(d)-1)*max(d.std(ddof=1), least/2)/len(d)**.5, least)
     return None if 'loss' in of else max(norm.ppf(1-.025/times)*((a[0]*(1-a[0]) + b[0]*(1-b[0]))/pictures)**.5, 1/pictures)
 
-@patch
-def _partner(self:Study, o, base):
+def _partner(study, o, base):
     "The setting that `o` is compared with: `base` itself, or the one that differs from `o` only in what `base` says"
     for want in (base, o.shown | base):
-        for s in self.settings:
+        for s in study.settings:
             if s.shown==want: return s
 
 # %% ../../nbs/api/910_study.show.ipynb #cda9987f
-@patch
-def _pairs(self:Study, base, of):
+def _pairs(study, base, of):
     "Each setting that has a partner, the partner, and the seeds for which both have `of`"
-    for o in self.settings:
-        other = self._partner(o, base)
+    for o in study.settings:
+        other = _partner(study, o, base)
         if other is None or other is o: continue
-        mine,theirs = self._rows(o),self._rows(other)
+        mine,theirs = study._rows(o),study._rows(other)
         yield o,other,[k for k in mine if k in theirs and None not in (mine[k].get(of), theirs[k].get(of))]
 
 @patch
@@ -139,7 +135,7 @@ def compare(self:Study, base:object, # What to compare with: a dict of axes and 
     known = [{k: s.shown.get(k) for k in base} for s in self.settings]
     if not (base in known and (len(self.axes)==1 or len(base) or {} in [s.shown for s in self.settings])):
         raise FineGrainedError(f'base={base} is none of the settings: {listing(self.settings, 10)}')
-    res,pairs = [],list(self._pairs(base, of))
+    res,pairs = [],list(_pairs(self, base, of))
     times = sum(bool(seeds) for *_,seeds in pairs)
     for o,other,seeds in pairs:
         mine,theirs = self._rows(o),self._rows(other)
@@ -195,11 +191,10 @@ def plot(self:Study, x:str|None=None, # What is along the axis: one of the study
         at = [_spots(ax, x if cost else ticks.index(o.shown.get(x))+push, done[o], y, colors(i%20), name or None, cost)
             for o in settings if done[o]]
         if number and at: ax.plot(*zip(*sorted(at)), color=colors(i%20), lw=1.2)
-    self._name_axes(ax, x, y, ticks, cost)
+    _name_axes(self, ax, x, y, ticks, cost)
     return ax
 
-@patch
-def _name_axes(self:Study, ax, x, y, ticks, cost):
+def _name_axes(study, ax, x, y, ticks, cost):
     if not cost: ax.set_xticks(range(len(ticks)), ['–' if o is None else str(o) for o in ticks]), ax.set_xlim(-.5, len(ticks)-.5)
     if not cost and max(len(str(o)) for o in ticks)*len(ticks)>60: ax.tick_params('x', rotation=20)
     if x=='parameters':
@@ -207,7 +202,7 @@ def _name_axes(self:Study, ax, x, y, ticks, cost):
         low,high = ax.get_xlim()
         if low>0 and high>10*low: ax.set_xscale('log')
         ax.xaxis.set_major_formatter(EngFormatter(sep=''))
-    ax.set(xlabel=x, ylabel=y.replace('_', ' ').replace('top', 'top-') + ' %'*('top' in y), title=self.name)
+    ax.set(xlabel=x, ylabel=y.replace('_', ' ').replace('top', 'top-') + ' %'*('top' in y), title=study.name)
     by = dict(zip(*reversed(ax.get_legend_handles_labels())))
     if by: ax.legend(by.values(), by.keys(), loc='center left', bbox_to_anchor=(1, .5), frameon=False, fontsize=9)
     no_box(ax)

@@ -10,6 +10,7 @@ import numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 from fastcore.basics import patch
+from ..answers import check_vocab
 from ..core import FineGrainedError, check, check_number
 from ..models.head import LinearHead
 from ..models.model import FineGrainedModel
@@ -137,7 +138,7 @@ def solve_head(
     m,s = _standard(rows)
     z = (rows-m)/s
     w,b = [o*best.factor for o in _solved(z, targs, len(there), best.method, best.strength, tried)]
-    every = torch.zeros(n_out, w.shape[1]),torch.full((n_out,), F.linear(z, w, b).amax(1).min().item()-20) # a class that was never seen is never said
+    every = w.mean(0).repeat(n_out, 1),(b.mean()-20).repeat(n_out) # of a class that was never seen: below the mean of all others, and so of the largest, whatever the row
     every[0][there],every[1][there] = w,b
     return *every,table.assign(chosen=table.index==best.name)
 
@@ -161,9 +162,11 @@ def fit_head(self:Learner,
     "Solve for the head, the body frozen: discriminant analysis or logistic regression, as strong as cross-validation on the training pictures finds best"
     check_number('folds', folds, 2, whole=True), check_number('seed', seed, 0, whole=True)
     model = get_model(self.model)
-    _check_solvable(self, model)
+    check_vocab(self), _check_solvable(self, model)
     rows,targs = frozen_rows(self)
-    if (wgts := getattr(self.dls.train, 'wgts', None)) is not None: rows,targs = rows[wgts>0],targs[wgts>0] # what is never dealt is not learned from
+    if (wgts := getattr(self.dls.train, 'wgts', None)) is not None: # what is never dealt is not learned from
+        dealt = torch.from_numpy(np.asarray(wgts, float)[:len(rows)]>0)
+        rows,targs = rows[dealt],targs[dealt]
     if not (targs.ndim==1 and not targs.is_floating_point()): raise FineGrainedError(f"Labels of shape {tuple(targs.shape)} are no class numbers (n,)")
     check(rows.isfinite().all(), 'The frozen body says nan or inf of pictures, so no head can be solved for: its weights are spoiled, build the learner with others')
     if targs.unique().numel()<2: raise FineGrainedError("All training pictures are of one class: there is nothing to tell apart")
@@ -176,4 +179,7 @@ def fit_head(self:Learner,
         model.temperature.fill_(1.)
     if self.opt is not None: self.opt.clear_state()
     if hasattr(self, 'trained_on'): self.trained_on.note()
+    if hasattr(self, 'made_of'):
+        best = table[table.chosen].iloc[0]
+        self.made_of['solved_head'] = f'{best.method} {best.strength}'
     return table
