@@ -17,6 +17,7 @@ from pathlib import Path
 from torch import nn
 from ..core import FineGrainedError, check_number, listing
 from .attention import Attended
+from .closer import look_twice
 from .head import check_parents, heads
 from .parts import ZoomIn
 from .pools import pools
@@ -83,14 +84,16 @@ class FineGrainedModel(nn.Module):
         "The last feature map (B, body.nf, h, w), what else the pool wants to know by name, and the map for the branch"
         wants = {k: v for k,v in getattr(self.pool, 'wants', {}).items() if k!='points'}
         if self.branch is not None: wants['stages'] = [*wants.get('stages', ()), self.branch.stage]
-        maps,seen = self.body.see(self.norm(_plain(x)), **wants)
+        twice = wants.pop('closer', False)
+        def see(x): return self.body.see(x, **wants)
+        maps,seen = look_twice(see, self.norm(_plain(x))) if twice else see(self.norm(_plain(x)))
         mid = None if self.branch is None else seen['stages'].pop()
         if 'stages' in seen and not seen['stages']: del seen['stages']
         return maps,seen,mid
 
     def maps(self, x:torch.Tensor):
         "The last feature map (B, body.nf, h, w)"
-        return self.body(self.norm(_plain(x)))
+        return self.see(x)[0]
 
     def features(self, x:torch.Tensor):
         "What the head sees (B, pool.nf)"

@@ -7,9 +7,10 @@ __all__ = ['pools']
 
 # %% ../../nbs/api/158_models.pools.ipynb #83351455
 from .annotated import AnnotatedPartPool
+from .closer import CloserPool
 from .pyramid import PyramidPool, StagePool, map_pools
 from .tokens import ClassTokenPool, PartTokenPool, TokenPool
 
 # %% ../../nbs/api/158_models.pools.ipynb #e66eb38d
-pools = dict(**map_pools, annotated_parts=AnnotatedPartPool, class_token=ClassTokenPool, tokens=TokenPool, part_tokens=PartTokenPool,
+pools = dict(**map_pools, annotated_parts=AnnotatedPartPool, closer=CloserPool, class_token=ClassTokenPool, tokens=TokenPool, part_tokens=PartTokenPool,
     stages=StagePool, pyramid=PyramidPool)

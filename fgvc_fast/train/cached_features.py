@@ -135,17 +135,17 @@ def _check_steady(model, x, rows=False):
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #09173a1e
 def _pairs(model, x):
-    "Convolutions of `model` that are used once, each with the batch norm that takes what it gives of `x`, and the size of its maps"
-    made,calls,res = {},Counter(),[]
+    "Convolutions of `model` that only one batch norm hears, each with that norm and the size of its maps, the same whenever it is asked about `x`"
+    made,calls,met = {},Counter(),Counter()
     def note(m, args, out):
         calls[m] += 1
         if isinstance(m, nn.Conv2d): made[id(out)] = m,args[0].shape[2:],out # kept, so that nothing else gets its id
-        elif isinstance(m, nn.BatchNorm2d) and (hit := made.get(id(args[0]))): res.append((hit[0], m, hit[1]))
+        elif isinstance(m, nn.BatchNorm2d) and (hit := made.get(id(args[0]))): met[hit[0],m,hit[1]] += 1
     hooks = [o.register_forward_hook(note) for o in model.modules()]
     try: model.see(x)
     finally:
         for o in hooks: o.remove()
-    return [o for o in res if calls[o[0]]==calls[o[1]]==1 and type(o[1]) in (nn.BatchNorm2d,BatchNormAct2d)]
+    return [o for o,n in met.items() if calls[o[0]]==calls[o[1]]==n and type(o[1]) in (nn.BatchNorm2d,BatchNormAct2d)]
 
 def _even(conv, size):
     "`conv` for maps of `size`; if it pads them more below and on the right, with zeros in its kernel instead"
