@@ -10,7 +10,9 @@ import torch
 from collections.abc import Callable
 from torch import nn
 from torch.nn import functional as F
-from ..core import check_number
+from ..core import FineGrainedError
+from .body import Body
+from .streams import TwoStreams
 
 # %% ../../nbs/api/157_models.closer.ipynb #2e7b5ae9
 def closer_box(
@@ -50,17 +52,20 @@ def look_twice(
     x:torch.Tensor # Pictures (B, 3, H, W)
     )->tuple:
     "What `see` says of the whole of `x`, with the map of a `closer` look beside it; each at half the size of `x`"
-    size = [max(n//2, 1) for n in x.shape[2:]]
+    size = [max(n//2, min(n, 64)) for n in x.shape[2:]] # of less, no body has a map to speak of
     maps,seen = see(F.interpolate(x, size, mode='area'))
     return maps,seen | dict(closer=see(cut_square(x, closer_box(maps), size))[0])
 
 class CloserPool(nn.Module):
     "The whole picture and a closer look side by side, each the mean of cubes over the map"
     wants = dict(closer=True)
-    def __init__(self, nf:int # Channels of the map
+    def __init__(self, body:Body|TwoStreams # It sees pictures of half the size
     ):
         super().__init__()
-        self.nf = 2*check_number('nf', nf, 1, whole=True)
+        if body.fixed:
+            raise FineGrainedError(f"pool='closer' shows '{body.name}' pictures of half the size that comes in, and it takes only one: use a convolutional body, "
+                "or of timm's ViTs one with dynamic_img_size=True")
+        self.nf = 2*body.nf
 
     def forward(self, maps:torch.Tensor, closer:torch.Tensor):
         def mean(m):
