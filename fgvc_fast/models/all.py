@@ -2,6 +2,7 @@
 from .annotated import *
 from .attention import *
 from .body import *
+from .closer import *
 from .head import *
 from .model import *
 from .parts import *

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import nn
 from ..core import FineGrainedError, check_number, listing
 from .attention import Attended
-from .closer import look_twice
+from .closer import look_closer
 from .head import check_parents, heads
 from .parts import ZoomIn
 from .pools import pools
@@ -84,9 +84,9 @@ class FineGrainedModel(nn.Module):
         "The last feature map (B, body.nf, h, w), what else the pool wants to know by name, and the map for the branch"
         wants = {k: v for k,v in getattr(self.pool, 'wants', {}).items() if k!='points'}
         if self.branch is not None: wants['stages'] = [*wants.get('stages', ()), self.branch.stage]
-        twice = wants.pop('closer', False)
+        closer = wants.pop('closer', 0)
         def see(x): return self.body.see(x, **wants)
-        maps,seen = look_twice(see, self.norm(_plain(x))) if twice else see(self.norm(_plain(x)))
+        maps,seen = look_closer(see, self.norm(_plain(x)), closer) if closer else see(self.norm(_plain(x)))
         mid = None if self.branch is None else seen['stages'].pop()
         if 'stages' in seen and not seen['stages']: del seen['stages']
         return maps,seen,mid

@@ -10,6 +10,7 @@ from .finite import *
 from .groups import *
 from .l2sp import *
 from .lr_find import *
+from .minutes import *
 from .phases import *
 from .plans import *
 from .plot import *
