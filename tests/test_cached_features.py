@@ -408,3 +408,12 @@ def test_what_is_no_option_of_features(kwargs):
     learn = learner()
     with freeze_below(learn, 'head'), pytest.raises(FineGrainedError, match=f'{next(iter(kwargs))}='):
         with frozen_features(learn, **kwargs): pass
+
+def test_a_body_that_looks_three_times_is_folded_too():
+    "Each convolution hears three maps, and one norm hears each of them"
+    model,x = fine_grained_model('resnet10t', 4, pool='closer', pretrained=False).eval(),torch.rand(2, 3, 128, 128)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d): m.running_mean.normal_(0, .1), m.running_var.uniform_(.5, 2)
+    quick = _fused(model, x)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in quick.body.modules()) and any(isinstance(m, nn.BatchNorm2d) for m in model.body.modules())
+    with torch.no_grad(): torch.testing.assert_close(quick.features(x), model.features(x), rtol=1e-3, atol=1e-3)

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/api/475_train.minutes.ipynb #46563485
-import pandas as pd, time, torch
+import math, pandas as pd, time, torch
 from copy import deepcopy
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -168,9 +168,9 @@ def fit_minutes(self:Learner,
         near,foreseen = _closer_looks(m, head)
         if near: again = m.solve(f'{near} looks', near, _double(self), foreseen)
         _go_back(self, m.was, m.loaders)
-        epoch = _epoch_seconds(self)
-        epochs = int(.95*(m.left-1.2*head-1.1*again)/epoch)
-        m.say(f'An epoch through the body takes {epoch:.0f} s: ' + (f'{epochs} of them' if epochs>1 else 'there is no time for it'))
+        epoch = _epoch_seconds(self) if m.left>2*head else math.inf # measuring takes time, too
+        epochs = min(int(.95*(m.left-1.2*head-1.1*again)/epoch), 100) # of a few thousand pictures more are learned by heart
+        m.say(f'{epochs} epochs through the body, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
         if epochs>1 and _deeper(m, epochs, epoch, cbs):
             m.solve('deeper, head', m.was['looks'], size, head)
             if near and again<m.left: m.solve(f'deeper, {near} looks', near, _double(self), again)
