@@ -48,6 +48,8 @@ BENCH := imports step pools loading scale errors cam predict duplicates toy_bird
 #   annotated_parts  compares shares of marked parts, no goal
 #   budget           what a fixed time is best spent on: long, no goal
 #   cache_accuracy   the cache costs no accuracy: long, as only several seeds can show it
+#   deeper           what training the body adds to a solved head, and at which rate: no goal
+#   looks            what closer looks of a frozen body are worth: no goal
 #   few_shot         prototypes beside imprinted rows, no goal
 #   heads            every pool and head under one time budget: hours, goes on from its log
 #   pieces           what each of our defaults brings: long, no goal

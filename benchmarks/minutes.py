@@ -4,8 +4,7 @@
     python benchmarks/minutes.py --data grocery81 --seconds 240
     python benchmarks/minutes.py --data toy --seconds 60
 
-Clocks run from the loaders to the end of training, the first decoding included: pictures are kept in a folder that is new. The test split is read once by each row, at the end. scikit-learn is given the validation pictures too, which the others choose by, and C = 0.01 of
-standardized rows.
+Clocks run from the loaders to the end of training, the first decoding included: pictures are kept in a folder that is new. The test split is read once by each row, at the end. scikit-learn is given the validation pictures too, which the others choose by, and its C is cross-validated.
 """
 import argparse, json, numpy as np, subprocess, sys, tempfile, time, warnings
 
@@ -24,17 +23,16 @@ def probe(data, body, size, cache):
     import torch
     from fgvc_fast.all import fine_grained_learner
     from fgvc_fast.train.cached_features import frozen_rows
-    from sklearn.linear_model import LogisticRegression
+    from solved_head import theirs
     start = time.perf_counter()
     learn = fine_grained_learner(data.dls(size, cache=cache), **body)
     with learn.no_bar():
         x,y = [torch.cat(o).numpy() for o in zip(*[frozen_rows(learn, i) for i in (0,1)])]
-        m,s = x.mean(0),x.std(0)+1e-5
-        fit = LogisticRegression(C=.01, max_iter=1000).fit((x-m)/s, y)
-        secs = time.perf_counter()-start
-        at = data.dls(size, cache=False, valid='test')
-        rows,targs = frozen_rows(fine_grained_learner(at, **body), 1)
-    return (fit.predict((rows.numpy()-m)/s)==targs.numpy()).mean(),secs,''
+        at = fine_grained_learner(data.dls(size, cache=False, valid='test'), **body)
+        began = time.perf_counter()
+        held,targs = frozen_rows(at, 1)
+        began -= time.perf_counter() # the test pictures are no part of the time
+        return (theirs(x, y, held.numpy())==targs.numpy()).mean(),time.perf_counter()-start+began,''
 
 def row(name, kind, seed, seconds):
     "(test accuracy, seconds, what was done) of one row"

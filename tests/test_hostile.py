@@ -333,7 +333,7 @@ call('StagePool', 'F', it(StagePool), lambda w: dict(body=w.body), body=by_build
 call('PyramidPool', 'F', it(PyramidPool), lambda w: dict(body=w.body, width=8), body=by_builder, stages=stages, width=count, pool=pool)
 call('Branch', 'F', it(Branch), lambda w: dict(body=w.body, n_out=4, width=8), body=by_builder, n_out=count, stage=stage.but([], {}), width=count)
 for f in (ClassTokenPool, TokenPool): call(f.__name__, 'F', it(f), lambda w: dict(body=a_vit(w)), body=by_builder)
-call('CloserPool', 'F', it(CloserPool), lambda w: dict(body=w.body), body=by_builder, looks=count)
+call('CloserPool', 'F', it(CloserPool), lambda w: dict(body=w.body), body=by_builder, looks=whole(2))
 call('PartTokenPool', 'F', it(PartTokenPool), lambda w: dict(body=a_vit(w)), body=by_builder, parts=count)
 def a_vit(w):
     if not hasattr(w, 'vit'): w.vit = Body('vit_tiny_patch16_224', pretrained=False, img_size=32, depth=1, embed_dim=24, num_heads=2)
@@ -630,7 +630,7 @@ exceptions = { # 'Class.*': what is written under it
         'pickle_digest check_answers count_no_answers for_size as_pair shared_twin check_parents check_pad threshold_range RollOut '
         'check_token_flow hook_attention unpack_map as_pixels short_digest dependencies_of as_settings shortened library_versions '
         'whole_learner check_positive as_plan counted group_lrs rates_over_steps phase_label resize_learner learner_size stats_from '
-        'cpu_weights check_callbacks check_solvable least_loss refers_to is_batch set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
+        'cpu_weights check_can_fit check_solvable least_loss refers_to is_batch set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
         'target_weights from_grad_cam ',
     'a script, whose arguments go to calls of the table': 'main three_ways fresh_process true_parts show_parts part_scores Report Report.*'}
 

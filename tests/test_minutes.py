@@ -1,10 +1,14 @@
 "`fit_minutes` keeps the best of what it tried, and nothing of what it did not keep"
 import itertools, pytest, torch
+from fastai.callback.core import Callback
 from fastai.metrics import accuracy
 from types import SimpleNamespace
-from fgvc_fast.all import FineGrainedError, Phase, fine_grained_data, fine_grained_learner, load_bundle
+from fasttransform import Transform
+from fgvc_fast.all import EMA, AddLoss, FineGrainedError, Mix, Phase, fine_grained_data, fine_grained_learner, load_bundle
 from fgvc_fast.models.closer import CloserPool
 from fgvc_fast.train import minutes, solve
+from fgvc_fast.train.phases import default_plan
+from torch import nn
 
 @pytest.fixture(scope='module')
 def birds(): return fine_grained_data('toy_birds', families=2, species=3, per_class=16, size=64)
@@ -71,11 +75,106 @@ def test_no_looks_where_nothing_may_be_changed(birds):
     tried = learn.fit_minutes(.05)
     assert learn.made_of['pool']=='gem' and not tried.step.str.contains('looks').any()
 
+def test_two_rates_where_there_is_time(birds, monkeypatch):
+    "Each begins from what there was, and the one with the lower loss goes on"
+    learn,began,real = quiet(birds),[],minutes._train
+    def train(m, epochs, lr, *args):
+        real(m, epochs, lr, *args)
+        began.append((epochs, lr, minutes._judge(learn)[0]))
+    monkeypatch.setattr(minutes, '_train', train)
+    learn.fit_minutes(.2)
+    (a,low,first),(b,high,second),(n,lr,_) = began
+    assert (a,b)==(3,3) and low<high and lr==(low if first<second else high) and n>1
+
+def test_callbacks(birds):
+    "The body is trained with those of the learner and of the call, also with such as no stored features could follow"
+    learn = quiet(birds, cbs=Mix(mixup=.4))
+    assert any('deeper' in o for o in learn.fit_minutes(.06, cbs=[EMA()]).step)
+
+def test_interrupted_in_the_body(birds, capsys):
+    "It ends there, says so once, and promises nothing that cannot be had"
+    class Stop(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    learn = quiet(birds)
+    tried = learn.fit_minutes(.06, cbs=Stop())
+    said = capsys.readouterr().out
+    assert said.count('Stopped')==1 and 'resume' not in said and not any('deeper' in o for o in tried.step)
+    assert minutes._judge(learn)[0]==pytest.approx(tried.valid_loss.min(), rel=1e-4) and not hasattr(learn, 'phase_log')
+
+def test_the_clock_ends_the_last_phase(birds):
+    "Callbacks that take their time are seen: an epoch that would come too late is not begun"
+    class Slow(Callback):
+        def after_batch(self): [minutes.time.perf_counter() for _ in range(10)] # a second each
+    learn = quiet(birds)
+    m = minutes._Minutes(learn, .2)
+    learn.fit_phases(default_plan(7), cbs=[Slow(), minutes._Clock(m, 0)])
+    assert 1<len(learn.phase_log)<7 and learn._phase_run.done
+
+def test_card_log_and_recorder_are_of_what_was_kept(birds):
+    "An earlier training stays known, one that was thrown away is not; and a head is solved for until it is trained"
+    learn = quiet(birds)
+    with learn.no_logging(): learn.fit_one_cycle(3, 1e-2)
+    values = list(learn.recorder.values)
+    tried = learn.fit_minutes(.06)
+    if not any(tried.kept & tried.step.str.contains('deeper')): assert learn.aux_losses.n_trained==3 and learn.recorder.values==values
+    learn.fit_head()
+    assert 'solved_head' in learn.made_of
+    with learn.no_logging(): learn.fit_phases(1)
+    assert 'solved_head' not in learn.made_of
+
+def test_data_changed_since_the_loaders_were_made():
+    "Loaders of another size are refused where they would deal other labels or pictures: there are no looks then"
+    data = fine_grained_data('toy_birds', families=2, species=3, per_class=8, size=64)
+    learn = quiet(data)
+    names = list(data.vocab)
+    was = data.items.label.copy()
+    data.items['label'] = data.items.label.map(dict(zip(names, names[1:]+names[:1])))
+    with pytest.raises(FineGrainedError, match='labels of the table were changed'): learn.dls.resized(96)
+    codes = [int(y) for _,y in learn.dls.valid_ds]
+    assert not learn.fit_minutes(.02).step.str.contains('looks').any() and [int(y) for _,y in learn.dls.valid_ds]==codes
+    data.items['label'] = was
+    learn.dls.resized(96)
+    cut = learn.dls.train.new(n=7)
+    learn.dls.loaders[0] = cut
+    tried = learn.fit_minutes(.02)
+    assert not tried.step.str.contains('looks').any() and learn.dls.train is cut
+    cut.get_idxs = lambda: [0, 1]
+    with pytest.raises(FineGrainedError, match='get_idxs'): learn.fit_head()
+
+def test_what_looks_would_break(birds):
+    "A loss on the pool's own rows stays of their width, a transform with a size of its own stays: no looks; and double precision stays double"
+    learn = quiet(birds, cbs=AddLoss('center'))
+    assert not learn.fit_minutes(.03).step.str.contains('looks').any()
+    with learn.no_logging(): learn.fit_phases(1)
+    learn = quiet(birds)
+    learn.model.double()
+    learn.dls.add_tfms([Transform(lambda x: x.double() if x.ndim==4 else x, order=99)], 'after_batch')
+    learn.fit_minutes(.03)
+    assert {p.dtype for p in learn.model.parameters()}=={torch.float64}
+
+def test_nothing_is_learned_by_timing(birds):
+    "Neither by the loss, nor by the loader or the caller's random numbers"
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(6))
+        def forward(self, p, y): return nn.functional.cross_entropy(p*self.w, y)
+    learn = quiet(birds, loss_func=Own())
+    was,rng,draw = state(learn),learn.dls.train.rng.getstate(),torch.get_rng_state()
+    assert minutes._epoch_seconds(learn)>0
+    assert learn.loss_func.w.grad is None and same(state(learn), was) and learn.dls.train.rng.getstate()==rng and torch.equal(torch.get_rng_state(), draw)
+
+def test_wide_pictures_stay_wide(birds):
+    learn = quiet(birds, (48,96))
+    tried = learn.fit_minutes(.06)
+    assert tried['size'][0]=='48×96' and tried['size'][1]=='136×272' # of twice 96 px square the pixels, to rounding
+    assert learn.dls.one_batch()[0].shape[2:]==tuple(map(int, str(tried['size'][tried.kept].item()).split('×')))
+
 def test_least_loss():
     "Against a fine grid, one factor at a time"
     torch.manual_seed(0)
     p,y = torch.randn(50, 4)*3,torch.randint(4, (50,))
-    slow = min(torch.nn.functional.cross_entropy(p*f, y).item() for f in torch.logspace(-2, 1.5, 2000).tolist())
+    slow = min(torch.nn.functional.cross_entropy(p*f, y).item() for f in torch.logspace(-4, 2, 2000).tolist())
     assert slow<=solve.least_loss(p, y).item()<=slow+2e-3
 
 def test_refused(birds):

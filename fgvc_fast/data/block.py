@@ -336,11 +336,18 @@ def _test_items(data, items, labeled, boxed=False):
     return items
 
 # %% ../../nbs/api/030_data.block.ipynb #6ddbc795
+def _labels(dl):
+    "What two loaders of the same pictures are compared by: the vocabulary, and the class number of each picture"
+    return [*dl.quick.label.vocab, *dl.quick.label.codes[dl.items]]
+
 def _put_as(dls, res):
     "Into the new loaders `res` what was put into `dls` by hand since they were made: transforms, batch size, order, device"
-    check(len(dls.loaders)==2 and all(type(a) is type(b) and np.array_equal(a.items, b.items) for a,b in zip(dls.loaders, res.loaders)),
+    same = [type(a) is type(b) and a.n==b.n and 'get_idxs' not in vars(a) and np.array_equal(a.items, b.items) for a,b in zip(dls.loaders, res.loaders)]
+    check(len(dls.loaders)==2 and all(same),
         "These loaders deal other pictures, or in another way, than `data.dls` made them to, so nobody knows how to make others of another size: leave `size` "
         "out")
+    check(all(_labels(a)==_labels(b) for a,b in zip(dls.loaders, res.loaders)),
+        "The labels of the table were changed after these loaders were made of it: make them anew, as `learn.dls = data.dls(...)`")
     sized = sorted({t.name for a in dls.loaders for k in ('after_item','before_batch','after_batch')
         for t in getattr(a, k).fs if not isinstance(t, CropResize) and getattr(t, 'size', None) is not None})
     if sized: raise FineGrainedError(f"{listing(sized)} among the transforms has a size of its own, which would stay: leave it, or `size`, out")

@@ -55,9 +55,9 @@ def look_closer(
     "What `see` says of the whole of `x`, with the maps of `closer` looks beside it, a list; each look at half the size of `x`"
     size = [max(n//2, min(n, 64)) for n in x.shape[2:]] # of less, no body has a map to speak of
     maps,seen = see(F.interpolate(x, size, mode='area'))
-    near,last,box = [],maps,maps.new_tensor([.5,.5,1.]).repeat(len(x), 1)
+    near,last,box = [],maps,torch.tensor([.5,.5,1.], device=x.device).repeat(len(x), 1) # in half precision a pixel off
     for _ in range(times):
-        mid,side = closer_box(last).to(box).split((2,1), 1)
+        mid,side = closer_box(last).split((2,1), 1)
         box = torch.cat([box[:,:2]+box[:,2:]*(mid-.5), box[:,2:]*side], 1) # in parts of the look before; now of the whole
         last = see(cut_square(x, box, size))[0]
         near.append(last)
@@ -69,7 +69,7 @@ class CloserPool(nn.Module):
         looks:int=3 # At the whole, closer, closer still, ...
     ):
         super().__init__()
-        check_number('looks', looks, 1, whole=True)
+        check_number('looks', looks, 2, whole=True)
         if body.fixed:
             raise FineGrainedError(f"pool='closer' shows '{body.name}' pictures of half the size that comes in, and it takes only one: use a convolutional body, "
                 "or of timm's ViTs one with dynamic_img_size=True")
@@ -78,7 +78,7 @@ class CloserPool(nn.Module):
     def forward(self, maps:torch.Tensor, closer:list):
         def mean(m):
             with torch.autocast(m.device.type, enabled=False): # cubes of half-precision numbers overflow
-                m = m.float()
+                m = m.to(torch.promote_types(m.dtype, torch.float32))
                 top = m.abs().amax((2,3), keepdim=True).clamp(min=1e-6)
                 cubes = (m/top).pow(3).mean((2,3))
                 return cubes.sign()*cubes.abs().clamp(min=1e-9).pow(1/3)*top[...,0,0]

@@ -7,72 +7,95 @@ __all__ = []
 
 # %% ../../nbs/api/475_train.minutes.ipynb #46563485
 import math, pandas as pd, time, torch
-from copy import deepcopy
-from fastai.callback.core import Callback
+from copy import copy, deepcopy
+from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastai.torch_core import get_model, one_param, to_device
 from fastcore.basics import noop, patch
+from fastcore.foundation import L
 from ..core import FineGrainedError, check, check_number
 from ..models.closer import CloserPool
 from ..models.head import LinearHead
+from ..data.loader import seeded
 from ..models.pool import MeanPool
+from .add_loss import AddLoss
+from .cached_features import precision_of
 from .distributed import rank_and_world
-from .phases import Phase
-from .runner import check_callbacks, cpu_weights, learner_size, resize_learner
+from .phases import default_plan
+from .runner import check_can_fit, cpu_weights, learner_size
 from .solve import check_solvable, least_loss
 
 # %% ../../nbs/api/475_train.minutes.ipynb #5bcb75ae
 def _looks(model): return model.pool.looks if isinstance(model.pool, CloserPool) else 1
 
+def _fresh_head(model):
+    "A head for the pool of `model` that knows nothing"
+    fc = model.head.fc
+    return LinearHead(model.pool.nf, fc.out_features, model.head.drop.p).to(fc.weight.device, fc.weight.dtype)
+
 def _set_up(learn, looks, size, loaders):
     "Give `learn` a pool that looks so often, with a head of its own, and pictures of `size`, those of `loaders` where they have been made"
     model = learn.model
+    dls = loaders.get(size) or learn.dls.resized(size) # before anything is changed: it may be refused
     if _looks(model)!=looks:
-        dev,fc = one_param(model).device,model.head.fc
         model.pool = CloserPool(model.body, looks) if looks>1 else MeanPool(model.body.nf)
-        model.head = LinearHead(model.pool.nf, fc.out_features, model.head.drop.p).to(dev)
+        model.head = _fresh_head(model)
         model.recipe['pool'] = learn.made_of['pool'] = 'closer' if looks>1 else 'avg'
         model.recipe['options']['pool'] = dict(looks=looks) if looks>1 else {}
         learn.opt = None # its rates and averages were of other parameters
-    if size in loaders:
-        model.resize(size)
-        learn.dls,learn.made_of['image_size'] = loaders[size],'×'.join(map(str, size))
-    else: resize_learner(learn, size)
-    loaders[size] = learn.dls
+    if learner_size(learn)!=size: model.resize(size)
+    learn.dls,loaders[size] = dls,dls
+    learn.made_of['image_size'] = '×'.join(map(str, size))
 
 # %% ../../nbs/api/475_train.minutes.ipynb #615965c4
+_logs = ('_phase_run','phase_log','final_record'),('lrs','iters','losses','values') # of the learner, of fastai's Recorder
+
+def _logged(learn): return [{k: copy(v) for k,v in vars(o).items() if k in names} for o,names in zip((learn, learn.recorder), _logs)]
+
+def _log_again(learn, was):
+    "Put back what was `_logged`"
+    for o,names,kept in zip((learn, learn.recorder), _logs, was):
+        for k in names: vars(o).pop(k, None)
+        vars(o).update(kept)
+
 def _state(learn):
     "All that is needed to make `learn` once more what it is"
-    return dict(looks=_looks(learn.model), size=learner_size(learn), weights=cpu_weights(learn.model),
-        made_of=dict(learn.made_of), run={k: getattr(learn, k) for k in ('_phase_run','phase_log') if hasattr(learn, k)})
+    return dict(looks=_looks(learn.model), size=learner_size(learn), weights=cpu_weights(learn.model), made_of=dict(learn.made_of),
+        epochs=learn.aux_losses.n_trained, log=_logged(learn))
 
+# %% ../../nbs/api/475_train.minutes.ipynb #8f5e5d63
 def _go_back(learn, o, loaders):
     "Make of `learn` what it was at `o`"
     _set_up(learn, o['looks'], o['size'], loaders)
     learn.model.load_state_dict(o['weights'])
-    learn.made_of = dict(o['made_of'])
-    for k in ('_phase_run','phase_log'): vars(learn).pop(k, None)
-    vars(learn).update(o['run'])
+    learn.made_of,learn.aux_losses.n_trained = dict(o['made_of']),o['epochs']
+    _log_again(learn, o['log'])
     if learn.opt is not None: learn.opt.clear_state()
 
 # %% ../../nbs/api/475_train.minutes.ipynb #32e405dd
 def _epoch_seconds(learn, steps=3):
     "About how long an epoch of training everything takes, and the validation after it"
-    model,dl = deepcopy(get_model(learn.model)).train(),learn.dls.train
+    model,loss,dl = deepcopy(get_model(learn.model)).train(),deepcopy(learn.loss_func),learn.dls.train
     for p in model.parameters(): p.requires_grad_(True)
-    dev,at = one_param(model).device,[time.perf_counter()]
-    for _,b in zip(range(steps+1), dl):
-        b = to_device(b, dev)
-        learn.loss_func(model(b[0]), b[-1]).backward()
-        if dev.type=='cuda': torch.cuda.synchronize(dev)
-        at.append(time.perf_counter())
-    check(len(at)>1, 'The training loader deals no batch: give it a smaller `bs`')
+    dev,at,rng = one_param(model).device,[time.perf_counter()],deepcopy(dl.rng)
+    with seeded(0):
+        for _,b in zip(range(steps+1), dl):
+            b = to_device(b, dev)
+            with precision_of(learn): res = loss(model(b[0]), b[-1])
+            res.backward()
+            if dev.type=='cuda': torch.cuda.synchronize(dev)
+            at.append(time.perf_counter())
+    dl.rng = rng
+    if len(at)==1: return math.inf # not a batch is dealt
     step = (at[-1]-at[1])/(len(at)-2) if len(at)>2 else at[1]-at[0]
     return step*(len(dl)+len(learn.dls.valid.dataset)/dl.bs/3)
 
+# %% ../../nbs/api/475_train.minutes.ipynb #e0b1263e
 def _judge(learn):
     "(Loss at the best temperature, share of right answers) on the validation split"
-    logits,targs = learn.get_preds(dl=learn.dls.valid.new(shuffle=False, drop_last=False), act=noop)
+    log = _logged(learn) # asking empties the recorder
+    with learn.no_bar(), learn.no_logging(): logits,targs = learn.get_preds(dl=learn.dls.valid.new(shuffle=False, drop_last=False), act=noop)
+    _log_again(learn, log)
     check(logits.isfinite().all(), 'The model says nan or inf of validation pictures: its weights are spoiled, build the learner anew')
     return least_loss(logits.float(), targs.long()).item(),(logits.argmax(1)==targs).float().mean().item()
 
@@ -89,10 +112,10 @@ class _Minutes:
         if hasattr(self.learn, 'progress') and self.learn.logger is not noop: print(msg)
     def note(self, step, since, expected=None):
         "A step is done: is it the best?"
-        with self.learn.no_bar(), self.learn.no_logging(): loss,acc = _judge(self.learn)
-        size = learner_size(self.learn)[0]
-        self.rows.append(dict(step=step, size=size, expected=expected, seconds=time.perf_counter()-since, valid_loss=loss, valid_top1=acc))
-        self.say(f'{step} at {size} px: {100*acc:.1f} % of validation, loss {loss:.3f} ({self.rows[-1]["seconds"]:.0f} s)')
+        loss,acc = _judge(self.learn)
+        h,w = learner_size(self.learn)
+        self.rows.append(dict(step=step, size=h if h==w else f'{h}×{w}', expected=expected, seconds=time.perf_counter()-since, valid_loss=loss, valid_top1=acc))
+        self.say(f'{step} at {self.rows[-1]["size"]} px: {100*acc:.1f} % of validation, loss {loss:.3f} ({self.rows[-1]["seconds"]:.0f} s)')
         if self.best is None or loss<self.rows[self.kept]['valid_loss']: self.best,self.kept = _state(self.learn),len(self.rows)-1
     def solve(self, step, looks, size, expected=None):
         "Solve for the head at `size`; how long that took"
@@ -104,47 +127,55 @@ class _Minutes:
     def table(self): return pd.DataFrame(self.rows).assign(kept=[i==self.kept for i in range(len(self.rows))])
 
 # %% ../../nbs/api/475_train.minutes.ipynb #dd366a4f
-def _fresh(m):
-    "The body as it was before anything was tried, and a head that knows nothing"
-    _go_back(m.learn, m.was, m.loaders)
-    model = m.learn.model
-    model.head = LinearHead(model.pool.nf, model.head.fc.out_features, model.head.drop.p).to(one_param(model).device)
-    m.learn.opt = None
-    m.learn.made_of.pop('solved_head', None)
+class _Clock(Callback):
+    "End a phase where another epoch would go beyond the time"
+    order,run_valid = 60,False # after what is noted of an epoch
+    def __init__(self, m, reserve): self.m,self.reserve = m,reserve
+    def before_fit(self): self.learn._phase_run.within = True
+    def before_epoch(self): self.began = time.perf_counter()
+    def after_epoch(self):
+        if self.epoch+1<self.n_epoch and self.m.left-self.reserve<time.perf_counter()-self.began: raise CancelFitException
 
-def _train(m, epochs, lr, cbs):
-    "A fresh head for an epoch, then everything; did it come to its end?"
-    _fresh(m)
-    m.learn.fit_phases([Phase('head', 1, lr=1e-2, cached_views=0), Phase('all', epochs-1, lr=lr, ratio=10., freeze_bn=True)], cbs=cbs)
-    return m.learn._phase_run.done
+def _train(m, epochs, lr, reserve, cbs):
+    "The default plan from where all began, with everything at `lr`, so that `reserve` seconds are left in the end"
+    learn = m.learn
+    _go_back(learn, m.was, m.loaders)
+    learn.model.head,learn.opt = _fresh_head(learn.model),None
+    learn.made_of.pop('solved_head', None)
+    learn.fit_phases(default_plan(epochs, drop=1e-2/lr, pretrained=getattr(learn, 'pretrained', True)), cbs=[*L(cbs), _Clock(m, reserve)])
+    if not learn._phase_run.done: raise KeyboardInterrupt # which `fit_phases` keeps to itself
 
 # %% ../../nbs/api/475_train.minutes.ipynb #c8abade0
-def _deeper(m, epochs, epoch, cbs):
-    "Train the body for `epochs`, at the better of two rates; did it come to its end?"
-    lr,since = 1e-3,time.perf_counter()
+def _deeper(m, epochs, epoch, reserve, cbs):
+    "Train the body for `epochs`, at the better of two rates"
+    lr = 1e-3
     if epochs>=8:
-        losses = {}
+        losses,since = {},time.perf_counter()
         for o in (1e-3, 5e-3):
-            if not _train(m, 3, o, cbs): return False
-            with m.learn.no_bar(), m.learn.no_logging(): losses[o] = _judge(m.learn)[0]
+            _train(m, 3, o, reserve, cbs)
+            losses[o] = _judge(m.learn)[0]
             m.say(f'three epochs at {o:g}: loss {losses[o]:.3f}')
-        lr,epochs = min(losses, key=losses.get),epochs-6
-    expected,since = epochs*epoch,time.perf_counter()
-    if not _train(m, epochs, lr, cbs): return False
-    m.note(f'deeper, {epochs} epochs at {lr:g}', since, expected)
-    return True
+        lr,epoch = min(losses, key=losses.get),max(epoch, (time.perf_counter()-since)/6) # now that it has been seen
+        epochs = max(min(int((m.left-reserve)/epoch), epochs-6), 2)
+    since = time.perf_counter()
+    _train(m, epochs, lr, reserve, cbs)
+    m.note(f'deeper, {len(m.learn.phase_log)} epochs at {lr:g}', since, epochs*epoch)
 
 # %% ../../nbs/api/475_train.minutes.ipynb #19ff6012
-def _double(learn): return tuple(2*o for o in learn.model.body.native_size)
-
 def _closer_looks(m, head):
-    "How many looks there is time for, and how long they take; none where nothing may be changed"
-    model,(h,w) = m.learn.model,m.was['size']
-    may = m.was['looks']==1 and type(model.pool) is MeanPool and getattr(m.learn.dls, 'made', None) and not model.body.fixed
-    one = head*model.body.native_size[0]*model.body.native_size[1]/(h*w)
-    looks = next((o for o in (3, 2) if may and o*one<.9*m.left), 0)
-    m.say(f'{m.left:.0f} s are left' + f', {looks or 2} looks would take {(looks or 2)*one:.0f} s at most'*bool(may))
-    return looks,looks*one
+    "How many looks there is time for, the size of pictures for them, and how long they take; no looks where nothing may be changed"
+    learn,(h,w),(bh,bw) = m.learn,m.was['size'],m.learn.model.body.native_size
+    k = max(2*(bh*bw/(h*w))**.5, 1) # a look as large as what the weights were trained on, and no picture smaller than it is
+    size,one = (round(k*h), round(k*w)),head*k*k/4
+    model,cbs = learn.model,learn.cbs
+    if m.was['looks']>1 or type(model.pool) is not MeanPool or model.body.fixed or any(isinstance(o, AddLoss) for o in cbs): return 0,size,0
+    looks = next((o for o in (3, 2) if o*one<.9*m.left), 0)
+    m.say(f'{m.left:.0f} s are left, {looks or 2} looks would take {(looks or 2)*one:.0f} s at most')
+    try: m.loaders[size] = m.loaders.get(size) or learn.dls.resized(size)
+    except FineGrainedError as e:
+        m.say(f'No closer looks: {e}')
+        looks = 0
+    return looks,size,looks*one
 
 # %% ../../nbs/api/475_train.minutes.ipynb #b396da28
 @patch
@@ -154,26 +185,28 @@ def fit_minutes(self:Learner,
     )->pd.DataFrame: # What was tried: a row for each step, with what it took, what came of it on the validation split, and whether it was kept
     "The best model that `minutes` can buy on this machine: head, closer look and body, whatever the validation split likes best"
     if not check_number('minutes', minutes, 0)>0: raise FineGrainedError(f'minutes={minutes!r}: give a number above 0')
-    check_callbacks(cbs)
+    check_can_fit(self, cbs)
     check(rank_and_world(self)[1]==1, 'fit_minutes runs in one process: use `fit_phases` in several')
     check_solvable(self, get_model(self.model))
     check(len(self.dls.loaders)>1 and len(self.dls.valid.dataset), 'fit_minutes chooses by the validation split, and there is none: give the data one, `data.split(...)`')
     check(getattr(self.dls, 'validates_on', 'valid')!='test', 'These loaders validate on the test split, and fit_minutes would choose by it: make them with '
         '`data.dls(size)`, which validates on the validation split')
-    m,body = _Minutes(self, minutes),self.model.body
+    m = _Minutes(self, minutes)
     try:
-        size,again = m.was['size'],0
+        size,looks,again = m.was['size'],m.was['looks'],0
         if getattr(self.recorder, 'values', None) or 'solved_head' in self.made_of: m.note('before', m.began) # what was trained before is a candidate, too
-        head = m.solve('head', m.was['looks'], size)
-        near,foreseen = _closer_looks(m, head)
-        if near: again = m.solve(f'{near} looks', near, _double(self), foreseen)
+        head = m.solve('head', looks, size)
+        more,larger,foreseen = _closer_looks(m, head)
+        if more: again = m.solve(f'{more} looks', more, larger, foreseen)
         _go_back(self, m.was, m.loaders)
         epoch = _epoch_seconds(self) if m.left>2*head else math.inf # measuring takes time, too
-        epochs = min(int(.95*(m.left-1.2*head-1.1*again)/epoch), 100) # of a few thousand pictures more are learned by heart
+        reserve = 1.2*head+1.1*again
+        epochs = min(int(.95*(m.left-reserve)/epoch), 100) # of a few thousand pictures more are learned by heart
         m.say(f'{epochs} epochs through the body, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
-        if epochs>1 and _deeper(m, epochs, epoch, cbs):
-            m.solve('deeper, head', m.was['looks'], size, head)
-            if near and again<m.left: m.solve(f'deeper, {near} looks', near, _double(self), again)
+        if epochs>1:
+            _deeper(m, epochs, epoch, reserve, cbs)
+            m.solve('deeper, head', looks, size, head)
+            if more and again<m.left: m.solve(f'deeper, {more} looks', more, larger, again)
     except KeyboardInterrupt: print('Stopped: the learner has ' + ('what was best so far' if m.best else 'what it had before'))
     finally: _go_back(self, m.best or m.was, m.loaders)
     return m.table() if m.best else pd.DataFrame(m.rows)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['learner_size', 'resize_learner', 'cpu_weights', 'PhaseRun', 'PhaseWatch', 'NoValid', 'stats_from', 'phase_label',
-           'check_callbacks']
+           'check_can_fit']
 
 # %% ../../nbs/api/460_train.runner.ipynb #89f1fb73
 import numpy as np, pandas as pd, time, torch
@@ -74,7 +74,7 @@ class PhaseRun:
         self.rows,self.rates = [],[[] for _ in plan]
         self.curves = dict(lrs=[], iters=[], losses=[], values=[]) # of fastai's Recorder
         self.smooth,self.snap,self.err = (0, torch.tensor(0.)),None,None
-        self.done = False
+        self.done,self.within = False,False # is it over? Is it a step of something longer, which says itself how that ended?
         self.stops = [] # where it was interrupted, in steps
     @property
     def now(self): return self.plan[self.phase]
@@ -422,8 +422,9 @@ def _new_folder(folder):
     return path
 
 # %% ../../nbs/api/460_train.runner.ipynb #f095123d
-def check_callbacks(cbs:list|Callback|None):
-    "Stop unless `cbs` are callbacks, or classes of them"
+def check_can_fit(learn:Learner, cbs:list|Callback|None):
+    "Stop unless `learn` can be fitted phase by phase, with `cbs`"
+    check(hasattr(learn, 'recorder'), "fit_phases writes to the learner's `Recorder`, and this one has none: add it back with `learn.add_cb(Recorder)`")
     if not all(isinstance(o, Callback) or isinstance(o, type) and issubclass(o, Callback) for o in L(cbs)):
         raise FineGrainedError(f"cbs={cbs!r}: give callbacks, as in cbs=[EMA(), Mix(mixup=.4)]")
 
@@ -464,10 +465,10 @@ def fit_phases(self:Learner,
     folder:str|Path|None=None # Write there at the end of each epoch what `resume` needs, and phase_log.csv
     ):
     "Train phase by phase. Stop it and nothing is lost: the best weights so far are loaded, and `resume` goes on"
-    check(hasattr(self, 'recorder'), "fit_phases writes to the learner's `Recorder`, and this one has none: add it back with `learn.add_cb(Recorder)`")
+    check_can_fit(self, cbs)
     if not isinstance(resume, (bool,Path)) and not (isinstance(resume, str) and resume):
         raise FineGrainedError(f"resume={resume!r}: use True, or the folder of a run")
-    check_callbacks(cbs), _as_lr(lr), check_number('wd', wd, 0, none=True)
+    _as_lr(lr), check_number('wd', wd, 0, none=True)
     with _alone_in(self, _where(self, resume, folder)):
         if resume: run = _resumable(self, plan, cbs, resume, folder)
         else: run = PhaseRun(as_plan(self, plan, lr), lr, wd, cbs, learner_size(self), _new_folder(folder))
@@ -498,4 +499,4 @@ def stopped(self:PhaseRun, learn:Learner, e:BaseException):
     what = 'Stopped' if isinstance(e, KeyboardInterrupt) else type(e).__name__
     best = '' if self.best[2] is None else f'; weights of epoch {self.best[1]} loaded, the best so far (valid_loss {self.best[0]:.4f})'
     on = '' if isinstance(e, NonFiniteLoss) else f'. learn.fit_phases(resume={True if self.folder is None else repr(str(self.folder))}) goes on' # into the same loss again
-    if not rank_distrib(): print(f'{what} in phase {self.phase+1} of {len(self.plan)}, epoch {len(self.rows)}{best}{on}')
+    if not (rank_distrib() or self.within): print(f'{what} in phase {self.phase+1} of {len(self.plan)}, epoch {len(self.rows)}{best}{on}')

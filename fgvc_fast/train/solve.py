@@ -86,41 +86,48 @@ def _solutions(z, targs, n_out, logistic):
         yield 'logistic',s,*last
 
 # %% ../../nbs/api/442_train.solve.ipynb #e70347b5
-def _judged(p, want):
-    "How many of the answers `p` are right, and the summed loss at each factor"
-    return torch.stack([(p.argmax(1)==want).sum(), *[F.cross_entropy(p*f, want, reduction='sum') for f in _factors.tolist()]])
+def _tried_at(p):
+    "Factors to try on the logits `p` (n, n_out), however large these are"
+    return _factors/(p-p.mean(1, keepdim=True)).std(correction=0).clamp(min=1e-12)
 
+def _judged(p, want, factors):
+    "How many of the answers `p` are right, and the summed loss at each of `factors`"
+    return torch.stack([(p.argmax(1)==want).sum(), *[F.cross_entropy(p*f, want, reduction='sum') for f in factors.tolist()]])
+
+# %% ../../nbs/api/442_train.solve.ipynb #dd9ac191
 def least_loss(p:torch.Tensor, want:torch.Tensor)->torch.Tensor:
     "The mean cross-entropy of the logits `p` (n, n_out), all multiplied by the factor that suits them best"
-    return _judged(p, want)[1:].min()/len(p)
+    return _judged(p, want, _tried_at(p))[1:].min()/len(p)
 
-def _best(tried, method):
+def _best(tried, factors, method):
     "(strength, factor) of the least loss of `method`"
     key = min((o for o in tried if o[0]==method), key=lambda o: tried[o][1:].min().item())
-    return key[1],_factors[tried[key][1:].argmin()].item()
+    return key[1],factors[key][tried[key][1:].argmin()].item()
 
 # %% ../../nbs/api/442_train.solve.ipynb #ab0b94b0
 def _crossed(rows, targs, n_out, fold, logistic):
-    "{(method, strength): what is `_judged` of it} of all held-out pictures; strengths of both for 'both'"
-    tried,kept = {},{}
+    "{(method, strength): what is `_judged` of it} of all held-out pictures; strengths of both for 'both'. And the factors of each"
+    tried,factors,kept = {},{},{}
     for k in fold[fold>=0].unique():
         out = fold==k
         m,s = _standard(rows[~out])
         for *key,w,b in _solutions((rows[~out]-m)/s, targs[~out], n_out, logistic):
             p = F.linear((rows[out]-m)/s, w, b)
-            tried[*key] = tried.get((*key,), 0)+_judged(p, targs[out])
+            at = factors.setdefault((*key,), _tried_at(p))
+            tried[*key] = tried.get((*key,), 0)+_judged(p, targs[out], at)
             if logistic: kept.setdefault((*key,), []).append((p, targs[out]))
     if kept:
-        (a,fa),(b,fb) = _best(tried, 'discriminant'),_best(tried, 'logistic')
-        tried['both',(a,b)] = sum(_judged((fa*p+fb*q)/2, want) for (p,want),(q,_) in zip(kept['discriminant',a], kept['logistic',b]))
-    return tried
+        (a,fa),(b,fb) = [_best(tried, factors, o) for o in ('discriminant','logistic')]
+        factors['both',(a,b)] = _factors
+        tried['both',(a,b)] = sum(_judged((fa*p+fb*q)/2, want, _factors) for (p,want),(q,_) in zip(kept['discriminant',a], kept['logistic',b]))
+    return tried,factors
 
 # %% ../../nbs/api/442_train.solve.ipynb #a8b54004
-def _solved(z, targs, n_out, method, strength, tried):
+def _solved(z, targs, n_out, method, strength, tried, factors):
     "Weights and biases of one solution on all rows"
     if method=='discriminant': return Discriminant(z, targs, n_out).weights(strength)
     if method=='logistic': return logistic_weights(z, targs, n_out, strength)
-    each = [(_best(tried, k)[1]/2,_solved(z, targs, n_out, k, s, tried)) for k,s in zip(('discriminant','logistic'), strength)]
+    each = [(_best(tried, factors, k)[1]/2,_solved(z, targs, n_out, k, s, tried, factors)) for k,s in zip(('discriminant','logistic'), strength)]
     return [sum(f*o[j] for f,o in each) for j in (0,1)]
 
 # %% ../../nbs/api/442_train.solve.ipynb #d97d02ff
@@ -136,13 +143,13 @@ def solve_head(
     fold,logistic = _folds(targs.numpy(), folds, seed),len(rows)*rows.shape[1]*len(there)<1e9 # else it takes minutes
     if len(targs[fold>=0].unique())<.75*len(there): fold[:] = -1 # answers about a few classes say nothing of the others
     n = (fold>=0).sum().item()
-    tried = _crossed(rows, targs, len(there), fold, logistic)
-    table = pd.DataFrame([dict(method=m, strength=s, accuracy=o[0].item()/n, loss=o[1:].min().item()/n, factor=_factors[o[1:].argmin()].item())
+    tried,factors = _crossed(rows, targs, len(there), fold, logistic)
+    table = pd.DataFrame([dict(method=m, strength=s, accuracy=o[0].item()/n, loss=o[1:].min().item()/n, factor=factors[m,s][o[1:].argmin()].item())
         for (m,s),o in tried.items()] if n else [dict(method='logistic', strength=.01, accuracy=np.nan, loss=np.nan, factor=1.)])
     best = table.loc[table.loss.argmin() if n else 0]
     m,s = _standard(rows)
     z = (rows-m)/s
-    w,b = [o*best.factor for o in _solved(z, targs, len(there), best.method, best.strength, tried)]
+    w,b = [o*best.factor for o in _solved(z, targs, len(there), best.method, best.strength, tried, factors)]
     every = w.mean(0).repeat(n_out, 1),(b.mean()-20).repeat(n_out) # of a class that was never seen: below the mean of all others, and so of the largest, whatever the row
     every[0][there],every[1][there] = w,b
     return *every,table.assign(chosen=table.index==best.name)

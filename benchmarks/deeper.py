@@ -1,0 +1,46 @@
+"""What training the body adds to a solved head, at which rate, and from which head: an experiment that `fit_minutes` was built by
+
+    python benchmarks/deeper.py --data grocery81 --epochs 4 --fresh 1e-3 3e-3 --solved 1e-4 3e-4 1e-3
+    python benchmarks/deeper.py --data toy --epochs 8 --fresh 1e-3 5e-3 --solved 1e-3 3e-3 1e-2
+
+`fresh`: the default plan, the head first and then everything at the rate; `solved`: everything, from a head that was solved for. Accuracy on the validation split after that, and with the head solved for once more. The test split is not read.
+"""
+import argparse, numpy as np, sys, time
+from fastai.metrics import accuracy
+from fastai.torch_core import set_seed
+from fgvc_fast.all import Phase, fine_grained_learner
+from fgvc_fast.train.phases import default_plan
+from minutes import of
+from _table import spread, table
+
+def run(data, body, size, epochs, head, lr, seed):
+    "Validation accuracy, %, at the beginning, after training, and with the head solved for again; seconds of training"
+    set_seed(seed)
+    learn,res = fine_grained_learner(data.dls(size, seed=seed), **body, metrics=accuracy),[np.nan]
+    with learn.no_bar(), learn.no_logging():
+        if head=='solved':
+            learn.fit_head()
+            res = [100*learn.validate()[1]]
+        start = time.perf_counter()
+        learn.fit_phases(default_plan(epochs, drop=1e-2/lr) if head=='fresh' else Phase('all', epochs, lr=lr, ratio=10., freeze_bn=True))
+        secs = time.perf_counter()-start
+        res.append(100*learn.validate()[1])
+        learn.fit_head()
+        return *res,100*learn.validate()[1],secs
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', default='grocery81', choices=('cub50','grocery81','toy'))
+    p.add_argument('--epochs', type=int, default=4)
+    p.add_argument('--seeds', type=int, default=1)
+    for o in ('fresh','solved'): p.add_argument(f'--{o}', type=float, nargs='*', default=[])
+    args = p.parse_args()
+    data,body,size,_ = of(args.data)
+    rows = []
+    for head,lr in [(k, o) for k in ('fresh','solved') for o in getattr(args, k)]:
+        got = np.array([run(data, body, size, args.epochs, head, lr, seed) for seed in range(args.seeds)]).T
+        rows.append({'head': head, 'rate': f'{lr:g}', **{k: '' if np.isnan(v).any() else spread(v) for k,v in zip(('before %','after %','solved again %'), got)}, 'seconds': f'{got[3].mean():.0f}'})
+        print(rows[-1], file=sys.stderr, flush=True)
+    print(data), table(rows)
+
+if __name__=='__main__': main()
