@@ -11,7 +11,7 @@ from fgvc_fast.train.phases import default_plan
 from torch import nn
 
 @pytest.fixture(scope='module')
-def birds(): return fine_grained_data('toy_birds', families=2, species=3, per_class=16, size=64)
+def birds(): return fine_grained_data('toy_birds', families=2, species=3, per_class=16, size=160) # enough for a closer look
 
 @pytest.fixture(autouse=True)
 def ticks(monkeypatch):
@@ -84,7 +84,7 @@ def test_two_rates_where_there_is_time(birds, monkeypatch):
     monkeypatch.setattr(minutes, '_train', train)
     learn.fit_minutes(.2)
     (a,low,first),(b,high,second),(n,lr,_) = began
-    assert (a,b)==(3,3) and low<high and lr==(low if first<second else high) and n>1
+    assert (a,b)==(2,2) and low<high and lr==(low if first<second else high) and n>1
 
 def test_callbacks(birds):
     "The body is trained with those of the learner and of the call, also with such as no stored features could follow"
@@ -124,7 +124,7 @@ def test_card_log_and_recorder_are_of_what_was_kept(birds):
 
 def test_data_changed_since_the_loaders_were_made():
     "Loaders of another size are refused where they would deal other labels or pictures: there are no looks then"
-    data = fine_grained_data('toy_birds', families=2, species=3, per_class=8, size=64)
+    data = fine_grained_data('toy_birds', families=2, species=3, per_class=8, size=160)
     learn = quiet(data)
     names = list(data.vocab)
     was = data.items.label.copy()
@@ -151,6 +151,18 @@ def test_what_looks_would_break(birds):
     learn.dls.add_tfms([Transform(lambda x: x.double() if x.ndim==4 else x, order=99)], 'after_batch')
     learn.fit_minutes(.03)
     assert {p.dtype for p in learn.model.parameters()}=={torch.float64}
+
+def test_no_looks_at_small_pictures(birds):
+    "A look that would be blown up shows nothing new"
+    small = fine_grained_data('toy_birds', families=2, species=3, per_class=8, size=128)
+    for data,more in ((birds,True), (small,False)): assert quiet(data).fit_minutes(.04).step.str.contains('looks').any()==more
+
+def test_few_epochs_are_made_on_smaller_pictures(birds, monkeypatch):
+    "And the head is solved for at the full size"
+    monkeypatch.setattr(minutes, '_epoch_seconds', lambda learn: 1.2) # two of them
+    learn = quiet(birds, 224, pool='gem')
+    tried = learn.fit_minutes(.05)
+    assert tried['size'].tolist()==[224,128,224] and learn.dls.one_batch()[0].shape[-1]==tried['size'][tried.kept].item()
 
 def test_nothing_is_learned_by_timing(birds):
     "Neither by the loss, nor by the loader or the caller's random numbers"

@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/api/475_train.minutes.ipynb #46563485
-import math, pandas as pd, time, torch
+import math, numpy as np, pandas as pd, time, torch
+from PIL import Image
 from copy import copy, deepcopy
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
@@ -24,6 +25,38 @@ from .distributed import rank_and_world
 from .phases import default_plan
 from .runner import check_can_fit, cpu_weights, learner_size
 from .solve import check_solvable, least_loss
+
+# %% ../../nbs/api/475_train.minutes.ipynb #b396da28
+@patch
+def fit_minutes(self:Learner,
+    minutes:float, # How long it may take
+    cbs:list|Callback|None=None # Callbacks for the training of the body, as in `fit_phases`
+    )->pd.DataFrame: # What was tried: a row for each step, with what it took, what came of it on the validation split, and whether it was kept
+    "The best model that `minutes` can buy on this machine: head, closer look and body, whatever the validation split likes best"
+    if not check_number('minutes', minutes, 0)>0: raise FineGrainedError(f'minutes={minutes!r}: give a number above 0')
+    check_can_fit(self, cbs)
+    check(rank_and_world(self)[1]==1, 'fit_minutes runs in one process: use `fit_phases` in several')
+    check_solvable(self, get_model(self.model))
+    check(len(self.dls.loaders)>1 and len(self.dls.valid.dataset), 'fit_minutes chooses by the validation split, and there is none: give the data one, `data.split(...)`')
+    check(getattr(self.dls, 'validates_on', 'valid')!='test', 'These loaders validate on the test split, and fit_minutes would choose by it: make them with '
+        '`data.dls(size)`, which validates on the validation split')
+    m = _Minutes(self, minutes)
+    try:
+        size,looks,again = m.was['size'],m.was['looks'],0
+        if getattr(self.recorder, 'values', None) or 'solved_head' in self.made_of: m.note('before', m.began) # what was trained before is a candidate, too
+        head = m.solve('head', looks, size)
+        more,larger,foreseen = _closer_looks(m, head)
+        if more: again = m.solve(f'{more} looks', more, larger, foreseen)
+        _go_back(self, m.was, m.loaders)
+        epochs,epoch,small = _epochs(m, 1.2*head) if m.left>2*head else (0, math.inf, size) # measuring takes time, too
+        m.say(f'{epochs} epochs through the body at {small[0]} px, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
+        if epochs>1:
+            _deeper(m, epochs, epoch, small, 1.2*head, cbs)
+            m.solve('deeper, head', looks, size, head)
+            if more and again<m.left: m.solve(f'deeper, {more} looks', more, larger, again)
+    except KeyboardInterrupt: print('Stopped: the learner has ' + ('what was best so far' if m.best else 'what it had before'))
+    finally: _go_back(self, m.best or m.was, m.loaders)
+    return m.table() if m.best else pd.DataFrame(m.rows)
 
 # %% ../../nbs/api/475_train.minutes.ipynb #5bcb75ae
 def _looks(model): return model.pool.looks if isinstance(model.pool, CloserPool) else 1
@@ -99,6 +132,18 @@ def _judge(learn):
     check(logits.isfinite().all(), 'The model says nan or inf of validation pictures: its weights are spoiled, build the learner anew')
     return least_loss(logits.float(), targs.long()).item(),(logits.argmax(1)==targs).float().mean().item()
 
+# %% ../../nbs/api/475_train.minutes.ipynb #b4dba92b
+def _epochs(m, reserve):
+    "How many epochs of training everything fit, how long each takes, and at which size of pictures"
+    def fit(epoch): return min(int(.95*(m.left-reserve)/epoch), 100) # of a few thousand pictures more are learned by heart
+    size,epoch = m.was['size'],_epoch_seconds(m.learn)
+    small = tuple(round(o/56)*32 for o in size)
+    if fit(epoch)>=6 or min(small)<96 or m.learn.model.body.fixed: return fit(epoch),epoch,size
+    try: m.loaders[small] = m.loaders.get(small) or m.learn.dls.resized(small)
+    except FineGrainedError: return fit(epoch),epoch,size
+    epoch *= small[0]*small[1]/(size[0]*size[1])
+    return fit(epoch),epoch,small
+
 # %% ../../nbs/api/475_train.minutes.ipynb #1f9de99f
 class _Minutes:
     "What was tried within the minutes, and the best of it"
@@ -136,77 +181,53 @@ class _Clock(Callback):
     def after_epoch(self):
         if self.epoch+1<self.n_epoch and self.m.left-self.reserve<time.perf_counter()-self.began: raise CancelFitException
 
-def _train(m, epochs, lr, reserve, cbs):
+def _train(m, epochs, lr, size, reserve, cbs):
     "The default plan from where all began, with everything at `lr`, so that `reserve` seconds are left in the end"
     learn = m.learn
     _go_back(learn, m.was, m.loaders)
+    _set_up(learn, m.was['looks'], size, m.loaders)
     learn.model.head,learn.opt = _fresh_head(learn.model),None
     learn.made_of.pop('solved_head', None)
     learn.fit_phases(default_plan(epochs, drop=1e-2/lr, pretrained=getattr(learn, 'pretrained', True)), cbs=[*L(cbs), _Clock(m, reserve)])
     if not learn._phase_run.done: raise KeyboardInterrupt # which `fit_phases` keeps to itself
 
 # %% ../../nbs/api/475_train.minutes.ipynb #c8abade0
-def _deeper(m, epochs, epoch, reserve, cbs):
+def _deeper(m, epochs, epoch, size, reserve, cbs):
     "Train the body for `epochs`, at the better of two rates"
     lr = 1e-3
     if epochs>=8:
         losses,since = {},time.perf_counter()
         for o in (1e-3, 5e-3):
-            _train(m, 3, o, reserve, cbs)
+            _train(m, 2, o, size, reserve, cbs)
             losses[o] = _judge(m.learn)[0]
-            m.say(f'three epochs at {o:g}: loss {losses[o]:.3f}')
-        lr,epoch = min(losses, key=losses.get),max(epoch, (time.perf_counter()-since)/6) # now that it has been seen
-        epochs = max(min(int((m.left-reserve)/epoch), epochs-6), 2)
+            m.say(f'two epochs at {o:g}: loss {losses[o]:.3f}')
+        lr,epoch = min(losses, key=losses.get),max(epoch, (time.perf_counter()-since)/4) # now that it has been seen
+        epochs = max(min(int((m.left-reserve)/epoch), epochs), 2)
     since = time.perf_counter()
-    _train(m, epochs, lr, reserve, cbs)
+    _train(m, epochs, lr, size, reserve, cbs)
     m.note(f'deeper, {len(m.learn.phase_log)} epochs at {lr:g}', since, epochs*epoch)
 
 # %% ../../nbs/api/475_train.minutes.ipynb #19ff6012
+def _shows_more(learn, look, few=24):
+    "Have the pictures so many pixels that a closer look of the size `look` (height, width) is none that is blown up?"
+    data,rows = learn.dls.data,learn.dls.train.items
+    if data is None: return False
+    sides = [min(Image.open(data.path(int(i))).size) for i in rows[::max(len(rows)//few, 1)]]
+    return np.median(sides)>=1.4*min(look) # of which it sees two thirds
+
 def _closer_looks(m, head):
-    "How many looks there is time for, the size of pictures for them, and how long they take; no looks where nothing may be changed"
+    "How many looks there is time for, the size of pictures for them, and how long they take; no looks where nothing may be changed, or is to be seen"
     learn,(h,w),(bh,bw) = m.learn,m.was['size'],m.learn.model.body.native_size
     k = max(2*(bh*bw/(h*w))**.5, 1) # a look as large as what the weights were trained on, and no picture smaller than it is
     size,one = (round(k*h), round(k*w)),head*k*k/4
     model,cbs = learn.model,learn.cbs
     if m.was['looks']>1 or type(model.pool) is not MeanPool or model.body.fixed or any(isinstance(o, AddLoss) for o in cbs): return 0,size,0
-    looks = next((o for o in (3, 2) if o*one<.9*m.left), 0)
+    looks = next((o for o in (3, 2) if o*one<.5*m.left), 0)
     m.say(f'{m.left:.0f} s are left, {looks or 2} looks would take {(looks or 2)*one:.0f} s at most')
-    try: m.loaders[size] = m.loaders.get(size) or learn.dls.resized(size)
+    try:
+        m.loaders[size] = m.loaders.get(size) or learn.dls.resized(size)
+        if not _shows_more(learn, [o/2 for o in size]): raise FineGrainedError('the pictures have no more pixels to show')
     except FineGrainedError as e:
         m.say(f'No closer looks: {e}')
         looks = 0
     return looks,size,looks*one
-
-# %% ../../nbs/api/475_train.minutes.ipynb #b396da28
-@patch
-def fit_minutes(self:Learner,
-    minutes:float, # How long it may take
-    cbs:list|Callback|None=None # Callbacks for the training of the body, as in `fit_phases`
-    )->pd.DataFrame: # What was tried: a row for each step, with what it took, what came of it on the validation split, and whether it was kept
-    "The best model that `minutes` can buy on this machine: head, closer look and body, whatever the validation split likes best"
-    if not check_number('minutes', minutes, 0)>0: raise FineGrainedError(f'minutes={minutes!r}: give a number above 0')
-    check_can_fit(self, cbs)
-    check(rank_and_world(self)[1]==1, 'fit_minutes runs in one process: use `fit_phases` in several')
-    check_solvable(self, get_model(self.model))
-    check(len(self.dls.loaders)>1 and len(self.dls.valid.dataset), 'fit_minutes chooses by the validation split, and there is none: give the data one, `data.split(...)`')
-    check(getattr(self.dls, 'validates_on', 'valid')!='test', 'These loaders validate on the test split, and fit_minutes would choose by it: make them with '
-        '`data.dls(size)`, which validates on the validation split')
-    m = _Minutes(self, minutes)
-    try:
-        size,looks,again = m.was['size'],m.was['looks'],0
-        if getattr(self.recorder, 'values', None) or 'solved_head' in self.made_of: m.note('before', m.began) # what was trained before is a candidate, too
-        head = m.solve('head', looks, size)
-        more,larger,foreseen = _closer_looks(m, head)
-        if more: again = m.solve(f'{more} looks', more, larger, foreseen)
-        _go_back(self, m.was, m.loaders)
-        epoch = _epoch_seconds(self) if m.left>2*head else math.inf # measuring takes time, too
-        reserve = 1.2*head+1.1*again
-        epochs = min(int(.95*(m.left-reserve)/epoch), 100) # of a few thousand pictures more are learned by heart
-        m.say(f'{epochs} epochs through the body, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
-        if epochs>1:
-            _deeper(m, epochs, epoch, reserve, cbs)
-            m.solve('deeper, head', looks, size, head)
-            if more and again<m.left: m.solve(f'deeper, {more} looks', more, larger, again)
-    except KeyboardInterrupt: print('Stopped: the learner has ' + ('what was best so far' if m.best else 'what it had before'))
-    finally: _go_back(self, m.best or m.was, m.loaders)
-    return m.table() if m.best else pd.DataFrame(m.rows)
