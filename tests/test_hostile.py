@@ -410,6 +410,7 @@ call('Phase', 'B', it(Phase), it(dict(to='head', epochs=1)), to=Kind(None, 1.5, 
     pct_start=number(above=0, below=1), div=positive)
 call('Plan', 'B', it(Plan), it(dict(phases=[Phase('all', 1)])), phases=Kind(5, 'x', [5], [None], thing, words='plan Phase'))
 call('default_plan', 'B', it(default_plan), it(dict(epochs=3)), epochs=count, lr=positive, drop=positive, ratio=positive, pretrained=flag)
+call('learner_plan', 'B', lambda w: partial(learner_plan, w.learn), it(dict(epochs=3)), learn=Free('given by `learn.plan`'), epochs=count, lr=positive, kwargs=Free('checked by `default_plan`'))
 call('phase_rates', 'B', it(phase_rates), lambda w: dict(learn=w.learn, plan=2), learn=Free("a learner or its model, from the calls that take one"), plan=plan, lr=rate)
 call('Learner.plan', 'B', lambda w: w.learn.plan, it(dict(name='default', epochs=3)), name=choice(), epochs=count, lr=rate, kwargs=options)
 for k in ('fastai','gradual','reinit','layers'):
@@ -630,7 +631,7 @@ exceptions = { # 'Class.*': what is written under it
         'pickle_digest check_answers count_no_answers for_size as_pair shared_twin check_parents check_pad threshold_range RollOut '
         'check_token_flow hook_attention unpack_map as_pixels short_digest dependencies_of as_settings shortened library_versions '
         'whole_learner check_positive as_plan counted group_lrs rates_over_steps phase_label resize_learner learner_size stats_from '
-        'cpu_weights check_can_fit check_solvable precision_of least_loss refers_to is_batch set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
+        'cpu_weights body_rate check_can_fit check_solvable precision_of least_loss refers_to is_batch set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
         'target_weights from_grad_cam ',
     'a script, whose arguments go to calls of the table': 'main three_ways fresh_process true_parts show_parts part_scores Report Report.*'}
 

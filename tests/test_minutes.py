@@ -75,17 +75,6 @@ def test_no_looks_where_nothing_may_be_changed(birds):
     tried = learn.fit_minutes(.05)
     assert learn.made_of['pool']=='gem' and not tried.step.str.contains('looks').any()
 
-def test_two_rates_where_there_is_time(birds, monkeypatch):
-    "Each begins from what there was, and the one with the lower loss goes on"
-    learn,began,real = quiet(birds),[],minutes._train
-    def train(m, epochs, lr, *args):
-        real(m, epochs, lr, *args)
-        began.append((epochs, lr, minutes._judge(learn)[0]))
-    monkeypatch.setattr(minutes, '_train', train)
-    learn.fit_minutes(.2)
-    (a,low,first),(b,high,second),(n,lr,_) = began
-    assert (a,b)==(2,2) and low<high and lr==(low if first<second else high) and n>1
-
 def test_callbacks(birds):
     "The body is trained with those of the learner and of the call, also with such as no stored features could follow"
     learn = quiet(birds, cbs=Mix(mixup=.4))

@@ -25,6 +25,17 @@ def fit(learn, *args, **kwargs):
     with learn.no_logging(): learn.fit_phases(*args, **kwargs)
     return learn
 
+def test_the_default_rate_is_what_the_body_bears(birds):
+    "Whoever asks for epochs, and `lr` moves all rates alike"
+    learn = learner(birds)
+    rate = min(p.square().mean().sqrt().item() for p in learn.model.body.parameters() if p.ndim>1)/20
+    head,everything = learn.plan('default', 3)
+    assert everything.lr==pytest.approx(rate, rel=.05) and everything.lr>4e-3 and head.lr==.01
+    fit(learn, 2, lr=.02)
+    assert learn._phase_run.plan[1].lr==pytest.approx(2*everything.lr) and learn.plan('default', 3, drop=10)[1].lr==1e-3
+    for p in learn.model.body.parameters(): p.data.mul_(.01)
+    assert learn.plan('default', 3)[1].lr==1e-3
+
 @pytest.mark.parametrize('name', plans)
 def test_every_plan_runs(birds, name):
     learn = (vit if name=='blocks' else learner)(birds)

@@ -22,7 +22,6 @@ from ..models.pool import MeanPool
 from .add_loss import AddLoss
 from .cached_features import precision_of
 from .distributed import rank_and_world
-from .phases import default_plan
 from .runner import check_can_fit, cpu_weights, learner_size
 from .solve import check_solvable, least_loss
 
@@ -181,31 +180,16 @@ class _Clock(Callback):
     def after_epoch(self):
         if self.epoch+1<self.n_epoch and self.m.left-self.reserve<time.perf_counter()-self.began: raise CancelFitException
 
-def _train(m, epochs, lr, size, reserve, cbs):
-    "The default plan from where all began, with everything at `lr`, so that `reserve` seconds are left in the end"
-    learn = m.learn
+def _deeper(m, epochs, epoch, size, reserve, cbs):
+    "The default plan from where all began, for `epochs` of about `epoch` seconds, so that `reserve` seconds are left in the end"
+    learn,since = m.learn,time.perf_counter()
     _go_back(learn, m.was, m.loaders)
     _set_up(learn, m.was['looks'], size, m.loaders)
     learn.model.head,learn.opt = _fresh_head(learn.model),None
     learn.made_of.pop('solved_head', None)
-    learn.fit_phases(default_plan(epochs, drop=1e-2/lr, pretrained=getattr(learn, 'pretrained', True)), cbs=[*L(cbs), _Clock(m, reserve)])
+    learn.fit_phases(epochs, cbs=[*L(cbs), _Clock(m, reserve)])
     if not learn._phase_run.done: raise KeyboardInterrupt # which `fit_phases` keeps to itself
-
-# %% ../../nbs/api/475_train.minutes.ipynb #c8abade0
-def _deeper(m, epochs, epoch, size, reserve, cbs):
-    "Train the body for `epochs`, at the better of two rates"
-    lr = 1e-3
-    if epochs>=8:
-        losses,since = {},time.perf_counter()
-        for o in (1e-3, 5e-3):
-            _train(m, 2, o, size, reserve, cbs)
-            losses[o] = _judge(m.learn)[0]
-            m.say(f'two epochs at {o:g}: loss {losses[o]:.3f}')
-        lr,epoch = min(losses, key=losses.get),max(epoch, (time.perf_counter()-since)/4) # now that it has been seen
-        epochs = max(min(int((m.left-reserve)/epoch), epochs), 2)
-    since = time.perf_counter()
-    _train(m, epochs, lr, size, reserve, cbs)
-    m.note(f'deeper, {len(m.learn.phase_log)} epochs at {lr:g}', since, epochs*epoch)
+    m.note(f'deeper, {len(learn.phase_log)} epochs', since, epochs*epoch)
 
 # %% ../../nbs/api/475_train.minutes.ipynb #19ff6012
 def _shows_more(learn, look, few=24):

@@ -12,7 +12,7 @@ from inspect import signature
 from numbers import Integral
 from ..core import FineGrainedError, check_number, listing
 from .groups import group_names
-from .phases import Phase, Plan, check_positive, default_plan
+from .phases import Phase, Plan, check_positive, default_plan, learner_plan
 
 # %% ../../nbs/api/470_train.plans.ipynb #ebc6e70e
 def _shares(epochs, n, name):
@@ -65,7 +65,7 @@ def blocks_plan(learn:Learner, epochs:int, lr:float=1e-2):
     return Plan([Phase('head', parts[0], lr=lr)] + [Phase(f'blocks:-{k}', e, lr=lr/10, ratio=10., freeze_bn=True) for k,e in zip((n//2, n), parts[1:])])
 
 # %% ../../nbs/api/470_train.plans.ipynb #126039c9
-plans = dict(default=lambda learn, epochs, lr=1e-2, **kwargs: default_plan(epochs, lr, pretrained=getattr(learn, 'pretrained', True), **kwargs),
+plans = dict(default=learner_plan,
     fastai=fastai_plan, gradual=gradual_plan, reinit=reinit_plan, layers=layers_plan, blocks=blocks_plan)
 
 @patch
