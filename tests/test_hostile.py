@@ -333,7 +333,7 @@ call('StagePool', 'F', it(StagePool), lambda w: dict(body=w.body), body=by_build
 call('PyramidPool', 'F', it(PyramidPool), lambda w: dict(body=w.body, width=8), body=by_builder, stages=stages, width=count, pool=pool)
 call('Branch', 'F', it(Branch), lambda w: dict(body=w.body, n_out=4, width=8), body=by_builder, n_out=count, stage=stage.but([], {}), width=count)
 for f in (ClassTokenPool, TokenPool): call(f.__name__, 'F', it(f), lambda w: dict(body=a_vit(w)), body=by_builder)
-call('CloserPool', 'F', it(CloserPool), lambda w: dict(body=w.body), body=by_builder, looks=whole(2))
+call('CloserPool', 'F', it(CloserPool), lambda w: dict(body=w.body), body=by_builder, looks=whole(1), second=whole(0))
 call('PartTokenPool', 'F', it(PartTokenPool), lambda w: dict(body=a_vit(w)), body=by_builder, parts=count)
 def a_vit(w):
     if not hasattr(w, 'vit'): w.vit = Body('vit_tiny_patch16_224', pretrained=False, img_size=32, depth=1, embed_dim=24, num_heads=2)
@@ -434,6 +434,7 @@ def in_frozen(learn, **kw):
     with freeze_below(learn, 'head') if isinstance(learn, Learner) else frozen_features(learn):
         with frozen_features(learn, **kw): pass
 call('freeze_below', 'B', it(entered(freeze_below)), lambda w: dict(learn=w.learn, to='head'), learn=Free("a learner or its model, from the calls that take one"), to=depth, stats=depth.but(None))
+call('frozen_maps', 'B', it(frozen_maps), lambda w: dict(learn=w.learn), learn=instance(), few=whole(1))
 call('frozen_rows', 'B', it(frozen_rows), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=whole(0, 1))
 call('Learner.fit_head', 'B', lambda w: deepcopy(w.learn).fit_head, it({}), folds=whole(2), seed=seed)
 call('Learner.fit_minutes', 'B', lambda w: deepcopy(w.learn).fit_minutes, it(dict(minutes=.001)), minutes=positive, cbs=callbacks)
@@ -611,7 +612,7 @@ exceptions = { # 'Class.*': what is written under it
         'to_rgb upright_size upright_box Erase.* Cutout.* Mix.* decay_at evidence_of mixed_loss picture_losses own_loss random_region fit_aspect center_region resized open_lazily jpeg_pixels CropResize.* ToFloat.* TensorParts.* FineGrainedDL.new FineGrainedDL.do_item FineGrainedDL.create_batch FineGrainedDL.to_detach '
         'FineGrainedDL.show_batch FineGrainedDL.show_results LazyImage.* Presized.* CachedImages.* PartsOf.* MetricLoss.* Focal.* PairwiseConfusion.* MutualChannel.* CenterLoss.* Attended.* AttentionPool.* ClassAttentionPool.* Body.forward Body.see Body.group_of Body.before Body.from_last_block as_map AnnotatedPartPool.* EmbeddingNorm.* '
         'CosineHead.* LevelHead.* NormalizeInput.* FineGrainedModel.see FineGrainedModel.maps FineGrainedModel.features FineGrainedModel.forward FineGrainedModel.halves PartPool.* ZoomIn.* MeanPool.* GeM.* StagePool.* PyramidPool.* Branch.* BilinearPool.* CompactPool.* CovPool.* '
-        'TwoStreams.forward TwoStreams.see FineGrainedModel.trace Trace.* ClassTokenPool.* TokenPool.* PartTokenPool.* CloserPool.forward closer_box cut_square look_closer PixelModel.* FeatureDL.* Layer.* Activations.* center_spot random_map',
+        'TwoStreams.forward TwoStreams.see FineGrainedModel.trace Trace.* ClassTokenPool.* TokenPool.* PartTokenPool.* CloserPool.* cube_mean closer_box cut_square look_closer PixelModel.* FeatureDL.* Layer.* Activations.* center_spot random_map',
     'made by the calls above, and not by hand':
         'Trace NonFiniteLoss FineGrainedError '
         'balanced_order shard_indices FineGrainedDL.shard TensorParts CachedImages open_cache Presized LazyImage BoxedFile Strings Taken PictureOf PartsOf LabelOf ToFloat FineGrainedLoaders FineGrainedBlock FineGrainedBlock.datasets FineGrainedDL FineGrainedInterpretation Layer Activations Neighbors Prototypes CamReport FineGrainedModel Stage '
@@ -631,7 +632,7 @@ exceptions = { # 'Class.*': what is written under it
         'pickle_digest check_answers count_no_answers for_size as_pair shared_twin check_parents check_pad threshold_range RollOut '
         'check_token_flow hook_attention unpack_map as_pixels short_digest dependencies_of as_settings shortened library_versions '
         'whole_learner check_positive as_plan counted group_lrs rates_over_steps phase_label resize_learner learner_size stats_from '
-        'cpu_weights body_rate check_can_fit check_solvable precision_of least_loss refers_to is_batch set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
+        'cpu_weights body_rate check_can_fit check_solvable solvable_rows write_head precision_of least_loss refers_to is_batch set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
         'target_weights from_grad_cam ',
     'a script, whose arguments go to calls of the table': 'main three_ways fresh_process true_parts show_parts part_scores Report Report.*'}
 

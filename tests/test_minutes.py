@@ -28,18 +28,19 @@ def state(learn): return {k: v.clone() for k,v in learn.model.state_dict().items
 
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(v, b[k]) for k,v in a.items())
 
-@pytest.mark.parametrize('long', (.06, .2)) # the longer one tries two rates
+@pytest.mark.parametrize('long', (.06, .2))
 def test_the_learner_is_what_was_kept(birds, tmp_path, long):
     "Weights, looks, size, card and bundle are of the row that says kept, which has the lowest loss"
     learn = quiet(birds)
     tried = learn.fit_minutes(long)
     kept = tried[tried.kept].iloc[0]
-    assert any('deeper' in o for o in tried.step) and tried.expected[1:].notna().all() and tried.kept.sum()==1
+    assert any('deeper' in o for o in tried.step) and tried.expected[1:].isna().equals(tried.step[1:].str.endswith('moments')) and tried.kept.sum()==1
     assert kept.valid_loss==tried.valid_loss.min() and kept.valid_loss<=tried.valid_loss[0]
     loss,acc = minutes._judge(learn)
     assert acc==pytest.approx(kept.valid_top1) and loss==pytest.approx(kept.valid_loss, rel=1e-3)
-    closer = 'looks' in kept.step
-    assert isinstance(learn.model.pool, CloserPool)==closer and learn.made_of['pool']==('closer' if closer else 'avg')
+    solved = not ('deeper' in kept.step and 'epochs' in kept.step)
+    assert isinstance(learn.model.pool, CloserPool)==solved and learn.made_of['pool']==('closer' if solved else 'avg')
+    assert not solved or learn.model.pool.looks==(int(kept.step.split(' looks')[0][-1]) if 'looks' in kept.step else 1)
     assert learn.made_of['image_size']==f'{kept["size"]}×{kept["size"]}' and learn.dls.one_batch()[0].shape[-1]==kept["size"]
     assert hasattr(learn, 'phase_log')==('deeper' in kept.step) # no card tells of epochs that were thrown away
     learn.save_bundle(tmp_path/'b')
@@ -49,14 +50,14 @@ def test_the_learner_is_what_was_kept(birds, tmp_path, long):
 @pytest.mark.parametrize('at', (1, 2, 3))
 def test_interrupted(birds, at, monkeypatch, capsys):
     "Stopped in the head, in the looks, in the solving after the training: the best so far, or what there was"
-    learn,calls,real = quiet(birds),[],type(quiet(birds)).fit_head
+    learn,calls,real = quiet(birds),[],minutes.solvable_rows
     before,dls = state(learn),learn.dls
-    def fit_head(self, *args, **kwargs):
-        calls.append(self)
+    def rows(learn):
+        calls.append(learn)
         if len(calls)==at: raise KeyboardInterrupt
-        return real(self, *args, **kwargs)
-    monkeypatch.setattr(type(learn), 'fit_head', fit_head, raising=False)
-    tried = learn.fit_minutes(.06)
+        return real(learn)
+    monkeypatch.setattr(minutes, 'solvable_rows', rows)
+    tried = learn.fit_minutes(.12)
     assert 'Stopped' in capsys.readouterr().out and len(calls)==at
     if at==1: assert not len(tried) and same(state(learn), before) and learn.dls is dls and not hasattr(learn, 'phase_log')
     else: assert tried.kept.sum()==1 and minutes._judge(learn)[1]==pytest.approx(tried.valid_top1[tried.kept].item())
@@ -144,7 +145,7 @@ def test_what_looks_would_break(birds):
 def test_no_looks_at_small_pictures(birds):
     "A look that would be blown up shows nothing new"
     small = fine_grained_data('toy_birds', families=2, species=3, per_class=8, size=128)
-    for data,more in ((birds,True), (small,False)): assert quiet(data).fit_minutes(.04).step.str.contains('looks').any()==more
+    for data,more in ((birds,True), (small,False)): assert quiet(data).fit_minutes(.1).step.str.contains('looks').any()==more
 
 def test_few_epochs_are_made_on_smaller_pictures(birds, monkeypatch):
     "And the head is solved for at the full size"
@@ -167,8 +168,8 @@ def test_nothing_is_learned_by_timing(birds):
 
 def test_wide_pictures_stay_wide(birds):
     learn = quiet(birds, (48,96))
-    tried = learn.fit_minutes(.06)
-    assert tried['size'][0]=='48×96' and tried['size'][1]=='136×272' # of twice 96 px square the pixels, to rounding
+    tried = learn.fit_minutes(.12)
+    assert tried['size'][0]=='48×96' and '136×272' in set(tried['size']) # of twice 96 px square the pixels, to rounding
     assert learn.dls.one_batch()[0].shape[2:]==tuple(map(int, str(tried['size'][tried.kept].item()).split('×')))
 
 def test_least_loss():

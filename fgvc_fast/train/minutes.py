@@ -20,10 +20,10 @@ from ..models.head import LinearHead
 from ..data.loader import seeded
 from ..models.pool import MeanPool
 from .add_loss import AddLoss
-from .cached_features import precision_of
+from .cached_features import frozen_rows, precision_of
 from .distributed import rank_and_world
 from .runner import check_can_fit, cpu_weights, learner_size
-from .solve import check_solvable, least_loss
+from .solve import check_solvable, least_loss, solvable_rows, write_head
 
 # %% ../../nbs/api/475_train.minutes.ipynb #b396da28
 @patch
@@ -43,22 +43,26 @@ def fit_minutes(self:Learner,
     try:
         size,looks,again = m.was['size'],m.was['looks'],0
         if getattr(self.recorder, 'values', None) or 'solved_head' in self.made_of: m.note('before', m.began) # what was trained before is a candidate, too
-        head = m.solve('head', looks, size)
-        more,larger,foreseen = _closer_looks(m, head)
-        if more: again = m.solve(f'{more} looks', more, larger, foreseen)
+        own = type(self.model.pool) is MeanPool and not any(isinstance(o, AddLoss) for o in self.cbs) # any other has been chosen, and a loss may be on its rows
+        once = (1,min(64, self.model.body.nf)) if own else looks
+        head = m.solve('head', once, size)
+        more,larger,foreseen = _closer_looks(m, head) if own else (0, size, 0)
+        if more: again = m.solve(f'{more} looks', (more,once[1]), larger, foreseen)
         _go_back(self, m.was, m.loaders)
         epochs,epoch,small = _epochs(m, 1.2*head) if m.left>2*head else (0, math.inf, size) # measuring takes time, too
         m.say(f'{epochs} epochs through the body at {small[0]} px, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
         if epochs>1:
             _deeper(m, epochs, epoch, small, 1.2*head, cbs)
-            m.solve('deeper, head', looks, size, head)
-            if more and again<m.left: m.solve(f'deeper, {more} looks', more, larger, again)
+            m.solve('deeper, head', once, size, head)
+            if more and again<m.left: m.solve(f'deeper, {more} looks', (more,once[1]), larger, again)
     except KeyboardInterrupt: print('Stopped: the learner has ' + ('what was best so far' if m.best else 'what it had before'))
     finally: _go_back(self, m.best or m.was, m.loaders)
     return m.table() if m.best else pd.DataFrame(m.rows)
 
 # %% ../../nbs/api/475_train.minutes.ipynb #5bcb75ae
-def _looks(model): return model.pool.looks if isinstance(model.pool, CloserPool) else 1
+def _looks(model):
+    "(How often the pool of `model` looks, main directions); (0,0) for a pool of another kind"
+    return (model.pool.looks,model.pool.second) if isinstance(model.pool, CloserPool) else (0,0)
 
 def _fresh_head(model):
     "A head for the pool of `model` that knows nothing"
@@ -70,10 +74,11 @@ def _set_up(learn, looks, size, loaders):
     model = learn.model
     dls = loaders.get(size) or learn.dls.resized(size) # before anything is changed: it may be refused
     if _looks(model)!=looks:
-        model.pool = CloserPool(model.body, looks) if looks>1 else MeanPool(model.body.nf)
+        options = dict(looks=looks[0], second=looks[1]) if looks[0] else {}
+        model.pool = (CloserPool(model.body, **options) if options else MeanPool(model.body.nf)).to(model.head.fc.weight)
         model.head = _fresh_head(model)
-        model.recipe['pool'] = learn.made_of['pool'] = 'closer' if looks>1 else 'avg'
-        model.recipe['options']['pool'] = dict(looks=looks) if looks>1 else {}
+        model.recipe['pool'] = learn.made_of['pool'] = 'closer' if options else 'avg'
+        model.recipe['options']['pool'] = options
         learn.opt = None # its rates and averages were of other parameters
     if learner_size(learn)!=size: model.resize(size)
     learn.dls,loaders[size] = dls,dls
@@ -123,13 +128,13 @@ def _epoch_seconds(learn, steps=3):
     return step*(len(dl)+len(learn.dls.valid.dataset)/dl.bs/3)
 
 # %% ../../nbs/api/475_train.minutes.ipynb #e0b1263e
-def _judge(learn):
-    "(Loss at the best temperature, share of right answers) on the validation split"
-    log = _logged(learn) # asking empties the recorder
-    with learn.no_bar(), learn.no_logging(): logits,targs = learn.get_preds(dl=learn.dls.valid.new(shuffle=False, drop_last=False), act=noop)
-    _log_again(learn, log)
+def _judge(learn, rows=None):
+    "(Loss at the best temperature, share of right answers) on the validation split, whose `rows` the head gets"
+    rows,targs = rows or frozen_rows(learn, 1)
+    head = get_model(learn.model).head.eval()
+    with torch.inference_mode(): logits = head(rows.to(head.fc.weight)).float().cpu()
     check(logits.isfinite().all(), 'The model says nan or inf of validation pictures: its weights are spoiled, build the learner anew')
-    return least_loss(logits.float(), targs.long()).item(),(logits.argmax(1)==targs).float().mean().item()
+    return least_loss(logits, targs.long()).item(),(logits.argmax(1)==targs).float().mean().item()
 
 # %% ../../nbs/api/475_train.minutes.ipynb #b4dba92b
 def _epochs(m, reserve):
@@ -154,20 +159,23 @@ class _Minutes:
     def left(self): return self.limit-(time.perf_counter()-self.began)
     def say(self, msg):
         if hasattr(self.learn, 'progress') and self.learn.logger is not noop: print(msg)
-    def note(self, step, since, expected=None):
+    def note(self, step, since, expected=None, rows=None):
         "A step is done: is it the best?"
-        loss,acc = _judge(self.learn)
+        loss,acc = _judge(self.learn, rows)
         h,w = learner_size(self.learn)
         self.rows.append(dict(step=step, size=h if h==w else f'{h}×{w}', expected=expected, seconds=time.perf_counter()-since, valid_loss=loss, valid_top1=acc))
         self.say(f'{step} at {self.rows[-1]["size"]} px: {100*acc:.1f} % of validation, loss {loss:.3f} ({self.rows[-1]["seconds"]:.0f} s)')
         if self.best is None or loss<self.rows[self.kept]['valid_loss']: self.best,self.kept = _state(self.learn),len(self.rows)-1
     def solve(self, step, looks, size, expected=None):
-        "Solve for the head at `size`; how long that took"
-        since = time.perf_counter()
+        "Solve for the head at `size`, with second moments and without where the pool has some; how long that took"
+        began = since = time.perf_counter()
         _set_up(self.learn, looks, size, self.loaders)
-        self.learn.fit_head()
-        self.note(step, since, expected)
-        return self.rows[-1]['seconds']
+        rows,valid = solvable_rows(self.learn),frozen_rows(self.learn, 1)
+        for columns,what in ((self.learn.model.pool.means,''), (None,' and moments')) if looks[1] else ((None,''),):
+            write_head(self.learn, *rows, columns)
+            self.note(step+what, since, expected, valid)
+            since,expected = time.perf_counter(),None
+        return time.perf_counter()-began
     def table(self): return pd.DataFrame(self.rows).assign(kept=[i==self.kept for i in range(len(self.rows))])
 
 # %% ../../nbs/api/475_train.minutes.ipynb #dd366a4f
@@ -204,8 +212,7 @@ def _closer_looks(m, head):
     learn,(h,w),(bh,bw) = m.learn,m.was['size'],m.learn.model.body.native_size
     k = max(2*(bh*bw/(h*w))**.5, 1) # a look as large as what the weights were trained on, and no picture smaller than it is
     size,one = (round(k*h), round(k*w)),head*k*k/4
-    model,cbs = learn.model,learn.cbs
-    if m.was['looks']>1 or type(model.pool) is not MeanPool or model.body.fixed or any(isinstance(o, AddLoss) for o in cbs): return 0,size,0
+    if learn.model.body.fixed: return 0,size,0
     looks = next((o for o in (3, 2) if o*one<.5*m.left), 0)
     m.say(f'{m.left:.0f} s are left, {looks or 2} looks would take {(looks or 2)*one:.0f} s at most')
     try:
