@@ -171,8 +171,10 @@ class _Minutes:
         began = since = time.perf_counter()
         _set_up(self.learn, looks, size, self.loaders)
         rows,valid = solvable_rows(self.learn),frozen_rows(self.learn, 1)
+        self.asking = time.perf_counter()-began
+        short = self.left<self.asking # discriminant analysis alone takes a quarter of the time
         for columns,what in ((self.learn.model.pool.means,''), (None,' and moments')) if looks[1] else ((None,''),):
-            write_head(self.learn, *rows, columns)
+            write_head(self.learn, *rows, columns, logistic=not short)
             self.note(step+what, since, expected, valid)
             since,expected = time.perf_counter(),None
         return time.perf_counter()-began
@@ -211,14 +213,14 @@ def _closer_looks(m, head):
     "How many looks there is time for, the size of pictures for them, and how long they take; no looks where nothing may be changed, or is to be seen"
     learn,(h,w),(bh,bw) = m.learn,m.was['size'],m.learn.model.body.native_size
     k = max(2*(bh*bw/(h*w))**.5, 1) # a look as large as what the weights were trained on, and no picture smaller than it is
-    size,one = (round(k*h), round(k*w)),head*k*k/4
+    size,one,solving = (round(k*h), round(k*w)),1.3*m.asking*k*k/4,head-m.asking # larger files take longer to read
     if learn.model.body.fixed: return 0,size,0
-    looks = next((o for o in (3, 2) if o*one<.5*m.left), 0)
-    m.say(f'{m.left:.0f} s are left, {looks or 2} looks would take {(looks or 2)*one:.0f} s at most')
+    looks = next((o for o in (3, 2) if o*one+solving<.75*m.left), 0)
+    m.say(f'{m.left:.0f} s are left, {looks or 2} looks would take {(looks or 2)*one+solving:.0f} s')
     try:
         m.loaders[size] = m.loaders.get(size) or learn.dls.resized(size)
         if not _shows_more(learn, [o/2 for o in size]): raise FineGrainedError('the pictures have no more pixels to show')
     except FineGrainedError as e:
         m.say(f'No closer looks: {e}')
         looks = 0
-    return looks,size,looks*one
+    return looks,size,looks*one+solving

@@ -145,11 +145,12 @@ def solve_head(
     targs:torch.Tensor, # Class numbers (n,)
     n_out:int, # How many classes there are
     folds:int=5, # Parts of the cross-validation
-    seed:int=0 # Of the parts
+    seed:int=0, # Of the parts
+    logistic:bool=True # Try logistic regression, too, where it does not take minutes
     )->tuple: # Weights (n_out, p) and biases (n_out,) for standardized rows, and a table of all that was tried
     "The best of discriminant analysis, logistic regression and both together by cross-validated loss on `rows`"
     there,targs = targs.unique(return_inverse=True)
-    fold,logistic = _folds(targs.numpy(), folds, seed),len(rows)*min(rows.shape)*len(there)<1e9 # else it takes minutes
+    fold,logistic = _folds(targs.numpy(), folds, seed),logistic and len(rows)*min(rows.shape)*len(there)<1e9
     if len(targs[fold>=0].unique())<.75*len(there): fold[:] = -1 # answers about a few classes say nothing of the others
     n = (fold>=0).sum().item()
     m,s = _standard(rows)
@@ -196,12 +197,13 @@ def write_head(learn:Learner, # Gets the head
     targs:torch.Tensor, # (n,)
     columns:int|None=None, # Of the rows, so many count; all
     folds:int=5, # Parts of the cross-validation that chooses
-    seed:int=0 # Of the parts
+    seed:int=0, # Of the parts
+    logistic:bool=True # As in `solve_head`
     )->pd.DataFrame: # Of all that was tried
     "Solve for the head of `learn` from `rows`"
     model = get_model(learn.model)
     norm,fc = model.head.norm,model.head.fc
-    w,b,table = solve_head(rows[:,:columns], targs, fc.out_features, folds, seed)
+    w,b,table = solve_head(rows[:,:columns], targs, fc.out_features, folds, seed, logistic)
     w = F.pad(w, (0,rows.shape[1]-w.shape[1]))
     with torch.no_grad():
         norm.running_mean.copy_(rows.mean(0)), norm.running_var.copy_(rows.var(0, correction=0))
