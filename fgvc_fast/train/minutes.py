@@ -219,7 +219,7 @@ def _closer_looks(m, head):
     k = max(2*(bh*bw/(h*w))**.5, 1) # a look as large as what the weights were trained on, and no picture smaller than it is
     size,one,solving = (round(k*h), round(k*w)),1.3*m.asking*k*k/4,head-m.asking # larger files take longer to read
     if learn.model.body.fixed: return 0,size,0
-    looks = next((o for o in (3, 2) if o*one+solving<.75*m.left), 0)
+    looks = next((o for o in (3, 2) if o*one+solving<.9*m.left), 0)
     m.say(f'{m.left:.0f} s are left, {looks or 2} looks would take {(looks or 2)*one+solving:.0f} s')
     try:
         m.loaders[size] = m.loaders.get(size) or learn.dls.resized(size)
