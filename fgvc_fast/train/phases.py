@@ -112,8 +112,7 @@ def learner_plan(learn:Learner, # What will be trained
 def as_plan(learn:Learner, plan:int|Phase|list, lr:float|None):
     "`plan` as a list of `Phase`s that have been found possible for `learn`"
     _a_rate(lr)
-    if isinstance(plan, Integral) and not isinstance(plan, bool):
-        plan = learner_plan(learn, plan, **({} if lr is None else dict(lr=lr)))
+    if isinstance(plan, Integral) and not isinstance(plan, bool): plan = learner_plan(learn, plan, **({} if lr is None else dict(lr=lr)))
     if isinstance(plan, Phase): plan = [plan]
     ok = isinstance(plan, (list,tuple,L)) and len(plan) and all(isinstance(o, Phase) for o in plan)
     if not ok: raise FineGrainedError(f"a plan is a number of epochs, a Phase, or a list of Phases, not {plan!r}")
