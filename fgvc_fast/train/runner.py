@@ -457,7 +457,7 @@ def _alone_in(learn, folder):
 # %% ../../nbs/api/460_train.runner.ipynb #d4bd4a1e
 @patch
 def fit_phases(self:Learner,
-    plan:int|Phase|list|None=None, # Number of epochs (see `default_plan`), a `Phase`, or a list of them
+    plan:int|Phase|list|None=None, # Number of epochs (see `learner_plan`), a `Phase`, or a list of them
     lr:float|None=None, # Highest rate for phases that name none; for a number of epochs, the head's
     wd:float|None=None, # Weight decay, the learner's own if `None`
     cbs:list|Callback|None=None, # Callbacks for all phases
