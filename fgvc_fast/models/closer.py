@@ -101,13 +101,15 @@ class CloserPool(nn.Module):
 def moments(self:CloserPool, x:torch.Tensor # What the maps say (B, C, places)
     )->torch.Tensor: # (B, second*(second+1)/2)
     "The root of the second moments of `x` in the main directions, its upper triangle"
-    t = self.directions.T.to(torch.promote_types(x.dtype, torch.float32)) @ x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    t = self.directions.T.to(x)@x
     i,j = self.ij
     return newton_schulz(t@t.mT/t.shape[2], 8)[:,i,j]
 
 @patch
 @torch.no_grad()
-def find_directions(self:CloserPool, maps:torch.Tensor): # (n, C, h, w)
+def find_directions(self:CloserPool, maps:torch.Tensor # (n, C, h, w)
+    ):
     "Make the main directions those of `maps`"
     x = maps.transpose(1, -1).flatten(0, 2).double()
     self.directions.copy_(torch.linalg.eigh(x.T@x)[1][:,-self.second:])

@@ -27,6 +27,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..core import FineGrainedError, check, check_number, digest, listing, swapped
 from ..data.loader import FineGrainedDL, seed_all, seeded
 from ..models.body import shared_twin
+from ..models.closer import look_closer
 from ..models.model import FineGrainedModel
 from .aux_loss import AuxLosses
 from .groups import FreezeBN
@@ -317,7 +318,7 @@ def _ask(learn, see, looks, kept, cached_views, seed, device):
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #123777be
 def _frozen(learn, ds_idx, few, of):
-    "What `of(model, maps, seen)` makes of all pictures of a loader, or of `few`, evenly chosen, each seen as in validation; and their labels"
+    "What `of(model, x)` makes of all pictures of a loader, or of `few`, evenly chosen, each seen as in validation; and their labels"
     if not isinstance(learn, Learner): raise FineGrainedError(f'learn={learn!r}: give a learner, as `fine_grained_learner` makes them')
     model = get_model(learn.model)
     if not isinstance(model, FineGrainedModel):
@@ -328,9 +329,7 @@ def _frozen(learn, ds_idx, few, of):
     device,precision = one_param(model).device,precision_of(learn)
     twin,res = shared_twin(model).eval(),[]
     folded = _folded(twin)
-    def ask(x):
-        maps,seen,_ = folded(x).see(x)
-        return of(twin, maps, seen).float().cpu()
+    def ask(x): return of(folded(x), x).float().cpu()
     with seeded(0):
         (_,dl), = [o for o in _looks(learn.dls, 0, 0, device.type=='cpu') if o[0]==ds_idx]
         if few and few<dl.n: dl = dl.new(n=few, get_idxs=partial(list, [k*dl.n//few for k in range(few)]))
@@ -343,14 +342,15 @@ def frozen_rows(learn:Learner, # Made by `fine_grained_learner`
     ds_idx:int=0 # Which of its loaders: 0 trains, 1 validates
     )->tuple: # Rows (n, pool.nf) and labels (n,), on the CPU
     "What the head of `learn` would get of every picture of a loader, each seen as in validation"
-    return _frozen(learn, ds_idx, None, lambda model, maps, seen: model.pool(maps, **seen))
+    return _frozen(learn, ds_idx, None, lambda model, x: model.features(x))
 
 def frozen_maps(learn:Learner, # Made by `fine_grained_learner`
     few:int=160 # So many training pictures, evenly chosen
     )->torch.Tensor: # (few, body.nf, h, w), on the CPU
-    "What the body of `learn` says of some of the pictures that it is trained with, each seen as in validation"
+    "What the body of `learn` says, at first look, of some of the pictures that it is trained with, each seen as in validation"
     check_number('few', few, 1, whole=True)
-    return _frozen(learn, 0, few, lambda model, maps, seen: maps)[0]
+    def first(model, x): return look_closer(model.body.see, model.norm(x), 0)[0] if 'closer' in getattr(model.pool, 'wants', {}) else model.maps(x)
+    return _frozen(learn, 0, few, first)[0]
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #4cf1afa8
 def _body_mark(model):

@@ -210,7 +210,9 @@ def _shows_more(learn, look, few=24):
     "Have the pictures so many pixels that a closer look of the size `look` (height, width) is none that is blown up?"
     data,rows = learn.dls.data,learn.dls.train.items
     if data is None: return False
-    sides = [min(Image.open(data.path(int(i))).size) for i in rows[::max(len(rows)//few, 1)]]
+    sides = []
+    for i in rows[::max(len(rows)//few, 1)]:
+        with Image.open(data.path(int(i))) as im: sides.append(min(im.size))
     return np.median(sides)>=1.4*min(look) # of which it sees two thirds
 
 def _closer_looks(m, head):

@@ -109,7 +109,7 @@ def _best(tried, factors, method):
 def _turned(z):
     "Rows `z` (n, p) in at most n columns, and what makes of weights for these weights for `z`"
     if z.shape[1]<=len(z): return z,lambda w: w
-    l,u = torch.linalg.eigh((z@z.T).double())
+    l,u = torch.linalg.eigh(z.double()@z.T.double())
     keep = l>1e-9*l[-1]
     l,u = l[keep].sqrt(),u[:,keep]
     return (u*l).to(z),lambda w: w.double().div(l).mm(u.T).to(z)@z
@@ -177,7 +177,8 @@ def check_solvable(learn:Learner, model:nn.Module):
     lacks = 'branch' if model.branch is not None else 'zoom' if model.zoom is not None else None
     if lacks: raise FineGrainedError(f"{lacks}= has a say in the answers too, and learns by gradients only: build the learner without it, or train")
 
-def solvable_rows(learn:Learner)->tuple: # Rows (n, pool.nf) and class numbers (n,), on the CPU
+def solvable_rows(learn:Learner # Whose head is to be solved for
+    )->tuple: # Rows (n, pool.nf) and class numbers (n,), on the CPU
     "What the head of `learn` is to be solved for from; the pool's main directions, if it has some, are found first"
     model = get_model(learn.model)
     check_vocab(learn), check_solvable(learn, model)
@@ -224,4 +225,9 @@ def fit_head(self:Learner,
     )->pd.DataFrame: # Of all that was tried: method, strength, cross-validated accuracy and loss
     "Solve for the head, the body frozen: discriminant analysis or logistic regression, as strong as cross-validation on the training pictures finds best"
     check_number('folds', folds, 2, whole=True), check_number('seed', seed, 0, whole=True)
-    return write_head(self, *solvable_rows(self), folds=folds, seed=seed)
+    pool = getattr(get_model(self.model), 'pool', None)
+    was = pool.directions.clone() if getattr(pool, 'second', 0) else None
+    try: return write_head(self, *solvable_rows(self), folds=folds, seed=seed)
+    except BaseException:
+        if was is not None: pool.directions.copy_(was) # in which the head that stays has learned
+        raise
