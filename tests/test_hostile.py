@@ -632,7 +632,7 @@ exceptions = { # 'Class.*': what is written under it
         'pickle_digest check_answers count_no_answers for_size as_pair shared_twin check_parents check_pad threshold_range RollOut '
         'check_token_flow hook_attention unpack_map as_pixels short_digest dependencies_of as_settings shortened library_versions '
         'whole_learner check_positive as_plan counted group_lrs rates_over_steps phase_label resize_learner learner_size stats_from '
-        'cpu_weights body_rate check_can_fit check_solvable solvable_rows write_head precision_of least_loss refers_to is_batch set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
+        'cpu_weights body_rate dealt check_can_fit check_solvable solvable_rows write_head precision_of least_loss refers_to is_batch set_n_parts gather can_split split_model eval_mode eval_fp32 Capture to_images embeddings_of '
         'target_weights from_grad_cam ',
     'a script, whose arguments go to calls of the table': 'main three_ways fresh_process true_parts show_parts part_scores Report Report.*'}
 

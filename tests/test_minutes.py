@@ -93,6 +93,42 @@ def test_what_was_trained_before_is_not_lost(birds):
     tried = learn.fit_minutes(.05)
     assert tried.step[0]=='before' and tried.valid_loss[0]==pytest.approx(loss, rel=1e-4) and judged(learn)[0]<=loss*1.001
 
+def test_weights_that_were_loaded_are_not_lost(birds, tmp_path):
+    "Of which the learner knows nothing but what it reads from them"
+    learn = quiet(birds)
+    with learn.no_logging(): learn.fit_phases(Phase('all', 6, lr=5e-3))
+    torch.save(learn.model.state_dict(), tmp_path/'w.pth')
+    other = quiet(birds)
+    other.model.load_state_dict(torch.load(tmp_path/'w.pth'))
+    loss = judged(other)[0]
+    tried = other.fit_minutes(.05)
+    assert tried.step[0]=='before' and judged(other)[0]<=loss*1.001
+    assert quiet(birds).fit_minutes(.02).step[0].startswith('head')
+
+def test_validation_decides_alone_of_a_trained_body(birds, monkeypatch):
+    "Cross-validation asks it of pictures that it has learned"
+    real = minutes.write_head
+    def flattering(learn, rows, *args, **kwargs): # of moments
+        table = real(learn, rows, *args, **kwargs)
+        return table.assign(loss=1e-9) if learn.model.pool.second else table
+    def tried(learn): return {o['step'] for o in learn.fit_minutes(.02).to_dict('records') if 'head' in o['step']}
+    monkeypatch.setattr(minutes, 'write_head', flattering)
+    fresh,trained = quiet(birds),quiet(birds)
+    with trained.no_logging(): trained.fit_phases(2)
+    m = minutes._Minutes(trained, .02)
+    assert m.trained and not minutes._Minutes(fresh, .02).trained
+    assert tried(fresh)>={'head and moments'}
+    trained.fit_head()
+    assert minutes._Minutes(trained, .02).trained
+    fresh = quiet(birds)
+    fresh.fit_head()
+    assert not minutes._Minutes(fresh, .02).trained # only the head
+
+def test_a_pool_with_moments_that_was_chosen_stays(birds):
+    learn = quiet(birds, pool=partial(CloserPool, looks=1, second=8))
+    learn.fit_minutes(.02)
+    assert (learn.model.pool.looks,learn.model.pool.second)==(1,8)
+
 def test_no_looks_where_nothing_may_be_changed(birds):
     "A pool that was chosen stays"
     learn = quiet(birds, pool='gem')
@@ -165,6 +201,24 @@ def test_what_looks_would_break(birds):
     learn.fit_minutes(.03)
     assert {p.dtype for p in learn.model.parameters()}=={torch.float64}
 
+def test_boxes_count_where_they_are_cut_out(birds):
+    "A bird that fills the half of a picture shows half of its pixels"
+    for crop,more in ((None,True), ('box',False)):
+        learn = fine_grained_learner(birds.dls(64, bs=16, num_workers=0, crop=crop), 'toy_resnet')
+        assert minutes._shows_more(learn, (112,112))==more
+
+def test_a_file_that_has_gone_is_named(birds, tmp_path):
+    "By one clear error, and the learner keeps what it had"
+    import shutil
+    shutil.copytree(birds.root, tmp_path/'birds')
+    data = fine_grained_data(tmp_path/'birds')
+    learn = fine_grained_learner(data.dls(64, bs=16, num_workers=0, cache=False), 'toy_resnet')
+    learn.remove_cb(type(learn.progress))
+    was,gone = state(learn),data.path(int(learn.dls.valid_ds.items[0]))
+    gone.unlink()
+    with pytest.raises(FineGrainedError, match=gone.name): learn.fit_minutes(.1)
+    assert same(state(learn), was)
+
 def test_no_looks_at_small_pictures(birds):
     "A look that would be blown up shows nothing new"
     small = fine_grained_data('toy_birds', families=2, species=3, per_class=8, size=128)
@@ -189,8 +243,11 @@ def test_nothing_is_learned_by_timing(birds):
     assert minutes._epoch_seconds(learn)>0
     assert learn.loss_func.w.grad is None and same(state(learn), was) and learn.dls.train.rng.getstate()==rng and torch.equal(torch.get_rng_state(), draw)
 
-def test_wide_pictures_stay_wide(birds):
-    learn = quiet(birds, (48,96))
+def test_wide_pictures_stay_wide():
+    "And what is cut off above and below is not what a look could see more of"
+    birds,large = [fine_grained_data('toy_birds', families=2, species=3, per_class=8, size=o) for o in (160,240)]
+    assert not minutes._shows_more(quiet(birds, (48,96)), (68,136)) # of 160 × 80
+    learn = quiet(large, (48,96))
     tried = learn.fit_minutes(.12)
     assert tried['size'][0]=='48×96' and tried['size'][1]=='136×272' # of twice 96 px square the pixels, to rounding
     assert learn.dls.one_batch()[0].shape[2:]==tuple(map(int, str(tried['size'][tried.kept].item()).split('×')))

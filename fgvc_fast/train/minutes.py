@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/api/475_train.minutes.ipynb #46563485
 import math, numpy as np, pandas as pd, time, torch
-from PIL import Image
 from copy import copy, deepcopy
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
@@ -17,6 +16,7 @@ from fastcore.foundation import L
 from ..core import FineGrainedError, check, check_number
 from ..models.closer import CloserPool
 from ..models.head import LinearHead
+from ..data.block import CropResize
 from ..data.loader import seeded
 from ..models.pool import MeanPool
 from .add_loss import AddLoss
@@ -42,19 +42,20 @@ def fit_minutes(self:Learner,
     m = _Minutes(self, minutes)
     try:
         size,looks,again = m.was['size'],m.was['looks'],0
-        if getattr(self.recorder, 'values', None) or 'solved_head' in self.made_of: m.note('before', m.began) # what was trained before is a candidate, too
+        if _knows(self): m.note('before', m.began) # what was trained before, or loaded, is a candidate, too
         own = type(self.model.pool) is MeanPool and not any(isinstance(o, AddLoss) for o in self.cbs) # any other has been chosen, and a loss may be on its rows
-        once = (1,min(64, self.model.body.nf)) if own else looks
-        head = m.solve('head', once, size)
+        width = min(64, self.model.body.nf)
+        def kinds(k): return [(k,width), (k,0)] if own else [looks]
+        head = m.solve('head', kinds(1), size)
         more,larger,foreseen = _closer_looks(m, head) if own else (0, size, 0)
-        if more: again = m.solve(f'{more} looks', (more,once[1]), larger, foreseen)
+        if more: again = m.solve(f'{more} looks', kinds(more), larger, foreseen)
         _go_back(self, m.was, m.loaders)
         epochs,epoch,small = _epochs(m, 1.2*head) if m.left>2*head else (0, math.inf, size) # measuring takes time, too
         m.say(f'{epochs} epochs through the body at {small[0]} px, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
         if epochs>1:
             _deeper(m, epochs, epoch, small, 1.2*head, cbs)
-            m.solve('deeper, head', once, size, head)
-            if more and again<m.left: m.solve(f'deeper, {more} looks', (more,once[1]), larger, again)
+            m.solve('deeper, head', kinds(1), size, head)
+            if more and again<m.left: m.solve(f'deeper, {more} looks', kinds(more), larger, again)
     except KeyboardInterrupt: print('Stopped: the learner has ' + ('what was best so far' if m.best else 'what it had before'))
     finally: _go_back(self, m.best or m.was, m.loaders)
     return m.table() if m.best else pd.DataFrame(m.rows)
@@ -128,6 +129,8 @@ def _epoch_seconds(learn, steps=3):
     return step*(len(dl)+len(learn.dls.valid.dataset)/dl.bs/3)
 
 # %% ../../nbs/api/475_train.minutes.ipynb #e0b1263e
+def _knows(learn): return bool(learn.model.head.norm.running_mean.any()) # a fresh head has seen nothing
+
 def _judge(learn, rows=None):
     "(Loss at the best temperature, share of right answers) on the validation split, whose `rows` the head gets"
     rows,targs = rows or frozen_rows(learn, 1)
@@ -154,6 +157,7 @@ class _Minutes:
     def __init__(self, learn, minutes):
         self.learn,self.began,self.limit = learn,time.perf_counter(),60*minutes
         self.rows,self.best = [],None
+        self.trained = learn.aux_losses.n_trained!=0 or _knows(learn) and 'solved_head' not in learn.made_of # the body, by pictures that cross-validation would ask it of
         self.was,self.loaders = _state(learn),{learner_size(learn): learn.dls}
     @property
     def left(self): return self.limit-(time.perf_counter()-self.began)
@@ -166,21 +170,21 @@ class _Minutes:
         self.rows.append(dict(step=step, size=h if h==w else f'{h}×{w}', expected=expected, seconds=time.perf_counter()-since, valid_loss=loss, valid_top1=acc))
         self.say(f'{step} at {self.rows[-1]["size"]} px: {100*acc:.1f} % of validation, loss {loss:.3f} ({self.rows[-1]["seconds"]:.0f} s)')
         if self.best is None or loss<self.rows[self.kept]['valid_loss']: self.best,self.kept = _state(self.learn),len(self.rows)-1
-    def solve(self, step, looks, size, expected=None):
-        "Solve for the head at `size`, with second moments and without where the pool has some; how long that took"
-        began = time.perf_counter()
-        _set_up(self.learn, looks, size, self.loaders)
-        rows,valid = solvable_rows(self.learn),frozen_rows(self.learn, 1)
+    def solve(self, step, kinds, size, expected=None):
+        "Solve for the head at `size`, for each of `kinds`: (looks, directions), the first of which sees all that others do; how long that took"
+        learn,began,best = self.learn,time.perf_counter(),math.inf
+        _set_up(learn, kinds[0], size, self.loaders)
+        (rows,targs),(valid,want) = solvable_rows(learn),frozen_rows(learn, 1)
         self.asking = time.perf_counter()-began
-        short = self.left<self.asking # discriminant analysis alone takes a quarter of the time
-        best,head = math.inf,self.learn.model.head
-        for columns,what in ((None,' and moments'), (self.learn.model.pool.means,'')) if looks[1] else ((None,''),):
-            table = write_head(self.learn, *rows, columns, logistic=not short)
-            loss = _judge(self.learn, valid)[0]*(table.loss[table.chosen].fillna(1).item()) # what cross-validation says of a thousand weighs as much as what validation says of a hundred
-            if loss<best: best,name,weights,made_of = loss,step+what,deepcopy(head.state_dict()),dict(self.learn.made_of)
-        head.load_state_dict(weights)
-        self.learn.made_of = made_of
-        self.note(name, began, expected, valid)
+        logistic = self.left>self.asking # discriminant analysis alone takes a quarter of the time
+        for kind in kinds:
+            _set_up(learn, kind, size, self.loaders)
+            n = learn.model.pool.nf # moments come last in a row
+            table = write_head(learn, rows[:,:n], targs, logistic=logistic)
+            loss = _judge(learn, (valid[:,:n],want))[0]*(1 if self.trained else table.loss[table.chosen].fillna(1).item())
+            if loss<best: best,state,seen,name = loss,_state(learn),(valid[:,:n],want),step+(' and moments' if kind[1] and len(kinds)>1 else '')
+        _go_back(learn, state, self.loaders)
+        self.note(name, began, expected, seen)
         return time.perf_counter()-began
     def table(self): return pd.DataFrame(self.rows).assign(kept=[i==self.kept for i in range(len(self.rows))])
 
@@ -201,6 +205,7 @@ def _deeper(m, epochs, epoch, size, reserve, cbs):
     _set_up(learn, m.was['looks'], size, m.loaders)
     learn.model.head,learn.opt = _fresh_head(learn.model),None
     learn.made_of.pop('solved_head', None)
+    m.trained = True
     learn.fit_phases(epochs, cbs=[*L(cbs), _Clock(m, reserve)])
     if not learn._phase_run.done: raise KeyboardInterrupt # which `fit_phases` keeps to itself
     m.note(f'deeper, {len(learn.phase_log)} epochs', since, epochs*epoch)
@@ -208,12 +213,12 @@ def _deeper(m, epochs, epoch, size, reserve, cbs):
 # %% ../../nbs/api/475_train.minutes.ipynb #19ff6012
 def _shows_more(learn, look, few=24):
     "Have the pictures so many pixels that a closer look of the size `look` (height, width) is none that is blown up?"
-    data,rows = learn.dls.data,learn.dls.train.items
-    if data is None: return False
-    sides = []
-    for i in rows[::max(len(rows)//few, 1)]:
-        with Image.open(data.path(int(i))) as im: sides.append(min(im.size))
-    return np.median(sides)>=1.4*min(look) # of which it sees two thirds
+    dl,(h,w) = learn.dls.valid,look
+    cut = copy(next((o for o in dl.after_item.fs if isinstance(o, CropResize)), None))
+    if cut is None: return False
+    cut.train = False
+    shown = [cut.region(dl.dataset.tls[0][i], w/h) for i in np.random.default_rng(0).permutation(len(dl.dataset))[:few].tolist()]
+    return np.median([y1-y0 for _,y0,_,y1 in shown])>=1.4*h # of which it sees two thirds
 
 def _closer_looks(m, head):
     "How many looks there is time for, the size of pictures for them, and how long they take; no looks where nothing may be changed, or is to be seen"

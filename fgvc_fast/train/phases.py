@@ -17,6 +17,7 @@ from fastcore.foundation import L
 from numbers import Integral
 from torch import nn
 from ..core import FineGrainedError, check_choice, check_number, check_size
+from ..models.model import FineGrainedModel
 from .groups import depth_name, group_index, group_rates, param_groups
 
 # %% ../../nbs/api/450_train.phases.ipynb #ae11c29c
@@ -94,10 +95,11 @@ def default_plan(epochs:int, # Length of the whole, in epochs
     return Plan([Phase('head', n, lr=lr), body] if n else [body])
 
 # %% ../../nbs/api/450_train.phases.ipynb #9f4fe31c
-def body_rate(model:nn.Module # Whose weights are about to be trained; of a `FineGrainedModel`, its body's count
-    )->float: # Within [1e-3, 1e-2]
-    "The rate of Adam that everything in `model` bears: a twentieth of its smallest matrix, root mean square"
-    sizes = [p.detach().float().square().mean().sqrt().item() for p in getattr(model, 'body', model).parameters() if p.ndim>1]
+def body_rate(model:nn.Module # Whose weights are about to be trained
+    )->float: # Within [1e-3, 1e-2]; 1e-3 for what does not know its body from its head
+    "The rate of Adam that the body of `model` bears: a twentieth of its smallest matrix, root mean square"
+    groups = model.body.groups() if isinstance(model, FineGrainedModel) else [] # without what is new
+    sizes = [p.detach().float().square().mean().sqrt().item() for g in groups for p in g if p.ndim>1]
     return min(1e-2, max(1e-3, min(sizes, default=0)/20))
 
 def learner_plan(learn:Learner, # What will be trained

@@ -14,7 +14,7 @@ from ..answers import check_vocab
 from ..core import FineGrainedError, check, check_number
 from ..models.head import LinearHead
 from ..models.model import FineGrainedModel
-from .cached_features import frozen_maps, frozen_rows
+from .cached_features import dealt, frozen_maps, frozen_rows
 from torch import nn
 from torch.nn import functional as F
 
@@ -108,7 +108,7 @@ def _best(tried, factors, method):
 # %% ../../nbs/api/442_train.solve.ipynb #3c737b65
 def _turned(z):
     "Rows `z` (n, p) in at most n columns, and what makes of weights for these weights for `z`"
-    if z.shape[1]<=len(z): return z,lambda w: w
+    if z.shape[1]<=len(z) or not z.any(): return z,lambda w: w
     l,u = torch.linalg.eigh(z.double()@z.T.double())
     keep = l>1e-9*l[-1]
     l,u = l[keep].sqrt(),u[:,keep]
@@ -184,9 +184,8 @@ def solvable_rows(learn:Learner # Whose head is to be solved for
     check_vocab(learn), check_solvable(learn, model)
     if getattr(model.pool, 'second', 0): model.pool.find_directions(frozen_maps(learn))
     rows,targs = frozen_rows(learn)
-    if (wgts := getattr(learn.dls.train, 'wgts', None)) is not None: # what is never dealt is not learned from
-        dealt = torch.from_numpy(np.asarray(wgts, float)[:len(rows)]>0)
-        rows,targs = rows[dealt],targs[dealt]
+    places = dealt(learn.dls.train) # what is never dealt is not learned from
+    rows,targs = rows[places],targs[places]
     if not (targs.ndim==1 and not targs.is_floating_point()): raise FineGrainedError(f"Labels of shape {tuple(targs.shape)} are no class numbers (n,)")
     check(rows.isfinite().all(), 'The frozen body says nan or inf of pictures, so no head can be solved for: its weights are spoiled, build the learner with others')
     if targs.unique().numel()<2: raise FineGrainedError("All training pictures are of one class: there is nothing to tell apart")
@@ -196,7 +195,6 @@ def solvable_rows(learn:Learner # Whose head is to be solved for
 def write_head(learn:Learner, # Gets the head
     rows:torch.Tensor, # (n, pool.nf)
     targs:torch.Tensor, # (n,)
-    columns:int|None=None, # Of the rows, so many count; all
     folds:int=5, # Parts of the cross-validation that chooses
     seed:int=0, # Of the parts
     logistic:bool=True # As in `solve_head`
@@ -204,8 +202,7 @@ def write_head(learn:Learner, # Gets the head
     "Solve for the head of `learn` from `rows`"
     model = get_model(learn.model)
     norm,fc = model.head.norm,model.head.fc
-    w,b,table = solve_head(rows[:,:columns], targs, fc.out_features, folds, seed, logistic)
-    w = F.pad(w, (0,rows.shape[1]-w.shape[1]))
+    w,b,table = solve_head(rows, targs, fc.out_features, folds, seed, logistic)
     with torch.no_grad():
         norm.running_mean.copy_(rows.mean(0)), norm.running_var.copy_(rows.var(0, correction=0))
         norm.weight.fill_(1), norm.bias.zero_()
