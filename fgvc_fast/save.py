@@ -115,6 +115,7 @@ def _training(learn):
     if n is None and log is not None and len(log): res['epochs'] = f"{len(log)} in {log.phase.nunique()} phases"
     elif n: res['epochs'] = f'{n} in the last fit'
     if made.get('solved_head'): res['head'] = f"solved for: {made['solved_head']}"
+    if made.get('body_share'): res['body'] = f"{made['body_share']:.0%} of the way from where its training began to where it ended"
     res |= dict(loss=name_of(learn.loss_func), optimizer=name_of(learn.opt_func), batch_size=learn.dls.train.bs, precision=made.get('precision'),
         data=repr(learn.dls.data))
     return {k.replace('_', ' '): v for k,v in res.items() if v is not None}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
-from ..core import FineGrainedError, check_number
+from ..core import FineGrainedError, check_choice, check_number
 from .body import Body
 from .second import newton_schulz
 from .streams import TwoStreams
@@ -78,23 +78,32 @@ class CloserPool(nn.Module):
     "The whole picture and ever closer looks side by side, each the mean of cubes over the map, and the second moments of all"
     def __init__(self, body:Body|TwoStreams, # It sees pictures of half the size, where it looks more than once
         looks:int=3, # At the whole, closer, closer still, ...; 1 is the whole alone, at its own size
-        second:int=0 # In how many main directions the second moments of the maps are seen, too; `fit_head` finds which
+        second:int=0, # In how many main directions the second moments of the maps are seen, too; `fit_head` finds which
+        mirrored:bool=False # Is the mirror image of each picture looked at, too, and the mean of both rows taken?
     ):
         super().__init__()
-        check_number('looks', looks, 1, whole=True), check_number('second', second, 0, body.nf, whole=True)
+        check_number('looks', looks, 1, whole=True), check_number('second', second, 0, body.nf, whole=True), check_choice('mirrored', mirrored, (False,True))
         if body.fixed and looks>1:
             raise FineGrainedError(f"pool='closer' shows '{body.name}' pictures of half the size that comes in, and it takes only one: use a convolutional body, "
                 "or of timm's ViTs one with dynamic_img_size=True")
-        self.looks,self.second,self.wants = looks,second,dict(closer=looks-1) if looks>1 else {}
+        self.looks,self.second,self.mirrored = looks,second,mirrored
+        self.wants = (dict(closer=looks-1) if looks>1 else {}) | (dict(mirrored=True) if mirrored else {})
         self.means,self.nf = looks*body.nf,looks*body.nf+second*(second+1)//2
         if second:
             self.register_buffer('directions', torch.linalg.qr(torch.randn(body.nf, second, generator=torch.Generator().manual_seed(0)))[0])
             self.register_buffer('ij', torch.triu_indices(second, second), persistent=False)
 
-    def forward(self, maps:torch.Tensor, closer:list|tuple=()):
+    def row(self, *looks:torch.Tensor # Maps (B, C, h, w) of the whole, of a closer look, ...
+        )->torch.Tensor: # (B, nf)
+        "What is said of pictures by these looks"
+        rows = [cube_mean(o) for o in looks]
+        return torch.cat(rows if not self.second else [*rows, self.moments(torch.cat([o.flatten(2) for o in looks], 2))], 1)
+
+    def forward(self, maps:torch.Tensor, closer:list|tuple=(), mirrored:list|tuple=()):
         with torch.autocast(maps.device.type, enabled=False): # cubes of half-precision numbers overflow
-            rows = [cube_mean(o) for o in (maps, *closer)]
-            return torch.cat(rows if not self.second else [*rows, self.moments(torch.cat([o.flatten(2) for o in (maps, *closer)], 2))], 1)
+            row = self.row(maps, *closer)
+            return (row+self.row(*mirrored))/2 if mirrored else row
+
 
 # %% ../../nbs/api/157_models.closer.ipynb #7ab7d17a
 @patch

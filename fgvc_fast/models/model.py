@@ -84,9 +84,14 @@ class FineGrainedModel(nn.Module):
         "The last feature map (B, body.nf, h, w), what else the pool wants to know by name, and the map for the branch"
         wants = {k: v for k,v in getattr(self.pool, 'wants', {}).items() if k!='points'}
         if self.branch is not None: wants['stages'] = [*wants.get('stages', ()), self.branch.stage]
-        closer = wants.pop('closer', 0)
+        closer,mirrored = wants.pop('closer', 0),wants.pop('mirrored', False)
         def see(x): return self.body.see(x, **wants)
-        maps,seen = look_closer(see, self.norm(_plain(x)), closer) if closer else see(self.norm(_plain(x)))
+        def look(x): return look_closer(see, x, closer) if closer else see(x)
+        x = self.norm(_plain(x))
+        maps,seen = look(x)
+        if mirrored:
+            other,more = look(x.flip(3))
+            seen['mirrored'] = [other, *more.get('closer', ())]
         mid = None if self.branch is None else seen['stages'].pop()
         if 'stages' in seen and not seen['stages']: del seen['stages']
         return maps,seen,mid

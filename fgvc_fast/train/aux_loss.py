@@ -24,7 +24,8 @@ class AuxLosses(Callback):
     def before_train(self):
         self.sums = {}
         if hasattr(t := get_model(self.model), 'temperature'): t.temperature.fill_(1.) # that of a calibration before this training is void
-        if not hasattr(self.learn, 'lr_finder'): getattr(self.learn, 'made_of', {}).pop('solved_head', None) # a solved head is one no more
+        if not hasattr(self.learn, 'lr_finder'): # a solved head is one no more, nor a body between two
+            for k in ('solved_head','body_share'): getattr(self.learn, 'made_of', {}).pop(k, None)
     def before_batch(self):
         self._leave_record()
         if self.asks and hasattr(model := get_model(self.model), 'trace'): self.record = model.trace(*self.asks, detach=self.detach).__enter__()

@@ -171,7 +171,7 @@ def _fused(model, x):
                 owner,_,leaf = names[old].rpartition('.')
                 setattr(quick.get_submodule(owner), leaf, new)
         same = {k: (a-b).abs().max()<=1e-4*b.abs().max() for (k,a),b in zip(_sees(quick, x).items(), _sees(model, x).values())}
-        return quick if all(v for k,v in same.items() if not k.startswith('closer.')) else model # a look is cut out where rounding puts it
+        return quick if all(v for k,v in same.items() if not k.startswith(('closer.','mirrored.'))) else model # a look is cut out where rounding puts it
     except Exception: return model # a body of another kind
 
 # %% ../../nbs/api/440_train.cached_features.ipynb #999ca5f3
@@ -349,10 +349,11 @@ def _frozen(learn, ds_idx, of, few=None):
     return tuple(torch.cat(o).clone() for o in zip(*res)) # clones outside of inference mode can be learned from
 
 def frozen_rows(learn:Learner, # Made by `fine_grained_learner`
-    ds_idx:int=0 # Which of its loaders: 0 trains, 1 validates
+    ds_idx:int=0, # Which of its loaders: 0 trains, 1 validates
+    mirrored:bool=False # Of the mirror image of each
     )->tuple: # Rows (n, pool.nf) and labels (n,), on the CPU
     "What the head of `learn` would get of every picture of a loader, each seen as in validation"
-    return _frozen(learn, ds_idx, lambda model, x: model.features(x))
+    return _frozen(learn, ds_idx, lambda model, x: model.features(x.flip(3) if mirrored else x))
 
 def frozen_maps(learn:Learner, # Made by `fine_grained_learner`
     few:int=160 # So many training pictures, drawn by chance, the same ones again

@@ -20,7 +20,7 @@ from ..data.block import CropResize
 from ..data.loader import seeded
 from ..models.pool import MeanPool
 from .add_loss import AddLoss
-from .cached_features import frozen_rows, precision_of
+from .cached_features import dealt, frozen_rows, precision_of
 from .distributed import rank_and_world
 from .runner import check_can_fit, cpu_weights, learner_size
 from .solve import check_solvable, least_loss, solvable_rows, write_head
@@ -43,27 +43,28 @@ def fit_minutes(self:Learner,
     try:
         size,looks,again = m.was['size'],m.was['looks'],0
         if _knows(self): m.note('before', m.began) # what was trained before, or loaded, is a candidate, too
-        own = type(self.model.pool) is MeanPool and not any(isinstance(o, AddLoss) for o in self.cbs) # any other has been chosen, and a loss may be on its rows
         width = min(64, self.model.body.nf)
-        def kinds(k): return [(k,width), (k,0)] if own else [looks]
+        def kinds(k): return [(k,width,False), (k,0,False)] if m.own else [looks]
         head = m.solve('head', kinds(1), size)
-        more,larger,foreseen = _closer_looks(m, head) if own else (0, size, 0)
+        more,larger,foreseen = _closer_looks(m, head) if m.own else (0, size, 0)
         if more: again = m.solve(f'{more} looks', kinds(more), larger, foreseen)
-        _go_back(self, m.was, m.loaders)
-        epochs,epoch,small = _epochs(m, 1.2*head) if m.left>2*head else (0, math.inf, size) # measuring takes time, too
+        epochs,epoch,small = _epochs(m, 2.3*head)
+        if epochs<4 and m.mirror(): epochs,epoch,small = _epochs(m, 2.3*head)
         m.say(f'{epochs} epochs through the body at {small[0]} px, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
         if epochs>1:
-            _deeper(m, epochs, epoch, small, 1.2*head, cbs)
+            _deeper(m, epochs, epoch, small, 2.3*head, cbs)
             m.solve('deeper, head', kinds(1), size, head)
+            _less_deep(m, kinds(1), size, head)
             if more and again<m.left: m.solve(f'deeper, {more} looks', kinds(more), larger, again)
+            m.mirror()
     except KeyboardInterrupt: print('Stopped: the learner has ' + ('what was best so far' if m.best else 'what it had before'))
     finally: _go_back(self, m.best or m.was, m.loaders)
     return m.table() if m.best else pd.DataFrame(m.rows)
 
 # %% ../../nbs/api/475_train.minutes.ipynb #5bcb75ae
 def _looks(model):
-    "(How often the pool of `model` looks, main directions); (0,0) for a pool of another kind"
-    return (model.pool.looks,model.pool.second) if isinstance(model.pool, CloserPool) else (0,0)
+    "(How often the pool of `model` looks, main directions, whether at mirror images too); zeros for a pool of another kind"
+    return (model.pool.looks,model.pool.second,model.pool.mirrored) if isinstance(model.pool, CloserPool) else (0,0,False)
 
 def _fresh_head(model):
     "A head for the pool of `model` that knows nothing"
@@ -75,7 +76,7 @@ def _set_up(learn, looks, size, loaders):
     model = learn.model
     dls = loaders.get(size) or learn.dls.resized(size) # before anything is changed: it may be refused
     if _looks(model)!=looks:
-        options = dict(looks=looks[0], second=looks[1]) if looks[0] else {}
+        options = dict(zip(('looks','second','mirrored'), looks)) if looks[0] else {}
         model.pool = (CloserPool(model.body, **options) if options else MeanPool(model.body.nf)).to(model.head.fc.weight)
         model.head = _fresh_head(model)
         model.recipe['pool'] = learn.made_of['pool'] = 'closer' if options else 'avg'
@@ -143,7 +144,10 @@ def _judge(learn, rows=None):
 def _epochs(m, reserve):
     "How many epochs of training everything fit, how long each takes, and at which size of pictures"
     def fit(epoch): return min(int(.95*(m.left-reserve)/epoch), 100) # of a few thousand pictures more are learned by heart
-    size,epoch = m.was['size'],_epoch_seconds(m.learn)
+    size = m.was['size']
+    if m.left<reserve: return 0,math.inf,size # measuring takes time, too
+    _go_back(m.learn, m.was, m.loaders)
+    epoch = _epoch_seconds(m.learn)
     small = tuple(round(o/56)*32 for o in size)
     if fit(epoch)>=6 or min(small)<96 or m.learn.model.body.fixed: return fit(epoch),epoch,size
     try: m.loaders[small] = m.loaders.get(small) or m.learn.dls.resized(small)
@@ -156,23 +160,24 @@ class _Minutes:
     "What was tried within the minutes, and the best of it"
     def __init__(self, learn, minutes):
         self.learn,self.began,self.limit = learn,time.perf_counter(),60*minutes
-        self.rows,self.best = [],None
+        self.rows,self.best,self.known = [],None,None
+        self.own = type(learn.model.pool) is MeanPool and not any(isinstance(o, AddLoss) for o in learn.cbs) # any other has been chosen, and a loss may be on its rows
         self.trained = learn.aux_losses.n_trained!=0 or _knows(learn) and 'solved_head' not in learn.made_of # the body, by pictures that cross-validation would ask it of
         self.was,self.loaders = _state(learn),{learner_size(learn): learn.dls}
     @property
     def left(self): return self.limit-(time.perf_counter()-self.began)
     def say(self, msg):
         if hasattr(self.learn, 'progress') and self.learn.logger is not noop: print(msg)
-    def note(self, step, since, expected=None, rows=None):
+    def note(self, step, since, expected=None, known=None):
         "A step is done: is it the best?"
-        loss,acc = _judge(self.learn, rows)
+        loss,acc = _judge(self.learn, known and known['valid'])
         h,w = learner_size(self.learn)
         self.rows.append(dict(step=step, size=h if h==w else f'{h}×{w}', expected=expected, seconds=time.perf_counter()-since, valid_loss=loss, valid_top1=acc))
         self.say(f'{step} at {self.rows[-1]["size"]} px: {100*acc:.1f} % of validation, loss {loss:.3f} ({self.rows[-1]["seconds"]:.0f} s)')
-        if self.best is None or loss<self.rows[self.kept]['valid_loss']: self.best,self.kept = _state(self.learn),len(self.rows)-1
+        if self.best is None or loss<self.rows[self.kept]['valid_loss']: self.best,self.kept,self.known = _state(self.learn),len(self.rows)-1,known
     def solve(self, step, kinds, size, expected=None):
-        "Solve for the head at `size`, for each of `kinds`: (looks, directions), the first of which sees all that others do; how long that took"
-        learn,began,best = self.learn,time.perf_counter(),math.inf
+        "Solve for the head at `size`, for each of `kinds`: (looks, directions, mirrored), the first of which sees all that others do; how long that took"
+        learn,began,least = self.learn,time.perf_counter(),math.inf
         _set_up(learn, kinds[0], size, self.loaders)
         (rows,targs),(valid,want) = solvable_rows(learn),frozen_rows(learn, 1)
         self.asking = time.perf_counter()-began
@@ -182,10 +187,25 @@ class _Minutes:
             n = learn.model.pool.nf # moments come last in a row
             table = write_head(learn, rows[:,:n], targs, logistic=logistic)
             loss = _judge(learn, (valid[:,:n],want))[0]*(1 if self.trained else table.loss[table.chosen].fillna(1).item())
-            if loss<best: best,state,seen,name = loss,_state(learn),(valid[:,:n],want),step+(' and moments' if kind[1] and len(kinds)>1 else '')
+            if loss<least: least,state,name = loss,_state(learn),step+(' and moments' if kind[1] and len(kinds)>1 else '')
         _go_back(learn, state, self.loaders)
-        self.note(name, began, expected, seen)
-        return time.perf_counter()-began
+        n,took = learn.model.pool.nf,time.perf_counter()-began
+        self.note(name, began, expected, dict(train=(rows[:,:n],targs), valid=(valid[:,:n],want), took=self.asking+(took-self.asking)/len(kinds)))
+        return took
+    def mirror(self):
+        "What is best so far, of mirror images too, if the pool is ours and there is time; was there?"
+        learn,best,known = self.learn,self.best,self.known
+        if not self.own or not known or best['looks'][2] or known['took']>.9*self.left: return False
+        began,name = time.perf_counter(),self.rows[self.kept]['step']
+        _go_back(learn, best, self.loaders)
+        (more,_),(there,_) = [frozen_rows(learn, i, mirrored=True) for i in (0,1)]
+        (rows,targs),(valid,want) = known['train'],known['valid']
+        rows,valid = (rows+more[dealt(learn.dls.train)])/2,(valid+there)/2
+        _set_up(learn, (*best['looks'][:2],True), best['size'], self.loaders)
+        if 'pool.directions' in best['weights']: learn.model.pool.directions.copy_(best['weights']['pool.directions']) # the rows are of these
+        write_head(learn, rows, targs)
+        self.note(f'{name}, mirrored', began, known['took'], dict(train=(rows,targs), valid=(valid,want), took=math.inf))
+        return True
     def table(self): return pd.DataFrame(self.rows).assign(kept=[i==self.kept for i in range(len(self.rows))])
 
 # %% ../../nbs/api/475_train.minutes.ipynb #dd366a4f
@@ -204,11 +224,27 @@ def _deeper(m, epochs, epoch, size, reserve, cbs):
     _go_back(learn, m.was, m.loaders)
     _set_up(learn, m.was['looks'], size, m.loaders)
     learn.model.head,learn.opt = _fresh_head(learn.model),None
-    learn.made_of.pop('solved_head', None)
     m.trained = True
     learn.fit_phases(epochs, cbs=[*L(cbs), _Clock(m, reserve)])
     if not learn._phase_run.done: raise KeyboardInterrupt # which `fit_phases` keeps to itself
     m.note(f'deeper, {len(learn.phase_log)} epochs', since, epochs*epoch)
+
+def _less_deep(m, kinds, size, head):
+    "Back from the trained body towards what it was, a quarter of the way each time, as long as the head that is solved for there is better"
+    body = m.learn.model.body
+    first = {k[5:]: v for k,v in m.was['weights'].items() if k.startswith('body.')}
+    last,loss = cpu_weights(body),m.rows[-1]['valid_loss']
+    best = last,m.learn.made_of
+    for share in (.75,.5,.25):
+        if m.left<1.1*head: break
+        here = {k: first[k].lerp(o, share) if o.is_floating_point() else o for k,o in last.items()}
+        body.load_state_dict(here)
+        m.learn.made_of = m.learn.made_of | dict(body_share=share)
+        m.solve(f'{100*share:.0f} % deeper, head', kinds, size, head)
+        if m.rows[-1]['valid_loss']>=loss: break
+        best,loss = (here,m.learn.made_of),m.rows[-1]['valid_loss']
+    body.load_state_dict(best[0])
+    m.learn.made_of = best[1]
 
 # %% ../../nbs/api/475_train.minutes.ipynb #19ff6012
 def _shows_more(learn, look, few=24):
