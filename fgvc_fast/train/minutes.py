@@ -168,13 +168,22 @@ class _Minutes:
     def left(self): return self.limit-(time.perf_counter()-self.began)
     def say(self, msg):
         if hasattr(self.learn, 'progress') and self.learn.logger is not noop: print(msg)
-    def note(self, step, since, expected=None, known=None):
+    def weighed(self, valid, cv):
+        "The loss to choose by: of each picture that validation and, where it says something, cross-validation has asked"
+        n,k = (len(o.dataset) for o in self.learn.dls.loaders[:2])
+        return valid if math.isnan(cv) else math.exp((n*math.log(max(cv, 1e-9)) + k*math.log(max(valid, 1e-9)))/(n+k))
+    def note(self, step, since, expected=None, known=None, cv=math.nan):
         "A step is done: is it the best?"
         loss,acc = _judge(self.learn, known and known['valid'])
         h,w = learner_size(self.learn)
-        self.rows.append(dict(step=step, size=h if h==w else f'{h}×{w}', expected=expected, seconds=time.perf_counter()-since, valid_loss=loss, valid_top1=acc))
+        self.rows.append(dict(step=step, size=h if h==w else f'{h}×{w}', expected=expected, seconds=time.perf_counter()-since, cv_loss=cv, valid_loss=loss, valid_top1=acc))
         self.say(f'{step} at {self.rows[-1]["size"]} px: {100*acc:.1f} % of validation, loss {loss:.3f} ({self.rows[-1]["seconds"]:.0f} s)')
-        if self.best is None or loss<self.rows[self.kept]['valid_loss']: self.best,self.kept,self.known = _state(self.learn),len(self.rows)-1,known
+        if self.best is None or self.better(self.rows[-1], self.rows[self.kept]): self.best,self.kept,self.known = _state(self.learn),len(self.rows)-1,known
+    def better(self, a, b):
+        "Is row `a` better than `b`? Cross-validation has a say where it knows both"
+        cvs = (a['cv_loss'],b['cv_loss']) if not math.isnan(a['cv_loss']+b['cv_loss']) else (math.nan,math.nan)
+        return self.weighed(a['valid_loss'], cvs[0])<self.weighed(b['valid_loss'], cvs[1])
+    def cv_of(self, table): return math.nan if self.trained else table.loss[table.chosen].item() # a body that has learned them flatters
     def solve(self, step, kinds, size, expected=None):
         "Solve for the head at `size`, for each of `kinds`: (looks, directions, mirrored), the first of which sees all that others do; how long that took"
         learn,began,least = self.learn,time.perf_counter(),math.inf
@@ -186,11 +195,12 @@ class _Minutes:
             _set_up(learn, kind, size, self.loaders)
             n = learn.model.pool.nf # moments come last in a row
             table = write_head(learn, rows[:,:n], targs, logistic=logistic)
-            loss = _judge(learn, (valid[:,:n],want))[0]*(1 if self.trained else table.loss[table.chosen].fillna(1).item())
-            if loss<least: least,state,name = loss,_state(learn),step+(' and moments' if kind[1] and len(kinds)>1 else '')
+            cv = self.cv_of(table)
+            loss = self.weighed(_judge(learn, (valid[:,:n],want))[0], cv)
+            if loss<least: least,state,said,name = loss,_state(learn),cv,step+(' and moments' if kind[1] and len(kinds)>1 else '')
         _go_back(learn, state, self.loaders)
         n,took = learn.model.pool.nf,time.perf_counter()-began
-        self.note(name, began, expected, dict(train=(rows[:,:n],targs), valid=(valid[:,:n],want), took=self.asking+(took-self.asking)/len(kinds)))
+        self.note(name, began, expected, dict(train=(rows[:,:n],targs), valid=(valid[:,:n],want), took=self.asking+(took-self.asking)/len(kinds)), said)
         return took
     def mirror(self):
         "What is best so far, of mirror images too, if the pool is ours and there is time; was there?"
@@ -203,8 +213,8 @@ class _Minutes:
         rows,valid = (rows+more[dealt(learn.dls.train)])/2,(valid+there)/2
         _set_up(learn, (*best['looks'][:2],True), best['size'], self.loaders)
         if 'pool.directions' in best['weights']: learn.model.pool.directions.copy_(best['weights']['pool.directions']) # the rows are of these
-        write_head(learn, rows, targs)
-        self.note(f'{name}, mirrored', began, known['took'], dict(train=(rows,targs), valid=(valid,want), took=math.inf))
+        table = write_head(learn, rows, targs)
+        self.note(f'{name}, mirrored', began, known['took'], dict(valid=(valid,want)), self.cv_of(table))
         return True
     def table(self): return pd.DataFrame(self.rows).assign(kept=[i==self.kept for i in range(len(self.rows))])
 
