@@ -48,6 +48,7 @@ BENCH := imports step pools loading scale errors cam predict duplicates toy_bird
 #   annotated_parts  compares shares of marked parts, no goal
 #   budget           what a fixed time is best spent on: long, no goal
 #   cache_accuracy   the cache costs no accuracy: long, as only several seeds can show it
+#   curve            accuracy against minutes, for the front page: an hour for each seed, goes on from its log
 #   deeper           what training the body adds to a solved head, and at which rate: no goal
 #   looks            what closer looks of a frozen body are worth: no goal
 #   few_shot         prototypes beside imprinted rows, no goal

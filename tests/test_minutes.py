@@ -1,11 +1,12 @@
 "`fit_minutes` keeps the best of what it tried, and nothing of what it did not keep"
-import itertools, pytest, torch
+import itertools, pytest, torch, warnings
 from fastai.callback.core import Callback
 from fastai.metrics import accuracy
 from types import SimpleNamespace
 from fasttransform import Transform
 from fgvc_fast.all import EMA, AddLoss, FineGrainedError, Mix, Phase, fine_grained_data, fine_grained_learner, load_bundle
 from fgvc_fast.models.closer import CloserPool
+from fgvc_fast import save
 from fgvc_fast.train import minutes, solve
 from fgvc_fast.train.phases import default_plan
 from functools import partial
@@ -273,3 +274,81 @@ def test_refused(birds):
     with pytest.raises(FineGrainedError, match='test split'):
         fine_grained_learner(birds.dls(64, bs=16, num_workers=0, valid='test'), 'toy_resnet').fit_minutes(1)
     with pytest.raises(FineGrainedError, match='linear'): quiet(birds, head='cosine').fit_minutes(1)
+
+def test_what_mirror_images_add(birds, tmp_path):
+    "The learner that looks at both says what the row says, and says the same of both"
+    learn = quiet(birds)
+    m = minutes._Minutes(learn, 10)
+    m.solve('head', [(1,16,False),(1,0,False)], (64,64))
+    known = m.known['train'][0]
+    assert m.mirror() and learn.model.pool.mirrored and learn.model.pool.second==m.best['looks'][1]
+    loss,acc = judged(learn)
+    assert (loss,acc)==(pytest.approx(m.rows[-1]['valid_loss'], rel=1e-3),pytest.approx(m.rows[-1]['valid_top1']))
+    x = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
+    with torch.no_grad(): torch.testing.assert_close(learn.model.eval()(x), learn.model(x.flip(3)), rtol=1e-3, atol=1e-3)
+    assert m.known['train'][0] is known if m.kept==0 else not m.mirror() # once is enough
+    learn.save_bundle(tmp_path/'b')
+    assert load_bundle(tmp_path/'b').model.pool.mirrored
+
+def test_no_mirror_images_where_there_is_no_time_or_another_pool(birds):
+    learn = quiet(birds, pool=partial(CloserPool, looks=1, second=8))
+    m = minutes._Minutes(learn, 10)
+    m.solve('head', [(1,8,False)], (64,64))
+    assert not m.mirror() and not learn.model.pool.mirrored
+    learn = quiet(birds)
+    m = minutes._Minutes(learn, 10)
+    m.solve('head', [(1,8,False)], (64,64))
+    m.limit = 0
+    assert not m.mirror() and not learn.model.pool.mirrored
+
+def test_the_way_back_from_training(birds, monkeypatch):
+    "A quarter each time, until it gets worse; the body is then the best of them, and the card says which"
+    learn = quiet(birds)
+    m = minutes._Minutes(learn, 10)
+    first = learn.model.body.state_dict()['model.conv1.0.weight'].clone()
+    with learn.no_logging(): minutes._deeper(m, 2, 1, (64,64), 0, None)
+    last,seen,losses = learn.model.body.state_dict()['model.conv1.0.weight'].clone(),[],iter((.8,.7,.75))
+    def solve(self, *args):
+        seen.append((args[0], learn.made_of.get('body_share'), learn.model.body.state_dict()['model.conv1.0.weight'].clone()))
+        self.rows.append(dict(valid_loss=next(losses)))
+    monkeypatch.setattr(minutes._Minutes, 'solve', solve)
+    m.rows[-1]['valid_loss'] = .9
+    minutes._less_deep(m, None, None, 0)
+    assert [o[:2] for o in seen]==[('75 % deeper, head',.75), ('50 % deeper, head',.5), ('25 % deeper, head',.25)]
+    for _,share,w in seen: torch.testing.assert_close(w, first+share*(last-first))
+    assert torch.equal(learn.model.body.state_dict()['model.conv1.0.weight'], seen[1][2]) and learn.made_of['body_share']==.5
+    assert save._training(learn)['body'].startswith('50%')
+    m.rows[-1]['valid_loss'],losses = .7,iter((.71,))
+    learn.made_of.pop('body_share')
+    minutes._less_deep(m, None, None, 0) # nothing better than the body as it is
+    assert torch.equal(learn.model.body.state_dict()['model.conv1.0.weight'], seen[1][2]) and 'body_share' not in learn.made_of
+    learn.made_of['body_share'] = .5
+    with learn.no_logging(): learn.fit_phases(1)
+    assert 'body_share' not in learn.made_of
+
+def test_use_valid(birds, monkeypatch):
+    "The head is that of all rows, by the choice that was made without the validation pictures; and whoever asks about these is warned"
+    learn = quiet(birds)
+    monkeypatch.setattr(minutes, '_epochs', lambda m, reserve: (0, 1., (64,64)))
+    plain = quiet(birds)
+    tried = plain.fit_minutes(10)
+    got = learn.fit_minutes(10, use_valid=True)
+    assert got.step.tolist()[:-1]==tried.step.tolist() and got.step.iloc[-1]==tried.step[tried.kept].item()+', of validation pictures, too'
+    assert got.kept.tolist()==[False]*len(tried)+[True] and got.valid_loss[:-1].tolist()==pytest.approx(tried.valid_loss.tolist()) and got.valid_loss.isna().iloc[-1]
+    assert learn.made_of['solved_head']==plain.made_of['solved_head']
+    norm,rows = learn.model.head.norm,torch.cat([minutes.frozen_rows(learn, i)[0] for i in (0,1)])
+    torch.testing.assert_close(norm.running_mean, rows.mean(0), rtol=1e-3, atol=1e-4)
+    with pytest.warns(UserWarning, match='6 of the 6 pictures that this learner validates on were trained on'): learn.validate()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        plain.validate()
+
+def test_use_valid_of_a_head_that_was_trained(birds, capsys):
+    "It stays as it is: there are no rows that it was solved from"
+    learn = fine_grained_learner(birds.dls(64, bs=16, num_workers=0, seed=0), 'toy_resnet')
+    m = minutes._Minutes(learn, 10)
+    with learn.no_bar(): m.note('before', 0)
+    was = state(learn)
+    m.use_valid()
+    assert 'stays as it is' in capsys.readouterr().out and same(state(learn), was) and len(m.rows)==1
+    with pytest.raises(FineGrainedError, match='use_valid'): learn.fit_minutes(1, use_valid='yes')

@@ -13,7 +13,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model, one_param, to_device
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
-from ..core import FineGrainedError, check, check_number
+from ..core import FineGrainedError, check, check_choice, check_number
 from ..models.closer import CloserPool
 from ..models.head import LinearHead
 from ..data.block import CropResize
@@ -29,11 +29,12 @@ from .solve import check_solvable, least_loss, solvable_rows, write_head
 @patch
 def fit_minutes(self:Learner,
     minutes:float, # How long it may take
-    cbs:list|Callback|None=None # Callbacks for the training of the body, as in `fit_phases`
+    cbs:list|Callback|None=None, # Callbacks for the training of the body, as in `fit_phases`
+    use_valid:bool=False # In the end, let the head learn from the validation pictures, too: no figure that they give is of use then
     )->pd.DataFrame: # What was tried: a row for each step, with what it took, what came of it on the validation split, and whether it was kept
     "The best model that `minutes` can buy on this machine: head, closer look and body, whatever the validation split likes best"
     if not check_number('minutes', minutes, 0)>0: raise FineGrainedError(f'minutes={minutes!r}: give a number above 0')
-    check_can_fit(self, cbs)
+    check_can_fit(self, cbs), check_choice('use_valid', use_valid, (False,True))
     check(rank_and_world(self)[1]==1, 'fit_minutes runs in one process: use `fit_phases` in several')
     check_solvable(self, get_model(self.model))
     check(len(self.dls.loaders)>1 and len(self.dls.valid.dataset), 'fit_minutes chooses by the validation split, and there is none: give the data one, `data.split(...)`')
@@ -57,6 +58,7 @@ def fit_minutes(self:Learner,
             _less_deep(m, kinds(1), size, head)
             if more and again<m.left: m.solve(f'deeper, {more} looks', kinds(more), larger, again)
             m.mirror()
+        if use_valid: m.use_valid()
     except KeyboardInterrupt: print('Stopped: the learner has ' + ('what was best so far' if m.best else 'what it had before'))
     finally: _go_back(self, m.best or m.was, m.loaders)
     return m.table() if m.best else pd.DataFrame(m.rows)
@@ -162,61 +164,91 @@ class _Minutes:
         self.learn,self.began,self.limit = learn,time.perf_counter(),60*minutes
         self.rows,self.best,self.known = [],None,None
         self.own = type(learn.model.pool) is MeanPool and not any(isinstance(o, AddLoss) for o in learn.cbs) # any other has been chosen, and a loss may be on its rows
-        self.trained = learn.aux_losses.n_trained!=0 or _knows(learn) and 'solved_head' not in learn.made_of # the body, by pictures that cross-validation would ask it of
+        self.trained = learn.aux_losses.n_trained!=0 or _knows(learn) and 'solved_head' not in learn.made_of # the body, perhaps
         self.was,self.loaders = _state(learn),{learner_size(learn): learn.dls}
     @property
     def left(self): return self.limit-(time.perf_counter()-self.began)
     def say(self, msg):
         if hasattr(self.learn, 'progress') and self.learn.logger is not noop: print(msg)
-    def weighed(self, valid, cv):
-        "The loss to choose by: of each picture that validation and, where it says something, cross-validation has asked"
-        n,k = (len(o.dataset) for o in self.learn.dls.loaders[:2])
-        return valid if math.isnan(cv) else math.exp((n*math.log(max(cv, 1e-9)) + k*math.log(max(valid, 1e-9)))/(n+k))
-    def note(self, step, since, expected=None, known=None, cv=math.nan):
-        "A step is done: is it the best?"
-        loss,acc = _judge(self.learn, known and known['valid'])
-        h,w = learner_size(self.learn)
-        self.rows.append(dict(step=step, size=h if h==w else f'{h}×{w}', expected=expected, seconds=time.perf_counter()-since, cv_loss=cv, valid_loss=loss, valid_top1=acc))
-        self.say(f'{step} at {self.rows[-1]["size"]} px: {100*acc:.1f} % of validation, loss {loss:.3f} ({self.rows[-1]["seconds"]:.0f} s)')
-        if self.best is None or self.better(self.rows[-1], self.rows[self.kept]): self.best,self.kept,self.known = _state(self.learn),len(self.rows)-1,known
-    def better(self, a, b):
-        "Is row `a` better than `b`? Cross-validation has a say where it knows both"
-        cvs = (a['cv_loss'],b['cv_loss']) if not math.isnan(a['cv_loss']+b['cv_loss']) else (math.nan,math.nan)
-        return self.weighed(a['valid_loss'], cvs[0])<self.weighed(b['valid_loss'], cvs[1])
-    def cv_of(self, table): return math.nan if self.trained else table.loss[table.chosen].item() # a body that has learned them flatters
-    def solve(self, step, kinds, size, expected=None):
-        "Solve for the head at `size`, for each of `kinds`: (looks, directions, mirrored), the first of which sees all that others do; how long that took"
-        learn,began,least = self.learn,time.perf_counter(),math.inf
-        _set_up(learn, kinds[0], size, self.loaders)
-        (rows,targs),(valid,want) = solvable_rows(learn),frozen_rows(learn, 1)
-        self.asking = time.perf_counter()-began
-        logistic = self.left>self.asking # discriminant analysis alone takes a quarter of the time
-        for kind in kinds:
-            _set_up(learn, kind, size, self.loaders)
-            n = learn.model.pool.nf # moments come last in a row
-            table = write_head(learn, rows[:,:n], targs, logistic=logistic)
-            cv = self.cv_of(table)
-            loss = self.weighed(_judge(learn, (valid[:,:n],want))[0], cv)
-            if loss<least: least,state,said,name = loss,_state(learn),cv,step+(' and moments' if kind[1] and len(kinds)>1 else '')
-        _go_back(learn, state, self.loaders)
-        n,took = learn.model.pool.nf,time.perf_counter()-began
-        self.note(name, began, expected, dict(train=(rows[:,:n],targs), valid=(valid[:,:n],want), took=self.asking+(took-self.asking)/len(kinds)), said)
-        return took
-    def mirror(self):
-        "What is best so far, of mirror images too, if the pool is ours and there is time; was there?"
-        learn,best,known = self.learn,self.best,self.known
-        if not self.own or not known or best['looks'][2] or known['took']>.9*self.left: return False
-        began,name = time.perf_counter(),self.rows[self.kept]['step']
-        _go_back(learn, best, self.loaders)
-        (more,_),(there,_) = [frozen_rows(learn, i, mirrored=True) for i in (0,1)]
-        (rows,targs),(valid,want) = known['train'],known['valid']
-        rows,valid = (rows+more[dealt(learn.dls.train)])/2,(valid+there)/2
-        _set_up(learn, (*best['looks'][:2],True), best['size'], self.loaders)
-        if 'pool.directions' in best['weights']: learn.model.pool.directions.copy_(best['weights']['pool.directions']) # the rows are of these
-        table = write_head(learn, rows, targs)
-        self.note(f'{name}, mirrored', began, known['took'], dict(valid=(valid,want)), self.cv_of(table))
-        return True
     def table(self): return pd.DataFrame(self.rows).assign(kept=[i==self.kept for i in range(len(self.rows))])
+
+# %% ../../nbs/api/475_train.minutes.ipynb #a47b492b
+@patch
+def weighed(self:_Minutes, valid, cv):
+    "The loss to choose by: of each picture that validation and, where it says something, cross-validation has asked"
+    n,k = (len(o.dataset) for o in self.learn.dls.loaders[:2])
+    return valid if math.isnan(cv) else math.exp((n*math.log(max(cv, 1e-9)) + k*math.log(max(valid, 1e-9)))/(n+k))
+
+@patch
+def better(self:_Minutes, a, b):
+    "Is row `a` better than `b`? Cross-validation has a say where it knows both"
+    cvs = (a['cv_loss'],b['cv_loss']) if not math.isnan(a['cv_loss']+b['cv_loss']) else (math.nan,math.nan)
+    return self.weighed(a['valid_loss'], cvs[0])<self.weighed(b['valid_loss'], cvs[1])
+
+@patch
+def note(self:_Minutes, step, since, expected=None, known=None, cv=math.nan):
+    "A step is done: is it the best?"
+    loss,acc = _judge(self.learn, known and known['valid'])
+    h,w = learner_size(self.learn)
+    size,took = h if h==w else f'{h}×{w}',time.perf_counter()-since
+    self.rows.append(dict(step=step, size=size, expected=expected, seconds=took, cv_loss=cv, valid_loss=loss, valid_top1=acc))
+    self.say(f'{step} at {size} px: {100*acc:.1f} % of validation, loss {loss:.3f} ({took:.0f} s)')
+    if self.best is None or self.better(self.rows[-1], self.rows[self.kept]): self.best,self.kept,self.known = _state(self.learn),len(self.rows)-1,known
+
+# %% ../../nbs/api/475_train.minutes.ipynb #c31e1aba
+def _cv(table): return table.loss[table.chosen].item()
+
+@patch
+def solve(self:_Minutes, step, kinds, size, expected=None):
+    "Solve for the head at `size`, for each of `kinds`: (looks, directions, mirrored), the first of which sees all that others do; how long that took"
+    learn,began,least = self.learn,time.perf_counter(),math.inf
+    _set_up(learn, kinds[0], size, self.loaders)
+    (rows,targs),(valid,want) = solvable_rows(learn),frozen_rows(learn, 1)
+    self.asking = time.perf_counter()-began
+    logistic = self.left>self.asking # discriminant analysis alone takes a quarter of the time
+    for kind in kinds:
+        _set_up(learn, kind, size, self.loaders)
+        n = learn.model.pool.nf # moments come last in a row
+        table = write_head(learn, rows[:,:n], targs, logistic=logistic)
+        cv = math.nan if self.trained else _cv(table)
+        loss = self.weighed(_judge(learn, (valid[:,:n],want))[0], cv)
+        if loss<least: least,state,said,like,name = loss,_state(learn),cv,table,step+(' and moments' if kind[1] and len(kinds)>1 else '')
+    _go_back(learn, state, self.loaders)
+    n,took = learn.model.pool.nf,time.perf_counter()-began
+    self.note(name, began, expected, dict(train=(rows[:,:n],targs), valid=(valid[:,:n],want), like=like, took=self.asking+(took-self.asking)/len(kinds)), said)
+    return took
+
+# %% ../../nbs/api/475_train.minutes.ipynb #b43bd9eb
+@patch
+def mirror(self:_Minutes):
+    "What is best so far, of mirror images too, if the pool is ours and there is time; was there?"
+    learn,best,known = self.learn,self.best,self.known
+    if not self.own or not known or best['looks'][2] or known['took']>.9*self.left: return False
+    began,name = time.perf_counter(),self.rows[self.kept]['step']
+    _go_back(learn, best, self.loaders)
+    (more,_),(there,_) = [frozen_rows(learn, i, mirrored=True) for i in (0,1)]
+    (rows,targs),(valid,want) = known['train'],known['valid']
+    rows,valid = (rows+more[dealt(learn.dls.train)])/2,(valid+there)/2
+    _set_up(learn, (*best['looks'][:2],True), best['size'], self.loaders)
+    if 'pool.directions' in best['weights']: learn.model.pool.directions.copy_(best['weights']['pool.directions']) # the rows are of these
+    like = write_head(learn, rows, targs)
+    cv = math.nan if math.isnan(self.rows[self.kept]['cv_loss']) else _cv(like)
+    self.note(f'{name}, mirrored', began, known['took'], known | dict(train=(rows,targs), valid=(valid,want), like=like), cv)
+    return True
+
+# %% ../../nbs/api/475_train.minutes.ipynb #57241431
+@patch
+def use_valid(self:_Minutes):
+    "Solve for the head that is best once more, from the validation pictures, too"
+    learn,known,began,name = self.learn,self.known,time.perf_counter(),self.rows[self.kept]['step']
+    if not known: return self.say(f'{name} has learned by gradients: it stays as it is, without the validation pictures')
+    _go_back(learn, self.best, self.loaders)
+    (rows,targs),(valid,want) = known['train'],known['valid']
+    write_head(learn, torch.cat([rows, valid]), torch.cat([targs, want.long()]), like=known['like'])
+    learn.trained_on.note(learn.dls.valid)
+    row = self.rows[self.kept] | dict.fromkeys(('expected','cv_loss','valid_loss','valid_top1'), math.nan) # validation has nothing left to say
+    self.rows.append(row | dict(step=f'{name}, of validation pictures, too', seconds=time.perf_counter()-began))
+    self.best,self.kept = _state(learn),len(self.rows)-1
 
 # %% ../../nbs/api/475_train.minutes.ipynb #dd366a4f
 class _Clock(Callback):

@@ -132,12 +132,21 @@ def _crossed(z, targs, n_out, fold, logistic, width=None):
     return tried,factors
 
 # %% ../../nbs/api/442_train.solve.ipynb #a8b54004
-def _solved(z, targs, n_out, method, strength, tried, factors, width=None):
-    "Weights and biases of one solution on all rows"
+def _solved(z, targs, n_out, method, strength, factors, width=None):
+    "Weights and biases of one solution on all rows; `factors` of {(method, strength): factor}"
     if method=='discriminant': return Discriminant(z, targs, n_out, width).weights(strength)
     if method=='logistic': return logistic_weights(z, targs, n_out, strength)
-    each = [(_best(tried, factors, k)[1]/2,_solved(z, targs, n_out, k, s, tried, factors, width)) for k,s in zip(('discriminant','logistic'), strength)]
+    each = [(factors[k,s]/2,_solved(z, targs, n_out, k, s, factors, width)) for k,s in zip(('discriminant','logistic'), strength)]
     return [sum(f*o[j] for f,o in each) for j in (0,1)]
+
+# %% ../../nbs/api/442_train.solve.ipynb #948728d2
+def _choose(z, targs, n_out, fold, logistic, width):
+    "A table of all that was tried, and which was best of it"
+    n = (fold>=0).sum().item()
+    tried,factors = _crossed(z, targs, n_out, fold, logistic, width)
+    table = pd.DataFrame([dict(method=m, strength=s, accuracy=o[0].item()/n, loss=o[1:].min().item()/n, factor=factors[m,s][o[1:].argmin()].item())
+        for (m,s),o in tried.items()] if n else [dict(method='logistic', strength=.01, accuracy=np.nan, loss=np.nan, factor=1.)])
+    return table.assign(chosen=table.index==(table.loss.argmin() if n else 0))
 
 # %% ../../nbs/api/442_train.solve.ipynb #d97d02ff
 def solve_head(
@@ -146,24 +155,24 @@ def solve_head(
     n_out:int, # How many classes there are
     folds:int=5, # Parts of the cross-validation
     seed:int=0, # Of the parts
-    logistic:bool=True # Try logistic regression, too, where it does not take minutes
+    logistic:bool=True, # Try logistic regression, too, where it does not take minutes
+    like:pd.DataFrame|None=None # Such a table, of rows like these, whose choice is taken over; None: choose
     )->tuple: # Weights (n_out, p) and biases (n_out,) for standardized rows, and a table of all that was tried
     "The best of discriminant analysis, logistic regression and both together by cross-validated loss on `rows`"
     there,targs = targs.unique(return_inverse=True)
-    fold,logistic = _folds(targs.numpy(), folds, seed),logistic and len(rows)*min(rows.shape)*len(there)<1e9
-    if len(targs[fold>=0].unique())<.75*len(there): fold[:] = -1 # answers about a few classes say nothing of the others
-    n = (fold>=0).sum().item()
+    there,targs = targs.unique(return_inverse=True)
     m,s = _standard(rows)
     z,back = _turned((rows-m)/s)
-    tried,factors = _crossed(z, targs, len(there), fold, logistic, rows.shape[1])
-    table = pd.DataFrame([dict(method=m, strength=s, accuracy=o[0].item()/n, loss=o[1:].min().item()/n, factor=factors[m,s][o[1:].argmin()].item())
-        for (m,s),o in tried.items()] if n else [dict(method='logistic', strength=.01, accuracy=np.nan, loss=np.nan, factor=1.)])
-    best = table.loc[table.loss.argmin() if n else 0]
-    w,b = [o*best.factor for o in _solved(z, targs, len(there), best.method, best.strength, tried, factors, rows.shape[1])]
+    if like is None:
+        fold,logistic = _folds(targs.numpy(), folds, seed),logistic and len(rows)*min(rows.shape)*len(there)<1e9
+        if len(targs[fold>=0].unique())<.75*len(there): fold[:] = -1 # answers about a few classes say nothing of the others
+        like = _choose(z, targs, len(there), fold, logistic, rows.shape[1])
+    best,factors = like[like.chosen].iloc[0],{(o.method,o.strength): o.factor for o in like.itertuples()}
+    w,b = [o*best.factor for o in _solved(z, targs, len(there), best.method, best.strength, factors, rows.shape[1])]
     w = back(w)
     every = w.mean(0).repeat(n_out, 1),(b.mean()-20).repeat(n_out) # of a class that was never seen: below the mean of all others, and so of the largest, whatever the row
     every[0][there],every[1][there] = w,b
-    return *every,table.assign(chosen=table.index==best.name)
+    return *every,like
 
 # %% ../../nbs/api/442_train.solve.ipynb #5662e913
 def check_solvable(learn:Learner, model:nn.Module):
@@ -197,12 +206,13 @@ def write_head(learn:Learner, # Gets the head
     targs:torch.Tensor, # (n,)
     folds:int=5, # Parts of the cross-validation that chooses
     seed:int=0, # Of the parts
-    logistic:bool=True # As in `solve_head`
+    logistic:bool=True, # As in `solve_head`
+    like:pd.DataFrame|None=None # As in `solve_head`
     )->pd.DataFrame: # Of all that was tried
     "Solve for the head of `learn` from `rows`"
     model = get_model(learn.model)
     norm,fc = model.head.norm,model.head.fc
-    w,b,table = solve_head(rows, targs, fc.out_features, folds, seed, logistic)
+    w,b,table = solve_head(rows, targs, fc.out_features, folds, seed, logistic, like)
     with torch.no_grad():
         norm.running_mean.copy_(rows.mean(0)), norm.running_var.copy_(rows.var(0, correction=0))
         norm.weight.fill_(1), norm.bias.zero_()
