@@ -160,7 +160,6 @@ def solve_head(
     )->tuple: # Weights (n_out, p) and biases (n_out,) for standardized rows, and a table of all that was tried
     "The best of discriminant analysis, logistic regression and both together by cross-validated loss on `rows`"
     there,targs = targs.unique(return_inverse=True)
-    there,targs = targs.unique(return_inverse=True)
     m,s = _standard(rows)
     z,back = _turned((rows-m)/s)
     if like is None:
