@@ -280,13 +280,12 @@ def test_what_mirror_images_add(birds, tmp_path):
     learn = quiet(birds)
     m = minutes._Minutes(learn, 10)
     m.solve('head', [(1,16,False),(1,0,False)], (64,64))
-    known = m.known['train'][0]
     assert m.mirror() and learn.model.pool.mirrored and learn.model.pool.second==m.best['looks'][1]
     loss,acc = judged(learn)
     assert (loss,acc)==(pytest.approx(m.rows[-1]['valid_loss'], rel=1e-3),pytest.approx(m.rows[-1]['valid_top1']))
     x = learn.dls.valid.one_batch()[0].as_subclass(torch.Tensor)
     with torch.no_grad(): torch.testing.assert_close(learn.model.eval()(x), learn.model(x.flip(3)), rtol=1e-3, atol=1e-3)
-    assert m.known['train'][0] is known if m.kept==0 else not m.mirror() # once is enough
+    assert not m.mirror() and len(m.rows)==2 # once is enough, whichever was kept
     learn.save_bundle(tmp_path/'b')
     assert load_bundle(tmp_path/'b').model.pool.mirrored
 
@@ -339,6 +338,7 @@ def test_use_valid(birds, monkeypatch):
     norm,rows = learn.model.head.norm,torch.cat([minutes.frozen_rows(learn, i)[0] for i in (0,1)])
     torch.testing.assert_close(norm.running_mean, rows.mean(0), rtol=1e-3, atol=1e-4)
     with pytest.warns(UserWarning, match='6 of the 6 pictures that this learner validates on were trained on'): learn.validate()
+    with pytest.raises(FineGrainedError, match='6 of the 6 validation pictures were trained on'): learn.fit_minutes(1) # it would find itself very good
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         plain.validate()

@@ -15,6 +15,7 @@ from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from ..core import FineGrainedError, check, check_choice, check_number
 from ..models.closer import CloserPool
+from ..memory import trained_on
 from ..models.head import LinearHead
 from ..data.block import CropResize
 from ..data.loader import seeded
@@ -40,6 +41,9 @@ def fit_minutes(self:Learner,
     check(len(self.dls.loaders)>1 and len(self.dls.valid.dataset), 'fit_minutes chooses by the validation split, and there is none: give the data one, `data.split(...)`')
     check(getattr(self.dls, 'validates_on', 'valid')!='test', 'These loaders validate on the test split, and fit_minutes would choose by it: make them with '
         '`data.dls(size)`, which validates on the validation split')
+    if n := trained_on(self, self.dls.valid):
+        raise FineGrainedError(f'{n:,} of the {len(self.dls.valid.dataset):,} validation pictures were trained on, and fit_minutes would choose by them: '
+            'build the learner anew, or give the data another split')
     m = _Minutes(self, minutes)
     try:
         size,looks,again = m.was['size'],m.was['looks'],0
@@ -49,6 +53,7 @@ def fit_minutes(self:Learner,
         head = m.solve('head', kinds(1), size)
         more,larger,foreseen = _closer_looks(m, head) if m.own else (0, size, 0)
         if more: again = m.solve(f'{more} looks', kinds(more), larger, foreseen)
+        if more: m.mirror()
         epochs,epoch,small = _epochs(m, 2.3*head)
         if epochs<4 and m.mirror(): epochs,epoch,small = _epochs(m, 2.3*head)
         m.say(f'{epochs} epochs through the body at {small[0]} px, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
@@ -224,7 +229,8 @@ def mirror(self:_Minutes):
     "What is best so far, of mirror images too, if the pool is ours and there is time; was there?"
     learn,best,known = self.learn,self.best,self.known
     if not self.own or not known or best['looks'][2] or known['took']>.9*self.left: return False
-    began,name = time.perf_counter(),self.rows[self.kept]['step']
+    began,name,expected = time.perf_counter(),self.rows[self.kept]['step'],known['took']
+    known['took'] = math.inf # once is enough
     _go_back(learn, best, self.loaders)
     (more,_),(there,_) = [frozen_rows(learn, i, mirrored=True) for i in (0,1)]
     (rows,targs),(valid,want) = known['train'],known['valid']
@@ -233,7 +239,7 @@ def mirror(self:_Minutes):
     if 'pool.directions' in best['weights']: learn.model.pool.directions.copy_(best['weights']['pool.directions']) # the rows are of these
     like = write_head(learn, rows, targs)
     cv = math.nan if math.isnan(self.rows[self.kept]['cv_loss']) else _cv(like)
-    self.note(f'{name}, mirrored', began, known['took'], known | dict(train=(rows,targs), valid=(valid,want), like=like), cv)
+    self.note(f'{name}, mirrored', began, expected, known | dict(train=(rows,targs), valid=(valid,want), like=like), cv)
     return True
 
 # %% ../../nbs/api/475_train.minutes.ipynb #57241431
