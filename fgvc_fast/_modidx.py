@@ -2800,6 +2800,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fgvc_fast.train.solve._choose': ('api/train.solve.html#_choose', 'fgvc_fast/train/solve.py'),
                                        'fgvc_fast.train.solve._crossed': ('api/train.solve.html#_crossed', 'fgvc_fast/train/solve.py'),
                                        'fgvc_fast.train.solve._folds': ('api/train.solve.html#_folds', 'fgvc_fast/train/solve.py'),
+                                       'fgvc_fast.train.solve._groups': ('api/train.solve.html#_groups', 'fgvc_fast/train/solve.py'),
                                        'fgvc_fast.train.solve._judged': ('api/train.solve.html#_judged', 'fgvc_fast/train/solve.py'),
                                        'fgvc_fast.train.solve._solutions': ('api/train.solve.html#_solutions', 'fgvc_fast/train/solve.py'),
                                        'fgvc_fast.train.solve._solved': ('api/train.solve.html#_solved', 'fgvc_fast/train/solve.py'),

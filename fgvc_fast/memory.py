@@ -312,9 +312,10 @@ class TrainedOn(Callback):
     def before_fit(self): self.noted = False
     def after_batch(self):
         if self.training and not self.noted and not hasattr(self.learn, 'lr_finder'): self.note()
-    def note(self, dl=None):
+    def note(self, dl:DataLoader|None=None):
         "The pictures of `dl` are trained on; None: those for training"
-        self.seen,self.noted = np.union1d(self.seen, _hashes(dl or self.dls.train)),True
+        self.seen,self.noted = np.union1d(self.seen, _hashes(self.dls.train if dl is None else dl)),True
+        if dl is not None: self.told = None # whoever validates on them from now on is to be told
     def before_validate(self):
         if self.dl is not self.dls.valid or self.told==id(self.dl): return
         self.told,n = id(self.dl),trained_on(self.learn, self.dl)

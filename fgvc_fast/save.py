@@ -18,6 +18,7 @@ from .data.block import CropResize
 from .answers import check_vocab
 from .learner import name_of, test_read
 from .levels import check_tree
+from .memory import items_of, trained_on
 from .metrics import check_answers, count_no_answers, per_class_accuracy, top_k
 
 # %% ../nbs/api/945_save.ipynb #2d5fe9ee
@@ -94,6 +95,8 @@ def _numbers(learn, net, show):
     data,on_test = learn.dls.data,getattr(learn.dls, 'validates_on', 'valid')=='test'
     rows,notes = [_measure(net, learn.dls.valid, 'test' if on_test else 'validation', show)],[]
     read = None if on_test else test_read(learn)
+    if k := trained_on(learn, learn.dls.valid):
+        notes.append(f'{k:,} of these {len(items_of(learn.dls.valid)):,} pictures were trained on: their figure says how well they were learned by heart, not how good the model is.')
     if on_test: notes.append("These loaders validated on the test split (`valid='test'`): the figure has been chosen by, and is no test any more.")
     elif read is not None:
         o = read.iloc[0]

@@ -333,7 +333,7 @@ call('StagePool', 'F', it(StagePool), lambda w: dict(body=w.body), body=by_build
 call('PyramidPool', 'F', it(PyramidPool), lambda w: dict(body=w.body, width=8), body=by_builder, stages=stages, width=count, pool=pool)
 call('Branch', 'F', it(Branch), lambda w: dict(body=w.body, n_out=4, width=8), body=by_builder, n_out=count, stage=stage.but([], {}), width=count)
 for f in (ClassTokenPool, TokenPool): call(f.__name__, 'F', it(f), lambda w: dict(body=a_vit(w)), body=by_builder)
-call('CloserPool', 'F', it(CloserPool), lambda w: dict(body=w.body), body=by_builder, looks=whole(1), second=whole(0))
+call('CloserPool', 'F', it(CloserPool), lambda w: dict(body=w.body), body=by_builder, looks=whole(1), second=whole(0), mirrored=flag)
 call('PartTokenPool', 'F', it(PartTokenPool), lambda w: dict(body=a_vit(w)), body=by_builder, parts=count)
 def a_vit(w):
     if not hasattr(w, 'vit'): w.vit = Body('vit_tiny_patch16_224', pretrained=False, img_size=32, depth=1, embed_dim=24, num_heads=2)
@@ -435,9 +435,9 @@ def in_frozen(learn, **kw):
         with frozen_features(learn, **kw): pass
 call('freeze_below', 'B', it(entered(freeze_below)), lambda w: dict(learn=w.learn, to='head'), learn=Free("a learner or its model, from the calls that take one"), to=depth, stats=depth.but(None))
 call('frozen_maps', 'B', it(frozen_maps), lambda w: dict(learn=w.learn), learn=instance(), few=whole(1))
-call('frozen_rows', 'B', it(frozen_rows), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=whole(0, 1))
+call('frozen_rows', 'B', it(frozen_rows), lambda w: dict(learn=w.learn), learn=instance(), ds_idx=whole(0, 1), mirrored=flag)
 call('Learner.fit_head', 'B', lambda w: deepcopy(w.learn).fit_head, it({}), folds=whole(2), seed=seed)
-call('Learner.fit_minutes', 'B', lambda w: deepcopy(w.learn).fit_minutes, it(dict(minutes=.001)), minutes=positive, cbs=callbacks)
+call('Learner.fit_minutes', 'B', lambda w: deepcopy(w.learn).fit_minutes, it(dict(minutes=.001)), minutes=positive, cbs=callbacks, use_valid=flag)
 call('frozen_features', 'B', it(in_frozen), lambda w: dict(learn=w.learn), learn=instance(), cached_views=whole(0), seed=seed.but(-1), max_gb=number(0).but(inf))
 call('Accumulate', 'B', it(Accumulate), it(dict(n=2)), n=count)
 call('EMA', 'B', it(EMA), it({}), decay=number(0, below=1))

@@ -328,13 +328,15 @@ def test_the_way_back_from_training(birds, monkeypatch):
 def test_use_valid(birds, monkeypatch):
     "The head is that of all rows, by the choice that was made without the validation pictures; and whoever asks about these is warned"
     learn = quiet(birds)
+    learn.validate() # what was said before is said again where it is another by now
     monkeypatch.setattr(minutes, '_epochs', lambda m, reserve: (0, 1., (64,64)))
     plain = quiet(birds)
     tried = plain.fit_minutes(10)
     got = learn.fit_minutes(10, use_valid=True)
     assert got.step.tolist()[:-1]==tried.step.tolist() and got.step.iloc[-1]==tried.step[tried.kept].item()+', of validation pictures, too'
     assert got.kept.tolist()==[False]*len(tried)+[True] and got.valid_loss[:-1].tolist()==pytest.approx(tried.valid_loss.tolist()) and got.valid_loss.isna().iloc[-1]
-    assert learn.made_of['solved_head']==plain.made_of['solved_head']
+    assert learn.made_of['solved_head']==plain.made_of['solved_head']+', from the validation pictures, too'
+    assert '6 of these 6 pictures were trained on' in save._numbers(learn, learn.model.eval(), False)['notes'][0] and not learn.model.pool.training
     norm,rows = learn.model.head.norm,torch.cat([minutes.frozen_rows(learn, i)[0] for i in (0,1)])
     torch.testing.assert_close(norm.running_mean, rows.mean(0), rtol=1e-3, atol=1e-4)
     with pytest.warns(UserWarning, match='6 of the 6 pictures that this learner validates on were trained on'): learn.validate()
@@ -343,12 +345,36 @@ def test_use_valid(birds, monkeypatch):
         warnings.simplefilter('error', UserWarning)
         plain.validate()
 
-def test_use_valid_of_a_head_that_was_trained(birds, capsys):
+def test_use_valid_of_a_head_that_was_trained(birds):
     "It stays as it is: there are no rows that it was solved from"
-    learn = fine_grained_learner(birds.dls(64, bs=16, num_workers=0, seed=0), 'toy_resnet')
+    learn = quiet(birds)
     m = minutes._Minutes(learn, 10)
-    with learn.no_bar(): m.note('before', 0)
+    m.note('before', 0)
     was = state(learn)
-    m.use_valid()
-    assert 'stays as it is' in capsys.readouterr().out and same(state(learn), was) and len(m.rows)==1
+    with pytest.warns(UserWarning, match='stays as it is'): m.use_valid()
+    assert same(state(learn), was) and len(m.rows)==1
     with pytest.raises(FineGrainedError, match='use_valid'): learn.fit_minutes(1, use_valid='yes')
+
+def test_interrupted_late_in_the_body(birds, capsys):
+    "What it has learned by then is a candidate; and the model is all in evaluation mode"
+    class Stop(Callback):
+        seen = 0
+        def before_epoch(self):
+            self.seen += 1
+            if self.seen==7: raise KeyboardInterrupt
+    learn = quiet(birds)
+    tried = learn.fit_minutes(.2, cbs=Stop())
+    assert 'Stopped' in capsys.readouterr().out and tried.step.str.contains('deeper, 6 epochs').any() and tried.kept.sum()==1
+    assert not any(o.training for o in learn.model.modules()) and judged(learn)[0]==pytest.approx(tried.valid_loss[tried.kept].item(), rel=1e-3)
+
+def test_pictures_of_a_group_are_held_out_together(monkeypatch):
+    "Of bursts, which `split(by=)` keeps together, cross-validation sees all or none"
+    data = fine_grained_data('toy_birds', families=1, species=3, per_class=18, size=64)
+    data.items['nest'] = [f'{o.label} {i//3}' for i,o in enumerate(data.items.itertuples())]
+    data = data.split(valid=.2, by='nest')
+    learn,seen,real = quiet(data),[],solve._folds
+    monkeypatch.setattr(solve, '_folds', lambda targs, k, seed, groups: seen.append((groups, real(targs, k, seed, groups))) or seen[-1][1])
+    learn.fit_head()
+    groups,parts = seen[0]
+    nests = data.items.nest.iloc[list(learn.dls.train.items)].to_numpy()
+    assert len(set(groups))==len(set(nests))<len(nests) and all(len(set(parts[nests==o].tolist()))==1 for o in set(nests)) and len(set(parts.tolist()))>2

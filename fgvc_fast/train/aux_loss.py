@@ -11,6 +11,7 @@ from fastai.torch_core import get_model
 from ..augment.mix import own_loss
 from ..core import FineGrainedError, listing
 from .distributed import all_gather
+from torch import nn
 
 # %% ../../nbs/api/422_train.aux_loss.ipynb #60b1134e
 class AuxLosses(Callback):
@@ -25,7 +26,8 @@ class AuxLosses(Callback):
         self.sums = {}
         if hasattr(t := get_model(self.model), 'temperature'): t.temperature.fill_(1.) # that of a calibration before this training is void
         if not hasattr(self.learn, 'lr_finder'): # a solved head is one no more, nor a body between two
-            for k in ('solved_head','body_share'): getattr(self.learn, 'made_of', {}).pop(k, None)
+            getattr(self.learn, 'made_of', {}).pop('solved_head', None)
+            if any(p.requires_grad for p in getattr(get_model(self.model), 'body', nn.Module()).parameters()): getattr(self.learn, 'made_of', {}).pop('body_share', None)
     def before_batch(self):
         self._leave_record()
         if self.asks and hasattr(model := get_model(self.model), 'trace'): self.record = model.trace(*self.asks, detach=self.detach).__enter__()

@@ -25,7 +25,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame, get_same_padding
 from torch import nn
 from torch.nn.utils import skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from ..core import FineGrainedError, check, check_number, digest, listing, swapped
+from ..core import FineGrainedError, check, check_choice, check_number, digest, listing, swapped
 from ..data.loader import FineGrainedDL, seed_all, seeded
 from ..models.body import shared_twin
 from ..models.closer import look_closer
@@ -353,6 +353,7 @@ def frozen_rows(learn:Learner, # Made by `fine_grained_learner`
     mirrored:bool=False # Of the mirror image of each
     )->tuple: # Rows (n, pool.nf) and labels (n,), on the CPU
     "What the head of `learn` would get of every picture of a loader, each seen as in validation"
+    check_choice('mirrored', mirrored, (False,True))
     return _frozen(learn, ds_idx, lambda model, x: model.features(x.flip(3) if mirrored else x))
 
 def frozen_maps(learn:Learner, # Made by `fine_grained_learner`

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/api/475_train.minutes.ipynb #46563485
-import math, numpy as np, pandas as pd, time, torch
+import math, numpy as np, pandas as pd, time, torch, warnings
 from copy import copy, deepcopy
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
@@ -86,6 +86,7 @@ def _set_up(learn, looks, size, loaders):
         options = dict(zip(('looks','second','mirrored'), looks)) if looks[0] else {}
         model.pool = (CloserPool(model.body, **options) if options else MeanPool(model.body.nf)).to(model.head.fc.weight)
         model.head = _fresh_head(model)
+        for o in (model.pool, model.head): o.train(model.training)
         model.recipe['pool'] = learn.made_of['pool'] = 'closer' if options else 'avg'
         model.recipe['options']['pool'] = options
         learn.opt = None # its rates and averages were of other parameters
@@ -179,19 +180,19 @@ class _Minutes:
 
 # %% ../../nbs/api/475_train.minutes.ipynb #a47b492b
 @patch
-def weighed(self:_Minutes, valid, cv):
+def weighed(self:_Minutes, valid:float, cv:float)->float:
     "The loss to choose by: of each picture that validation and, where it says something, cross-validation has asked"
     n,k = (len(o.dataset) for o in self.learn.dls.loaders[:2])
     return valid if math.isnan(cv) else math.exp((n*math.log(max(cv, 1e-9)) + k*math.log(max(valid, 1e-9)))/(n+k))
 
 @patch
-def better(self:_Minutes, a, b):
+def better(self:_Minutes, a:dict, b:dict)->bool:
     "Is row `a` better than `b`? Cross-validation has a say where it knows both"
     cvs = (a['cv_loss'],b['cv_loss']) if not math.isnan(a['cv_loss']+b['cv_loss']) else (math.nan,math.nan)
     return self.weighed(a['valid_loss'], cvs[0])<self.weighed(b['valid_loss'], cvs[1])
 
 @patch
-def note(self:_Minutes, step, since, expected=None, known=None, cv=math.nan):
+def note(self:_Minutes, step:str, since:float, expected:float|None=None, known:dict|None=None, cv:float=math.nan):
     "A step is done: is it the best?"
     loss,acc = _judge(self.learn, known and known['valid'])
     h,w = learner_size(self.learn)
@@ -204,7 +205,7 @@ def note(self:_Minutes, step, since, expected=None, known=None, cv=math.nan):
 def _cv(table): return table.loss[table.chosen].item()
 
 @patch
-def solve(self:_Minutes, step, kinds, size, expected=None):
+def solve(self:_Minutes, step:str, kinds:list, size:tuple, expected:float|None=None)->float:
     "Solve for the head at `size`, for each of `kinds`: (looks, directions, mirrored), the first of which sees all that others do; how long that took"
     learn,began,least = self.learn,time.perf_counter(),math.inf
     _set_up(learn, kinds[0], size, self.loaders)
@@ -225,7 +226,7 @@ def solve(self:_Minutes, step, kinds, size, expected=None):
 
 # %% ../../nbs/api/475_train.minutes.ipynb #b43bd9eb
 @patch
-def mirror(self:_Minutes):
+def mirror(self:_Minutes)->bool:
     "What is best so far, of mirror images too, if the pool is ours and there is time; was there?"
     learn,best,known = self.learn,self.best,self.known
     if not self.own or not known or best['looks'][2] or known['took']>.9*self.left: return False
@@ -247,14 +248,15 @@ def mirror(self:_Minutes):
 def use_valid(self:_Minutes):
     "Solve for the head that is best once more, from the validation pictures, too"
     learn,known,began,name = self.learn,self.known,time.perf_counter(),self.rows[self.kept]['step']
-    if not known: return self.say(f'{name} has learned by gradients: it stays as it is, without the validation pictures')
+    if not known: return warnings.warn(f"use_valid: kept was '{name}', whose head has learned by gradients; it stays as it is, without the validation pictures")
     _go_back(learn, self.best, self.loaders)
     (rows,targs),(valid,want) = known['train'],known['valid']
     write_head(learn, torch.cat([rows, valid]), torch.cat([targs, want.long()]), like=known['like'])
-    learn.trained_on.note(learn.dls.valid)
+    learn.made_of['solved_head'] += ', from the validation pictures, too'
     row = self.rows[self.kept] | dict.fromkeys(('expected','cv_loss','valid_loss','valid_top1'), math.nan) # validation has nothing left to say
     self.rows.append(row | dict(step=f'{name}, of validation pictures, too', seconds=time.perf_counter()-began))
     self.best,self.kept = _state(learn),len(self.rows)-1
+    if hasattr(learn, 'trained_on'): learn.trained_on.note(learn.dls.valid)
 
 # %% ../../nbs/api/475_train.minutes.ipynb #dd366a4f
 class _Clock(Callback):
@@ -274,8 +276,9 @@ def _deeper(m, epochs, epoch, size, reserve, cbs):
     learn.model.head,learn.opt = _fresh_head(learn.model),None
     m.trained = True
     learn.fit_phases(epochs, cbs=[*L(cbs), _Clock(m, reserve)])
+    n = len(getattr(learn, 'phase_log', ()))
+    if n: m.note(f'deeper, {n} epochs', since, epochs*epoch)
     if not learn._phase_run.done: raise KeyboardInterrupt # which `fit_phases` keeps to itself
-    m.note(f'deeper, {len(learn.phase_log)} epochs', since, epochs*epoch)
 
 def _less_deep(m, kinds, size, head):
     "Back from the trained body towards what it was, a quarter of the way each time, as long as the head that is solved for there is better"

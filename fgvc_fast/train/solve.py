@@ -64,11 +64,18 @@ def logistic_weights(
     return w.detach(),b.detach()
 
 # %% ../../nbs/api/442_train.solve.ipynb #195856c0
-def _folds(targs, k, seed):
-    "The part (n,) in which each picture is set aside: all classes equally in each; -1 for one that is alone in its class"
-    rng,res = np.random.default_rng(seed),np.full(len(targs), -1)
-    for i in [np.flatnonzero(targs==c) for c in np.unique(targs)]:
-        if len(i)>1: res[rng.permutation(i)] = (np.arange(len(i))+rng.integers(k))%k
+def _folds(targs, k, seed, groups=None):
+    "The part (n,) in which each picture is set aside: all classes equally in each, and `groups` whole; -1 for the only group of its class"
+    rng,of,groups = np.random.default_rng(seed),{},np.arange(len(targs)) if groups is None else groups
+    classes = [np.flatnonzero(targs==c) for c in np.unique(targs)]
+    for i in classes:
+        own = np.unique(groups[i])
+        if len(own)>1:
+            start,new = rng.integers(k),rng.permutation([g for g in own if g not in of])
+            of.update(zip(new.tolist(), ((np.arange(len(new))+start)%k).tolist()))
+    res = np.array([of.get(g, -1) for g in groups.tolist()])
+    for i in classes:
+        if len(np.unique(res[i]))==1: res[i] = -1 # nothing of it would be left to learn from
     return torch.from_numpy(res)
 
 def _standard(rows, eps=1e-5):
@@ -156,14 +163,15 @@ def solve_head(
     folds:int=5, # Parts of the cross-validation
     seed:int=0, # Of the parts
     logistic:bool=True, # Try logistic regression, too, where it does not take minutes
-    like:pd.DataFrame|None=None # Such a table, of rows like these, whose choice is taken over; None: choose
+    like:pd.DataFrame|None=None, # Such a table, of rows like these, whose choice is taken over; None: choose
+    groups:np.ndarray|None=None # A number for each row; those with the same one are set aside together
     )->tuple: # Weights (n_out, p) and biases (n_out,) for standardized rows, and a table of all that was tried
     "The best of discriminant analysis, logistic regression and both together by cross-validated loss on `rows`"
     there,targs = targs.unique(return_inverse=True)
     m,s = _standard(rows)
     z,back = _turned((rows-m)/s)
     if like is None:
-        fold,logistic = _folds(targs.numpy(), folds, seed),logistic and len(rows)*min(rows.shape)*len(there)<1e9
+        fold,logistic = _folds(targs.numpy(), folds, seed, groups),logistic and len(rows)*min(rows.shape)*len(there)<1e9
         if len(targs[fold>=0].unique())<.75*len(there): fold[:] = -1 # answers about a few classes say nothing of the others
         like = _choose(z, targs, len(there), fold, logistic, rows.shape[1])
     best,factors = like[like.chosen].iloc[0],{(o.method,o.strength): o.factor for o in like.itertuples()}
@@ -200,6 +208,11 @@ def solvable_rows(learn:Learner # Whose head is to be solved for
     return rows,targs.long()
 
 # %% ../../nbs/api/442_train.solve.ipynb #95400248
+def _groups(learn):
+    "The group in the table of each picture that `learn` is trained with: its file, or what the table is split `by`"
+    data,i = getattr(learn.dls, 'data', None),np.array(learn.dls.train.items)[dealt(learn.dls.train)]
+    if data is not None and i.dtype.kind in 'iu' and i.max()<len(data.items): return data.groups[i]
+
 def write_head(learn:Learner, # Gets the head
     rows:torch.Tensor, # (n, pool.nf)
     targs:torch.Tensor, # (n,)
@@ -211,7 +224,7 @@ def write_head(learn:Learner, # Gets the head
     "Solve for the head of `learn` from `rows`"
     model = get_model(learn.model)
     norm,fc = model.head.norm,model.head.fc
-    w,b,table = solve_head(rows, targs, fc.out_features, folds, seed, logistic, like)
+    w,b,table = solve_head(rows, targs, fc.out_features, folds, seed, logistic, like, _groups(learn) if like is None else None)
     with torch.no_grad():
         norm.running_mean.copy_(rows.mean(0)), norm.running_var.copy_(rows.var(0, correction=0))
         norm.weight.fill_(1), norm.bias.zero_()
