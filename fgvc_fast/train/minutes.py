@@ -52,8 +52,9 @@ def fit_minutes(self:Learner,
         def kinds(k): return [(k,width,False), (k,0,False)] if m.own else [looks]
         head = m.solve('head', kinds(1), size)
         more,larger,foreseen = _closer_looks(m, head) if m.own else (0, size, 0)
-        if more: again = m.solve(f'{more} looks', kinds(more), larger, foreseen)
-        if more: m.mirror()
+        if more:
+            again = m.solve(f'{more} looks', kinds(more), larger, foreseen)
+            m.mirror()
         epochs,epoch,small = _epochs(m, 2.3*head)
         if epochs<4 and m.mirror(): epochs,epoch,small = _epochs(m, 2.3*head)
         m.say(f'{epochs} epochs through the body at {small[0]} px, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
@@ -182,7 +183,7 @@ class _Minutes:
 @patch
 def weighed(self:_Minutes, valid:float, cv:float)->float:
     "The loss to choose by: of each picture that validation and, where it says something, cross-validation has asked"
-    n,k = (len(o.dataset) for o in self.learn.dls.loaders[:2])
+    n,k = self.counts
     return valid if math.isnan(cv) else math.exp((n*math.log(max(cv, 1e-9)) + k*math.log(max(valid, 1e-9)))/(n+k))
 
 @patch
@@ -210,7 +211,7 @@ def solve(self:_Minutes, step:str, kinds:list, size:tuple, expected:float|None=N
     learn,began,least = self.learn,time.perf_counter(),math.inf
     _set_up(learn, kinds[0], size, self.loaders)
     (rows,targs),(valid,want) = solvable_rows(learn),frozen_rows(learn, 1)
-    self.asking = time.perf_counter()-began
+    self.asking,self.counts = time.perf_counter()-began,(len(targs),len(want))
     logistic = self.left>self.asking # discriminant analysis alone takes a quarter of the time
     for kind in kinds:
         _set_up(learn, kind, size, self.loaders)

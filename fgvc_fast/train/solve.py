@@ -210,8 +210,8 @@ def solvable_rows(learn:Learner # Whose head is to be solved for
 # %% ../../nbs/api/442_train.solve.ipynb #95400248
 def _groups(learn):
     "The group in the table of each picture that `learn` is trained with: its file, or what the table is split `by`"
-    data,i = getattr(learn.dls, 'data', None),np.array(learn.dls.train.items)[dealt(learn.dls.train)]
-    if data is not None and i.dtype.kind in 'iu' and i.max()<len(data.items): return data.groups[i]
+    data,items = getattr(learn.dls, 'data', None),np.array(getattr(learn.dls.train.dataset, 'items', []))
+    if data is not None and items.dtype.kind in 'iu' and len(items): return data.groups[items][dealt(learn.dls.train)]
 
 def write_head(learn:Learner, # Gets the head
     rows:torch.Tensor, # (n, pool.nf)
