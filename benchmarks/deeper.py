@@ -15,9 +15,10 @@ from fgvc_fast.train.phases import default_plan
 from minutes import of
 from _table import spread, table
 
-def run(data, body, size, look, epochs, head, lr, seed, shares, looks):
+def run(data, body, sizes, epochs, head, lr, seed, shares, looks):
     "Validation accuracy, %, at the beginning, after training, with the head solved for again, and with heads at `shares` of the way; seconds of training"
     set_seed(seed)
+    size,look = sizes
     learn,res = fine_grained_learner(data.dls(size, seed=seed), **body, metrics=accuracy),[np.nan]
     def solved():
         learn.fit_head()
@@ -44,11 +45,13 @@ def main():
     p.add_argument('--looks', type=int, default=1)
     for o in ('fresh','solved','shares'): p.add_argument(f'--{o}', type=float, nargs='*', default=[])
     args = p.parse_args()
-    data,body,size,look = of(args.data)
-    rows = []
+    data,body,*sizes = of(args.data)
+    rows,names = [],('before %','after %','solved again %', *[f'at {o:g} of the way' for o in args.shares])
+    def split(seed): return data.split(valid=.3, seed=seed) if args.data=='cub50' else data
     for head,lr in [(k, o) for k in ('fresh','solved') for o in getattr(args, k)]:
-        got = np.array([run(data.split(valid=.3, seed=seed) if args.data=='cub50' else data, body, size, look, args.epochs, head, lr, seed, args.shares, args.looks) for seed in range(args.seeds)]).T
-        rows.append({'head': head, 'rate': f'{lr:g}', **{k: '' if np.isnan(v).any() else spread(v) for k,v in zip(('before %','after %','solved again %', *[f'at {o:g} of the way' for o in args.shares]), got)}, 'seconds': f'{got[-1].mean():.0f}'})
+        got = [run(split(seed), body, sizes, args.epochs, head, lr, seed, args.shares, args.looks) for seed in range(args.seeds)]
+        *accs,secs = np.array(got).T
+        rows.append({'head': head, 'rate': f'{lr:g}', **{k: '' if np.isnan(v).any() else spread(v) for k,v in zip(names, accs)}, 'seconds': f'{secs.mean():.0f}'})
         print(rows[-1], file=sys.stderr, flush=True)
     print(data), table(rows)
 

@@ -88,7 +88,7 @@ class CloserPool(nn.Module):
                 "or of timm's ViTs one with dynamic_img_size=True")
         self.looks,self.second,self.mirrored = looks,second,mirrored
         self.wants = (dict(closer=looks-1) if looks>1 else {}) | (dict(mirrored=True) if mirrored else {})
-        self.means,self.nf = looks*body.nf,looks*body.nf+second*(second+1)//2
+        self.nf = looks*body.nf+second*(second+1)//2
         if second:
             self.register_buffer('directions', torch.linalg.qr(torch.randn(body.nf, second, generator=torch.Generator().manual_seed(0)))[0])
             self.register_buffer('ij', torch.triu_indices(second, second), persistent=False)
@@ -103,7 +103,6 @@ class CloserPool(nn.Module):
         with torch.autocast(maps.device.type, enabled=False): # cubes of half-precision numbers overflow
             row = self.row(maps, *closer)
             return (row+self.row(*mirrored))/2 if mirrored else row
-
 
 # %% ../../nbs/api/157_models.closer.ipynb #7ab7d17a
 @patch

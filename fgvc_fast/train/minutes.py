@@ -277,8 +277,7 @@ def _deeper(m, epochs, epoch, size, reserve, cbs):
     learn.model.head,learn.opt = _fresh_head(learn.model),None
     m.trained = True
     learn.fit_phases(epochs, cbs=[*L(cbs), _Clock(m, reserve)])
-    n = len(getattr(learn, 'phase_log', ()))
-    if n: m.note(f'deeper, {n} epochs', since, epochs*epoch)
+    if len(learn.phase_log): m.note(f'deeper, {len(learn.phase_log)} epochs', since, epochs*epoch)
     if not learn._phase_run.done: raise KeyboardInterrupt # which `fit_phases` keeps to itself
 
 def _less_deep(m, kinds, size, head):
