@@ -93,16 +93,15 @@ class CloserPool(nn.Module):
             self.register_buffer('directions', torch.linalg.qr(torch.randn(body.nf, second, generator=torch.Generator().manual_seed(0)))[0])
             self.register_buffer('ij', torch.triu_indices(second, second), persistent=False)
 
-    def row(self, *looks:torch.Tensor # Maps (B, C, h, w) of the whole, of a closer look, ...
-        )->torch.Tensor: # (B, nf)
-        "What is said of pictures by these looks"
+    def _row(self, *looks):
+        "What the maps of these looks (B, C, h, w) say: (B, nf)"
         rows = [cube_mean(o) for o in looks]
         return torch.cat(rows if not self.second else [*rows, self.moments(torch.cat([o.flatten(2) for o in looks], 2))], 1)
 
     def forward(self, maps:torch.Tensor, closer:list|tuple=(), mirrored:list|tuple=()):
         with torch.autocast(maps.device.type, enabled=False): # cubes of half-precision numbers overflow
-            row = self.row(maps, *closer)
-            return (row+self.row(*mirrored))/2 if mirrored else row
+            row = self._row(maps, *closer)
+            return (row+self._row(*mirrored))/2 if mirrored else row
 
 # %% ../../nbs/api/157_models.closer.ipynb #7ab7d17a
 @patch

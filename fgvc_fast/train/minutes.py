@@ -57,7 +57,7 @@ def fit_minutes(self:Learner,
             m.mirror()
         epochs,epoch,small = _epochs(m, 2.3*head)
         if epochs<4 and m.mirror(): epochs,epoch,small = _epochs(m, 2.3*head)
-        m.say(f'{epochs} epochs through the body at {small[0]} px, {epoch:.0f} s each' if epochs>1 else 'No time is left for the body')
+        m.say(f'{epochs} epochs through the body at {small[0]} px, {epoch:.1f} s each' if epochs>1 else 'No time is left for the body')
         if epochs>1:
             _deeper(m, epochs, epoch, small, 2.3*head, cbs)
             m.solve('deeper, head', kinds(1), size, head)
